@@ -54,7 +54,7 @@ docs: $(STAMP) ## Build the whole site into _docs: with Quarto when it is instal
 	@if command -v quarto >/dev/null 2>&1; then $(BIN)/nbdev_docs; \
 	else \
 	  echo "quarto is not on the PATH, so plain pages are written (pip install quarto-cli gives the full site)."; \
-	  $(BIN)/python -m distilherbert.report --render _docs --all; fi
+	  $(BIN)/python -m distilherbert.report --pages _docs; fi
 
 check: $(STAMP) ## The quick checks: style, notebooks clean and exported
 	@$(BIN)/ruff check .

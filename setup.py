@@ -21,7 +21,7 @@ setup(
     long_description_content_type='text/markdown',
     author=settings['author'],
     url=settings['git_url'],
-    license='Apache-2.0',
+    license_expression='Apache-2.0',
     license_files=['LICENSE'],
     keywords=settings['keywords'].split(),
     classifiers=[

@@ -1,0 +1,24 @@
+"What several test files share: where the checkout is, and how its programs are run."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((TOP/'nbs').glob('*.ipynb'))
+
+
+def run_program(*args, env=None, cwd=TOP, timeout=600, **kw):
+    "Run a program, its output captured as text; nothing of the caller's DISTILHERBERT_* settings is passed but the data."
+    base = {k: v for k, v in os.environ.items() if not k.startswith('DISTILHERBERT_') or k == 'DISTILHERBERT_DATA'}
+    base |= {'PATH': f'{Path(sys.executable).parent}{os.pathsep}{base["PATH"]}', 'PYTHONUNBUFFERED': '1'}
+    return subprocess.run([str(a) for a in args], cwd=cwd, env=base | {k: str(v) for k, v in (env or {}).items()},
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, **kw)
+
+
+@pytest.fixture(scope='session')
+def run():
+    "`run(program, *args, env={}, cwd=top, timeout=600)`: the finished process."
+    return run_program
