@@ -1,0 +1,117 @@
+"Losses, masks and the student against references that were written independently of the library."
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distilherbert.objective import PRESETS, Marks, Predictions, Totals, distillation_loss, mask_rows, place_hash, word_starts
+from distilherbert.scenario import OBJECTIVES
+
+V, H = 11, 6
+
+
+def example(seed=0):
+    "Two rows of five places with one padded place; three masked ones."
+    g = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(10, V, generator=g), torch.randn(10, V, generator=g)
+    hs, ht = torch.randn(10, H, generator=g), torch.randn(10, H, generator=g)
+    labels = torch.randint(0, V, (10,), generator=g)
+    return student, teacher, hs, ht, labels, [1, 3, 7], [i for i in range(10) if i != 9]
+
+
+def softmax(z, T=1.0):
+    e = [math.exp(x/T) for x in z]
+    return [x/sum(e) for x in e]
+
+
+def literal(preset, student, teacher, hs, ht, labels, M, A):
+    "The formulas of DESIGN and PAPER, a loop over places and tokens, in double precision."
+    s, t, hs, ht = (x.double().tolist() for x in (student, teacher, hs, ht))
+    cosine = lambda a, b: sum(x*y for x, y in zip(a, b))/math.sqrt(sum(x*x for x in a)*sum(x*x for x in b))
+    mlm = -sum(math.log(softmax(s[i])[labels[i]]) for i in M)/len(M)
+    if preset == 'released':
+        soft = -sum(p*math.log(q) for i in M for p, q in zip(softmax(t[i], 3), softmax(s[i], 3)))/len(M)
+        cos = sum(1 - cosine(s[i], t[i]) for i in M)/len(M)
+        return (mlm + soft + cos)/3
+    P = A if preset == 'distilbert-all' else M
+    soft = 9*sum(p*math.log(p/q) for i in P for p, q in zip(softmax(t[i], 3), softmax(s[i], 3)))/len(P)
+    cos = sum(1 - cosine(hs[i], ht[i]) for i in A)/len(A)
+    return 5*soft + 2*mlm + cos
+
+
+@pytest.mark.parametrize('preset', OBJECTIVES)
+def test_presets_equal_their_formulas(preset):
+    student, teacher, hs, ht, labels, M, A = example()
+    places = torch.tensor(A if preset == 'distilbert-all' else M)
+    pick = lambda z, h: Predictions(z[places], h[A])
+    got = distillation_loss(PRESETS[preset], pick(student, hs), pick(teacher, ht), labels[M],
+                            torch.isin(places, torch.tensor(M)), Totals(len(M), len(A)))
+    assert got['loss'].item() == pytest.approx(literal(preset, student, teacher, hs, ht, labels, M, A), abs=1e-5)
+
+
+def test_every_preset_of_a_scenario_exists(): assert set(PRESETS) == set(OBJECTIVES)
+
+
+def brute_words(row, marks):
+    "Groups of places that belong to one word, found token by token."
+    words, open_word = [], None
+    for i, t in enumerate(row):
+        if marks.special[t]: open_word = None
+        elif open_word is None or marks.starts[t]: words.append(open_word := [i])
+        else: open_word.append(i)
+        if open_word is not None and marks.ends[t]: open_word = None
+    return words
+
+
+@st.composite
+def vocabularies(draw):
+    n = draw(st.integers(8, 30))
+    bits = lambda: np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    ends, starts = (bits(), np.zeros(n, bool)) if draw(st.booleans()) else (np.zeros(n, bool), bits())
+    return Marks(np.arange(n) < 5, ends, starts, mask_id=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(vocabularies(), st.data(), st.integers(0, 2**40), st.floats(0.05, 0.9))
+def test_masks_are_whole_words_and_never_special(marks, data, seed, share):
+    row = data.draw(st.lists(st.integers(0, len(marks.ends) - 1), min_size=1, max_size=40))
+    ids = np.array([row])
+    seen, chosen = mask_rows(ids, np.array([3]), np.array([1]), seed, share, marks)
+    words = brute_words(row, marks)
+    firsts = {w[0] for w in words}
+    assert {i for i in np.flatnonzero(word_starts(ids, marks)[0]) if not marks.special[row[i]]} == firsts
+    assert all(chosen[0, w].all() or not chosen[0, w].any() for w in words)
+    assert not chosen[0][marks.special[row]].any()
+    assert (seen == ids)[~chosen].all() and not marks.special[seen[chosen & (seen != 4)]].any()
+
+
+def test_shares_over_a_million_tokens():
+    g = np.random.default_rng(0)
+    marks = Marks(np.arange(1000) < 5, g.random(1000) < 0.6, np.zeros(1000, bool), mask_id=4)
+    ids = g.integers(5, 1000, (2500, 512))
+    seen, chosen = mask_rows(ids, np.arange(2500), np.zeros(2500, int), 7, 0.15, marks)
+    assert chosen.mean() == pytest.approx(0.15, abs=0.003)
+    masked = seen[chosen] == 4
+    same = seen[chosen] == ids[chosen]
+    assert masked.mean() == pytest.approx(0.8, abs=0.005)
+    assert same.mean() == pytest.approx(0.1 + 0.1/995, abs=0.005)
+
+
+def test_a_rows_mask_does_not_depend_on_its_neighbours():
+    marks = Marks(np.arange(50) < 5, np.arange(50) % 2 == 0, np.zeros(50, bool), mask_id=4)
+    ids, row, epoch = np.random.default_rng(1).integers(5, 50, (64, 32)), np.arange(64), np.arange(64) % 3
+    whole = mask_rows(ids, row, epoch, 5, 0.3, marks)[0]
+    order = np.random.default_rng(2).permutation(64)
+    assert (mask_rows(ids[order], row[order], epoch[order], 5, 0.3, marks)[0] == whole[order]).all()
+    assert (mask_rows(ids, row, epoch + 1, 5, 0.3, marks)[0] != whole).any()
+    assert (mask_rows(ids, row, epoch, 6, 0.3, marks)[0] != whole).any()
+
+
+def test_hash_is_splitmix64():
+    "The first number of SplitMix64 with state 0 is known: 0xE220A8397B1DCDAF."
+    from distilherbert.objective import mix
+    assert int(mix(np.array([0x9E3779B97F4A7C15], np.uint64))[0]) == 0xE220A8397B1DCDAF
+    assert len(np.unique(place_hash(0, np.zeros(100), np.arange(100), 100))) == 10_000

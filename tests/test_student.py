@@ -1,0 +1,78 @@
+"Students and models from outside: layers, folders in the hub's layout, and what is refused."
+import json
+import sys
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
+
+from distilherbert.scenario import SettingsError
+from distilherbert.student import load_masked_lm, random_model, truncate
+
+SHAPE = dict(vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=32, max_position_embeddings=34)
+
+
+@pytest.mark.parametrize('layer_map', [(), (0,), (0, 2, 4, 7, 9, 11), (11, 0, 0), tuple(range(12))])
+def test_a_student_has_its_teachers_layers(layer_map):
+    teacher = random_model(BertConfig(num_hidden_layers=12, **SHAPE), seed=1)
+    before = {n: p.clone() for n, p in teacher.state_dict().items()}
+    student, chosen = truncate(teacher, layer_map), layer_map or range(0, 12, 2)
+    theirs = teacher.state_dict()
+    for n, p in student.state_dict().items():
+        if '.layer.' in n:
+            head, i, tail = n.partition('.layer.')[0], *n.partition('.layer.')[2].split('.', 1)
+            n = f'{head}.layer.{list(chosen)[int(i)]}.{tail}'
+        assert torch.equal(p, theirs[n])
+    with torch.no_grad():
+        for p in student.parameters(): p += 1
+    assert all(torch.equal(p, before[n]) for n, p in teacher.state_dict().items())
+    assert student.cls.predictions.decoder.weight is student.bert.embeddings.word_embeddings.weight
+
+
+def test_random_weights_are_those_of_transformers():
+    config = BertConfig(num_hidden_layers=2, initializer_range=0.05, **SHAPE)
+    torch.manual_seed(5)
+    reference = BertForMaskedLM(config)
+    state = torch.get_rng_state()
+    mine = random_model(config, seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), reference.state_dict().values()))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.fixture
+def hub_layout(tmp_path):
+    "A folder as HerBERT's on the hub: a pickled state with pooler, own decoder matrix and a foreign head; no architecture named."
+    torch.manual_seed(0)
+    model = BertForPreTraining(BertConfig(num_hidden_layers=2, **SHAPE))
+    state = {n: p.clone() for n, p in model.state_dict().items() if 'seq_relationship' not in n}
+    state |= {'cls.sso.sso_relationship.weight': torch.zeros(2, 16), 'cls.sso.sso_relationship.bias': torch.zeros(2)}
+    torch.save(state, tmp_path/'pytorch_model.bin')
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ('architectures', 'transformers_version', 'dtype')}
+    (tmp_path/'config.json').write_text(json.dumps(config))
+    return tmp_path, model
+
+
+def test_herberts_layout_is_read_with_its_pooler(hub_layout, tmp_path):
+    folder, source = hub_layout
+    loaded = load_masked_lm(folder)
+    ids = torch.tensor([[0, 9, 8, 2]])
+    source.eval()
+    assert torch.allclose(loaded(ids).logits, source(ids).prediction_logits, atol=1e-6)
+    student = truncate(loaded)
+    assert torch.equal(student.bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+    student.save_pretrained(tmp_path/'student')
+    assert (tmp_path/'student'/'model.safetensors').is_file()
+    assert torch.equal(load_masked_lm(tmp_path/'student').bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+
+
+def test_what_is_no_bert_is_refused(tmp_path):
+    DistilBertForMaskedLM(DistilBertConfig(vocab_size=30, dim=16, n_heads=2, n_layers=1, hidden_dim=16)).save_pretrained(tmp_path/'other')
+    with pytest.raises(SettingsError, match='is a distilbert model'): load_masked_lm(tmp_path/'other')
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(SettingsError, match='is no model folder'): load_masked_lm(tmp_path/'empty')
+
+
+def test_without_a_network_the_error_says_what_to_do(run):
+    done = run(sys.executable, '-c', 'from distilherbert.student import load_masked_lm; load_masked_lm("allegro/herbert-base-cased")',
+               env={'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HOME': '/nonexistent'})
+    assert done.returncode and 'hf download allegro/herbert-base-cased --local-dir FOLDER' in done.stderr
