@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'WITHOUT_EVENTS', 'PASSES', 'DEEPEST', 'TAG', 'VOID', 'SELF_CLOSING', 'URL', 'QUIET',
            'ODD_SPACE', 'SURROGATE', 'SHORTEST', 'SYMBOL', 'RULES', 'CHANGES', 'CHUNK', 'DECODERS', 'CC100', 'FATAL',
-           'BLOCK', 'LONGEST', 'ENDINGS', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'strip_markup',
-           'is_too_deep', 'fold', 'settle_markup', 'remove_urls', 'marks', 'make_writable', 'has_address',
-           'too_many_symbols', 'clean_and_tell', 'explain_text', 'clean_text', 'digests_of', 'first_in_batch', 'Seen',
-           'deduplicate', 'BadText', 'decompress', 'file_chunks', 'how_to_fetch', 'open_at', 'pause_after',
-           'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks', 'document_blocks',
-           'file_source', 'folder_sources', 'cc100_source', 'world_source', 'text_sources', 'part_of', 'CleanBlock',
-           'clean_block', 'in_order', 'first_lines', 'TextWriter', 'read_sources', 'tidy_counts', 'write_text',
-           'text_artefact', 'build_text', 'text_shards', 'read_texts']
+           'BLOCK', 'LONGEST', 'ENDINGS', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'CALLED_FOR',
+           'strip_markup', 'is_too_deep', 'fold', 'settle_markup', 'remove_urls', 'marks', 'make_writable',
+           'has_address', 'too_many_symbols', 'clean_and_tell', 'explain_text', 'clean_text', 'digests_of',
+           'first_in_batch', 'Seen', 'deduplicate', 'BadText', 'decompress', 'file_chunks', 'how_to_fetch', 'open_at',
+           'pause_after', 'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks',
+           'document_blocks', 'file_source', 'folder_sources', 'cc100_source', 'world_source', 'text_sources',
+           'part_of', 'CleanBlock', 'clean_block', 'in_order', 'first_lines', 'TextWriter', 'read_sources',
+           'ReadingProgress', 'tidy_counts', 'write_text', 'text_artefact', 'build_text', 'text_shards', 'read_texts',
+           'score_cleaning']
 
 # %% ../nbs/01_clean.ipynb #00000002
-import gzip
 import html
 import json
 import lzma
@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from itertools import chain, islice
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -39,9 +39,9 @@ import numpy as np
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from .artefact import Artefact, Progress, fingerprint, read_manifest, write_json
+from .artefact import Artefact, Progress, fingerprint, write_json
 from .scenario import Profile, SettingsError, data_dir, get_profile
-from .world import NOISE, WORLD_VERSION, labelled_lines, world_documents
+from .world import WORLD_VERSION, labelled_lines, world_documents
 
 # %% ../nbs/01_clean.ipynb #00000006
 INLINE = ('a|abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|ins|kbd|mark|nobr|q|s|samp|small|span|strike|strong|sub|sup'
@@ -318,7 +318,7 @@ def open_at(
     headers = {'User-Agent': 'distilherbert', 'Accept-Encoding': 'identity'}
     if position: headers['Range'] = f'bytes={position}-'
     if position and tag: headers['If-Range'] = tag
-    answer = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=timeout)  # noqa: S310
+    answer = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=timeout)
     if position and (answer.status != 206 or not answer.headers.get('Content-Range', '').startswith(f'bytes {position}-')):
         answer.close()
         raise BadText(f'The connection to {address} broke after {position:,} bytes, and the server cannot go on from there (or the file '
@@ -398,7 +398,7 @@ class Block:
     "A stretch of text that one worker cleans at a time."
     text:str # Whole documents, an empty line between them
     part:str='' # The part they belong to, or "" where a hash of each document decides
-    size:int=0 # Progress that it stands for, in the source's unit
+    size:int=0 # How much of the source it stands for, in the unit of the source's size
 
 def decode_block(
     data:bytes, # A block
@@ -410,7 +410,7 @@ def decode_block(
     try: return data.decode('utf-8-sig' if offset == 0 else 'utf-8')
     except UnicodeDecodeError as e:
         at = e.start + (3 if offset == 0 and data.startswith(b'\xef\xbb\xbf') else 0)
-        raise BadText(f'{name} is not UTF-8: byte {offset + at:,} of its text (0x{data[at]:02x}), in line {lines + data[:at].count(10) + 1:,}. '
+        raise BadText(f'{name} is not UTF-8: byte at offset {offset + at:,} of its text (0x{data[at]:02x}), in line {lines + data[:at].count(10) + 1:,}. '
                       'Convert it, for instance with `iconv -t utf-8`.') from e
 
 # %% ../nbs/01_clean.ipynb #00000036
@@ -423,7 +423,7 @@ class Source:
     documents:Callable[[], Iterator[list[str]]] | None=field(default=None, compare=False) # Or gives its documents
     part:str='' # The part all of it belongs to
     size:int=0 # How much it is, as stored [bytes], or in documents; 0 if unknown
-    unit:str='MB' # What `size` counts, for progress
+    unit:str='bytes' # What `size` counts
 
     def blocks(self)->Iterator[Block]:
         "Its text, cut between documents."
@@ -434,15 +434,15 @@ def file_blocks(
     source:Source, # One that is stored as bytes
 )->Iterator[Block]: # Raises `BadText` where it is not whole or not UTF-8
     "The blocks of a file."
-    stored = shown = offset = lines = 0
+    stored = told = offset = lines = 0
     def counted():
         nonlocal stored
         for chunk in source.chunks():
             stored += len(chunk)
             yield chunk
     for data in cut_blocks(decompress(counted(), source.name)):
-        yield Block(decode_block(data, source.name, offset, lines), source.part, stored//10**6 - shown)
-        offset, lines, shown = offset + len(data), lines + data.count(b'\n'), stored//10**6
+        yield Block(decode_block(data, source.name, offset, lines), source.part, stored - told)
+        offset, lines, told = offset + len(data), lines + data.count(b'\n'), stored
 
 def document_blocks(
     source:Source, # One that has documents
@@ -659,6 +659,27 @@ def read_sources(
             if on_bad_file == 'stop': raise
             bad.append(str(e))
 
+class ReadingProgress:
+    "Says how much of the sources has been read: in lines where their number is given, else in MB, or in documents."
+    def __init__(
+        self,
+        sources:list[Source], # What is read
+        lines:int, # Lines that will be read; 0 for all
+    ):
+        size, self.lines = sum(s.size for s in sources), lines
+        self.scale = 10**6 if sources[0].unit == 'bytes' and not lines else 1
+        self.bar = Progress(lines or size//self.scale, 'Clean text', 'lines' if lines else 'MB' if self.scale > 1 else sources[0].unit)
+        self.read = 0
+
+    def count(
+        self,
+        block:Block, # What was read and cleaned
+    )->None:
+        "Move the bar."
+        self.read += block.text.count('\n') if self.lines else block.size
+        self.bar.update(self.read//self.scale - self.bar.done)
+
+# %% ../nbs/01_clean.ipynb #00000048
 def tidy_counts(
     counts:Counter, # Flat counts of a part
 )->dict: # JSON-ready, nested
@@ -676,13 +697,12 @@ def write_text(
     on_bad_file:str='stop', # "stop" or "skip"
 )->dict: # Counts for the manifest; raises `BadText` when nothing is kept
     "Clean and deduplicate sources into a folder."
-    writer, bad = TextWriter(work), []
-    bar = Progress(sum(s.size for s in sources)//(10**6 if sources[0].unit == 'MB' else 1), 'Clean text', sources[0].unit)
+    writer, bad, bar = TextWriter(work), [], ReadingProgress(sources, lines)
     blocks = first_lines(read_sources(sources, on_bad_file, bad), lines)
-    for b in islice(blocks, writer.blocks): bar.update(b.size)
+    for b in islice(blocks, writer.blocks): bar.count(b)
     for block, cleaned in in_order(blocks, old_share, workers):
         writer.add(block, cleaned)
-        bar.update(block.size)
+        bar.count(block)
     if writer.size: writer.close_stretch()
     parts = {part: tidy_counts(c) for part, c in writer.counts.items() if c['lines_read']}
     if not sum(p['kept'] for p in parts.values()):
@@ -691,7 +711,7 @@ def write_text(
     (work/PROGRESS).unlink(missing_ok=True)
     return {'parts': parts, 'lines': writer.lines, 'sources': [s.name for s in sources], 'bad_files': bad}
 
-# %% ../nbs/01_clean.ipynb #00000048
+# %% ../nbs/01_clean.ipynb #00000049
 def text_artefact(
     profile:'str | Path | Profile', # A profile or its name
     workers:int=1, # Processes; no part of the key, since the result does not depend on it
@@ -713,7 +733,7 @@ def build_text(
     "Clean a profile's text, unless it is there already."
     return text_artefact(profile, workers, on_bad_file).build()
 
-# %% ../nbs/01_clean.ipynb #00000049
+# %% ../nbs/01_clean.ipynb #0000004a
 def text_shards(
     folder:Path, # A folder that `build_text` made
     part:str, # "old" or "ccsub"
@@ -733,3 +753,26 @@ def read_texts(
     "The texts of one part."
     for file in text_shards(folder, part):
         with open(file, encoding='utf-8', newline='\n') as f: yield from (line.rstrip('\n') for line in f)
+
+# %% ../nbs/01_clean.ipynb #00000052
+CALLED_FOR = {'tags': 'markup', 'entities': 'markup', 'script': 'markup', 'url': 'urls', 'menu': 'symbols', 'short': 'short', 'symbols': 'symbols'}
+
+def score_cleaning(
+    size:int=2000, # Documents of each part to score on
+    seed:int=1, # Seed of their text; another one than the corpus has
+)->dict[str, dict]: # Rule to its precision, recall and number of lines that call for it
+    "Precision and recall of each rule on the labelled lines of the world."
+    acted, called, right = Counter(), Counter(), Counter()
+    for part in PARTS:
+        seen, expected_before = Seen(), set()
+        for line, kind, expected in labelled_lines(part, size, seed):
+            text, rule, changes = clean_and_tell(line)
+            repeated = text is not None and not seen.add(digests_of([text.encode()]))[0]
+            acts = {rule, *changes} - {'characters', 'space'} | ({'duplicates'} if repeated else set())
+            calls = ({CALLED_FOR[kind]} if kind in CALLED_FOR else set()) | ({'kept'} if expected is not None else set())
+            calls |= {'duplicates'} if expected in expected_before else set()
+            acted.update(acts)
+            called.update(calls)
+            if text == expected: right.update(acts & calls)
+            if expected is not None: expected_before.add(expected)
+    return {rule: {'precision': right[rule]/max(1, acted[rule]), 'recall': right[rule]/n, 'n': n} for rule, n in sorted(called.items())}
