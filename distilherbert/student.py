@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['bert_config', 'random_model', 'check_layer_map', 'truncate', 'attach_pooler', 'count_parameters', 'size_bytes',
-           'load_masked_lm', 'missing_model']
+           'quiet', 'load_masked_lm', 'missing_model', 'save_model']
 
 # %% ../nbs/03_student.ipynb #00000002
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoConfig, BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertPooler
+from transformers.utils import logging as hf_logging
 
 from .scenario import Profile, SettingsError
 
@@ -92,6 +94,17 @@ def size_bytes(
     return sum(p.numel()*p.element_size() for p in set(model.parameters()))
 
 # %% ../nbs/03_student.ipynb #00000019
+@contextmanager
+def quiet(
+)->Iterator[None]:
+    "Silence the bars of transformers, which leave rubble in notebooks and logs; `with quiet(): ...`."
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try: yield
+    finally:
+        if shown: hf_logging.enable_progress_bar()
+
+@quiet()
 def load_masked_lm(
     source:'str | Path', # A folder, or a name on the hub
     revision:str='main', # Revision on the hub
@@ -119,3 +132,13 @@ def missing_model(
     return (f'There is no model {str(source)!r}: it is no folder here, and the hub could not give it '
             f'({type(error).__name__}). Download it where there is a network (`hf download {source} --local-dir FOLDER`) '
             'and give the folder instead (`teacher = "FOLDER"` in the profile).')
+
+# %% ../nbs/03_student.ipynb #0000001a
+@quiet()
+def save_model(
+    model:BertForMaskedLM, # Any model
+    folder:'str | Path', # Gets `config.json` and `model.safetensors`
+)->None:
+    "Write a model folder that everyone who may read the folder may read."
+    model.save_pretrained(folder)
+    for f in Path(folder).glob('*.safetensors'): f.chmod(0o644)
