@@ -8,7 +8,7 @@ __all__ = ['KEYED', 'HERBERT_VOCABULARY', 'TRAINING_SHARE', 'in_order', 'row_art
            'relative', 'status_notes', 'encoder_flops', 'head_flops', 'Shape', 'teacher_shape', 'vocabulary_size',
            'layers_of', 'parameters_of', 'ProbeRows', 'probe_data', 'probe_run', 'probe', 'matrix_pace', 'free_memory',
            'Cost', 'train_flops', 'train_memory', 'example_length', 'tune_flops', 'count_rows', 'is_there', 'Pace',
-           'row_cost', 'cost', 'hours_text', 'cost_line', 'cost_notes', 'measured_time', 'data_bytes']
+           'row_cost', 'cost', 'cost_line', 'hours_text', 'cost_notes', 'measured_time', 'data_bytes']
 
 # %% ../nbs/13_plan.ipynb #00000002
 import contextlib
@@ -478,12 +478,6 @@ def cost(
     head = f'Profile {p.name} on {machine()}; {p.precision}, {p.threads} threads'
     return '\n'.join([head, '', text_table(header, map(cost_line, costs)), '', *cost_notes(p, shape, costs)])
 
-def hours_text(
-    hours:float, # A time [h]
-)->str: # As "3 min 20 s", "4 h 10 min", "12 days" or "-"
-    "A time as people plan with it."
-    return '-' if not hours else duration(3600*hours) if hours < 100 else f'{hours/24:,.0f} days'
-
 def cost_line(
     c:Cost, # Of a row
 )->list[str]: # Cells
@@ -491,6 +485,13 @@ def cost_line(
     count = lambda n: f'{n:,}' if n else '-'
     return [c.scenario, count(c.tokens), count(c.steps), count(c.rows), count(c.parameters), size_text(c.disk),
             size_text(c.memory) if c.rate else '-', f'{c.rate:,.0f}' if c.rate else '-', hours_text(c.train_hours), hours_text(c.tune_hours), c.source]
+
+# %% ../nbs/13_plan.ipynb #0000003b
+def hours_text(
+    hours:float, # A time [h]
+)->str: # As "3 min 20 s", "4 h 10 min", "12 days" or "-"
+    "A time as people plan with it."
+    return '-' if not hours else duration(3600*hours) if hours < 100 else f'{hours/24:,.0f} days'
 
 def cost_notes(
     profile:Profile, # On what and how much
@@ -509,7 +510,7 @@ def cost_notes(
     if shape.assumed: notes.append(f'Assumed as in HerBERT, because it could not be looked up: {", ".join(shape.assumed)}.')
     return [*notes, *filter(None, [measured_time(profile.name)])]
 
-# %% ../nbs/13_plan.ipynb #0000003c
+# %% ../nbs/13_plan.ipynb #0000003d
 def measured_time(
     profile:str, # Name of a profile
 )->str: # A sentence, or nothing without a record
@@ -517,7 +518,7 @@ def measured_time(
     r = read_records(profile).get('time')
     return f'Measured: {duration(r["values"]["total"])} from nothing on {r["provenance"]["machine"]}.' if r else ''
 
-# %% ../nbs/13_plan.ipynb #0000003e
+# %% ../nbs/13_plan.ipynb #0000003f
 def data_bytes(
     profile:Profile, # On what and how much
 )->int: # Bytes of cleaned text and packed rows, about

@@ -6,8 +6,8 @@
 __all__ = ['CHAPTERS', 'POINTS', 'CURVE', 'LOOKS', 'EPILOG', 'run', 'ChapterError', 'executed', 'mark_of', 'is_done',
            'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given', 'Job', 'jobs', 'announce', 'reproduce',
            'execute_report', 'thin_out', 'rounded', 'model_values', 'current', 'keep', 'collect_text', 'collect_models',
-           'collect_scores', 'teacher_fit', 'collect_settings', 'collect', 'subcommand', 'parser', 'version',
-           'carry_out', 'main', 'report_error']
+           'collect_scores', 'teacher_fit', 'stage_seconds', 'collect_settings', 'collect', 'subcommand', 'parser',
+           'version', 'carry_out', 'main', 'report_error']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .artefact import Artefact, digest, duration, read_manifest, write_json, write_record
+from .artefact import Artefact, digest, duration, read_manifest, read_records, write_json, write_record
 from .plan import cost, grid_order, in_order, measured_time, plan, row_artefacts, status
 from .scenario import SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, runs_dir
 
@@ -117,7 +117,7 @@ def execute(
     mark:dict, # Kept in the copy's metadata
 )->None: # Raises `ChapterError` with the failed cell's error
     "Run a chapter through papermill."
-    pm, part = papermill(), out.with_suffix('.failed.ipynb')
+    pm, part = papermill(), out.with_suffix('.partial.ipynb')
     out.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger('papermill').setLevel(logging.ERROR)
     try:
@@ -273,11 +273,12 @@ def collect_text(
     profile:Profile, # On what and how much
 )->list[Path]: # Records
     "Records of cleaning and packing."
-    from distilherbert.clean import text_artefact
+    from distilherbert.clean import score_cleaning, text_artefact
     from distilherbert.pack import rows_artefact
     written, text = [], current([text_artefact(profile)])
     if text:
-        values = {'parts': text[0]['counts']['parts']}
+        scores = {'scores': score_cleaning()} if profile.text == 'world' else {}
+        values = {'parts': text[0]['counts']['parts'], **scores}
         written.append(keep(profile, 'clean', values, text, 'distilherbert run S4'))
     packed = {part: m for part in ('old', 'ccsub') for m in current([rows_artefact(profile, part)]) or []}
     if packed: written.append(keep(profile, 'pack', {p: m['counts'] for p, m in packed.items()}, list(packed.values()), 'distilherbert run S4'))
@@ -333,22 +334,28 @@ def teacher_fit(
     tokenizer = load_tokenizer(tokenizer_artefact(profile).path)
     return fit | {'floor': rounded(world_entropy('old', lambda word: len(tokenizer.encode(word, add_special_tokens=False))))}
 
+# %% ../nbs/09_reproduce.ipynb #00000028
+def stage_seconds(
+    manifests:Sequence[dict], # Of everything that is there
+)->dict[str, float]: # Seconds by stage, and "total"
+    "How long each stage took."
+    seconds:dict[str, float] = {}
+    for m in manifests: seconds[m['stage']] = round(seconds.get(m['stage'], 0) + m['seconds'], 1)
+    return seconds | {'total': round(sum(seconds.values()), 1)}
+
 def collect_settings(
     profile:Profile, # On what and how much
 )->list[Path]: # Records: settings and time
-    "The profile with its scenarios, and how long each stage took."
+    "The profile with its scenarios, and how long each stage took; times that were measured otherwise stay in the record."
     built = [m for a in plan(profile) for m in current([a]) or []]
     if not built: return []
-    seconds:dict[str, float] = {}
-    for m in built: seconds[m['stage']] = round(seconds.get(m['stage'], 0) + m['seconds'], 1)
     values = {'profile': asdict(profile), 'T0_fit': teacher_fit(profile), 'scenarios': [asdict(s) for s in SCENARIOS.values()]}
-    made = max((m['provenance'] for m in built), key=lambda p: p['date'])
-    command = f'distilherbert reproduce --profile {profile.name}'
-    times = seconds | {'total': round(sum(seconds.values()), 1), 'artefacts': len(built), 'of': len(plan(profile))}
-    return [write_record(profile.name, 'settings', values, made=made, seed=profile.seed, command=command),
-            write_record(profile.name, 'time', times, made=made, units={'total': 's'}, command=command)]
+    times = read_records(profile.name).get('time', {'values': {}})['values'] | stage_seconds(built)
+    more = {'made': max((m['provenance'] for m in built), key=lambda p: p['date']), 'command': f'distilherbert reproduce --profile {profile.name}'}
+    return [write_record(profile.name, 'settings', values, seed=profile.seed, **more),
+            write_record(profile.name, 'time', times, units={name: 's' for name in times}, **more)]
 
-# %% ../nbs/09_reproduce.ipynb #00000028
+# %% ../nbs/09_reproduce.ipynb #0000002a
 def collect(
     profile:'str | Profile'='demo', # Name, TOML file, or profile
 )->list[Path]: # Records, in `results/<profile>/`
@@ -356,7 +363,7 @@ def collect(
     p = get_profile(profile)
     return [*collect_settings(p), *collect_text(p), *collect_models(p), *collect_scores(p)]
 
-# %% ../nbs/09_reproduce.ipynb #0000002a
+# %% ../nbs/09_reproduce.ipynb #0000002c
 EPILOG = """examples:
   distilherbert run S4                       distil and score S4 on the embedded world (minutes)
   distilherbert reproduce                    all rows of the table, then the report (needs a checkout)
@@ -379,7 +386,7 @@ def subcommand(
     p.add_argument('-v', '--verbose', action='store_true', help='say more; show where an error came from')
     return p
 
-# %% ../nbs/09_reproduce.ipynb #0000002b
+# %% ../nbs/09_reproduce.ipynb #0000002d
 def parser(
 )->argparse.ArgumentParser: # For `main`
     "All words of `distilherbert`."
@@ -405,7 +412,7 @@ def version(
     from distilherbert import __version__
     return __version__
 
-# %% ../nbs/09_reproduce.ipynb #0000002e
+# %% ../nbs/09_reproduce.ipynb #00000030
 def carry_out(
     a:argparse.Namespace, # Parsed arguments
 )->None:
@@ -443,5 +450,5 @@ def report_error(
     if code == 1 and not verbose: print('Where it came from: the same command with -v.', file=sys.stderr)
     return code
 
-# %% ../nbs/09_reproduce.ipynb #00000031
+# %% ../nbs/09_reproduce.ipynb #00000033
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())
