@@ -1,0 +1,579 @@
+"""KLEJ: files, slices, metrics, fine-tuning and the bootstrap, each against something independent of it."""
+import itertools
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
+
+from distilherbert import klej
+from distilherbert.artefact import Artefact, read_manifest
+from distilherbert.klej import TASKS, Examples, GroupData, Reading, TaskError
+from distilherbert.scenario import Profile, SettingsError, get_profile
+
+DATA = os.environ.get('DISTILHERBERT_DATA')
+real = pytest.mark.skipif(not DATA or not Path(DATA, 'klej').is_dir(), reason='DISTILHERBERT_DATA names no folder with klej/')
+MARKS = ['<s>', '<pad>', '</s>', '<unk>', '<mask>']
+WORDS = [f'w{i}' for i in range(40)] + ['dobry', 'zły']
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_folder(folder, words=WORDS, **shape):
+    "A random BERT for masked language modelling with a whole-word tokenizer."
+    rules = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*MARKS, *words])}, unk_token='<unk>'))
+    rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = dict(zip(['cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token'], MARKS, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=rules, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(**{'vocab_size': len(MARKS) + len(words), 'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2,
+                           'intermediate_size': 32, 'max_position_embeddings': 32, 'pad_token_id': 1, 'initializer_range': 0.2,
+                           'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0} | shape)
+    with klej.quiet_transformers(): BertForMaskedLM(config).save_pretrained(folder)
+    return Path(folder)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp('model'))
+
+
+PROFILE = replace(get_profile('demo'), task_epochs=3, task_lr=1e-2, threads=1, task_max_len=20, task_seeds=(1, 2), task_batch=16)
+
+
+def examples(n, seed, task=TASKS['polemo2.0-in'], pair=False):
+    "Texts of random words in which one word decides."
+    rng = np.random.default_rng(seed)
+    gold = rng.integers(2, size=n)
+    texts = []
+    for g in gold:
+        words = [f'w{i}' for i in rng.integers(40, size=rng.integers(3, 12))]
+        words[rng.integers(len(words))] = ('zły', 'dobry')[g]
+        texts.append((' '.join(words), 'w1 w2') if pair else (' '.join(words),))
+    low, high = task.scale or (0, 1)
+    return Examples(tuple(texts), low + gold*(high - low) if task.scale else gold)
+
+
+def group(names=('polemo2.0-in', 'polemo2.0-out'), n=160, pair=False):
+    tasks = tuple(TASKS[t] for t in names)
+    dev = {t.name: examples(200, 10 + i, t, pair) for i, t in enumerate(tasks)}
+    return GroupData(tasks, () if tasks[0].scale else ('0', '1'), examples(n, 0, tasks[0], pair), examples(40, 1, tasks[0], pair), dev)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------
+
+def write_task(root, name, splits, header=None):
+    "An official folder: a list of rows (dicts) for each split."
+    task, place = TASKS[name], root/f'klej_{name}'
+    place.mkdir(parents=True, exist_ok=True)
+    for split, rows in splits.items():
+        columns = header or list(rows[0] if rows else (*task.texts, task.label))
+        quote = (lambda v: '"' + v.replace('"', '""') + '"' if '"' in v or '\n' in v else v) if task.quoted else (lambda v: v)
+        lines = ['\t'.join(columns), *('\t'.join(quote(r[c]) for c in columns) for r in rows)]
+        (place/f'{split}.tsv').write_text('\n'.join(lines) + '\n', 'utf-8')
+    return root
+
+
+def shrink(monkeypatch, name, train, dev):
+    monkeypatch.setitem(klej.TASKS, name, replace(TASKS[name], sizes=(train, dev, 0)))
+
+
+ROWS = [{'sentence': f'" w{i} zły' if i % 2 else f'w{i} dobry', 'target': str(i % 2)} for i in range(20)]
+
+
+def test_quotes_are_text_where_there_is_no_quoting(tmp_path, monkeypatch):
+    shrink(monkeypatch, 'polemo2.0-in', 20, 20)
+    write_task(tmp_path, 'polemo2.0-in', {'train': ROWS, 'dev': ROWS})
+    labels, train, dev, _, _ = klej.load_task('polemo2.0-in', str(tmp_path))
+    assert labels == ('0', '1') and len(train) == len(dev) == 20 and train.texts[1] == ('" w1 zły',)
+
+
+def test_quotes_are_doubled_in_ar(tmp_path, monkeypatch):
+    shrink(monkeypatch, 'ar', 2, 2)
+    rows = [{'text': 'słowo "w cudzysłowie"\ti tabulator', 'rating': '5.0'}, {'text': '   ', 'rating': '1.0'}]
+    rows[0]['text'] = rows[0]['text'].replace('\t', ' ')
+    write_task(tmp_path, 'ar', {'train': rows, 'dev': rows})
+    _, train, _, _, _ = klej.load_task('ar', str(tmp_path))
+    assert train.texts[0] == ('słowo "w cudzysłowie" i tabulator',) and list(train.gold) == [5.0, 1.0]
+
+
+def bad_file(text, task='polemo2.0-in', raw=None):
+    def write(root):
+        write_task(root, task, {'train': ROWS, 'dev': ROWS})
+        (root/f'klej_{task}'/'dev.tsv').write_bytes(raw if raw is not None else text.encode())
+    return write
+
+
+@pytest.mark.parametrize('damage, words', [
+    (bad_file('tekst\ttarget\nw1\t0\n'), 'wrong header'),
+    (bad_file(''), 'wrong header'),
+    (bad_file('sentence\ttarget\nw1\t0\t0\n'), 'row 2: 2 fields are expected, 3 found'),
+    (bad_file('', raw=b'sentence\ttarget\n\xff\t0\n'), 'cannot be read'),
+    (bad_file('sentence\ttarget\n'), '0 rows, but the official split has 20'),
+    (bad_file('sentence\ttarget\n' + 'w1\t7\n'*20), "dev has the labels ['7'], which train lacks"),
+], ids=['header', 'nothing', 'fields', 'utf-8', 'rows', 'label'])
+def test_bad_files_are_named(tmp_path, monkeypatch, damage, words):
+    shrink(monkeypatch, 'polemo2.0-in', 20, 20)
+    damage(tmp_path)
+    with pytest.raises(TaskError) as e: klej.load_task('polemo2.0-in', str(tmp_path))
+    assert words in str(e.value) and 'PolEmo2.0-IN' in str(e.value)
+
+
+def test_a_missing_file_says_where_it_belongs(tmp_path, monkeypatch):
+    with pytest.raises(TaskError, match='Download .*klej_nkjp-ner.zip'): klej.load_task('nkjp-ner', str(tmp_path))
+    monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
+    with pytest.raises(SettingsError, match='DISTILHERBERT_DATA'): klej.load_task('nkjp-ner', 'local')
+
+
+def test_an_empty_split_is_an_error(monkeypatch):
+    monkeypatch.setattr(klej, 'world_task', lambda *a: [])
+    with pytest.raises(TaskError, match='the split train from world is empty'): klej.load_task('nkjp-ner', 'world')
+
+
+def test_ratings_must_be_numbers_on_the_scale():
+    for value, words in (('pięć', 'no number'), ('6.0', 'outside'), ('nan', 'outside')):
+        with pytest.raises(TaskError, match=words): klej.to_examples([{'text': 'x', 'rating': value}], TASKS['ar'], ())
+
+
+def test_unknown_names_give_the_nearest():
+    with pytest.raises(SettingsError, match='Did you mean nkjp-ner'): klej.get_task('nkjpner')
+    with pytest.raises(SettingsError, match='Unknown group of tasks'): klej.scores_artefact('demo', 'S0', 1, 'cbd')
+    with pytest.raises(SettingsError, match='Unknown task'): klej.load_task('cbd', 'world')
+
+
+def test_hub_layout_from_a_folder(tmp_path, monkeypatch):
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+    shrink(monkeypatch, 'polemo2.0-in', 6, 4)
+    features = Features({'sentence': Value('string'), 'target': ClassLabel(names=['minus', 'plus'])})
+    part = lambda n: Dataset.from_dict({'sentence': [f'w{i}' for i in range(n)], 'target': [i % 2 for i in range(n)]}, features=features)
+    for split, data in DatasetDict(train=part(6), validation=part(4)).items():
+        (tmp_path/'klej-polemo2-in'/'data').mkdir(parents=True, exist_ok=True)
+        data.to_parquet(tmp_path/'klej-polemo2-in'/'data'/f'{split}-00000-of-00001.parquet')
+    monkeypatch.setenv('HF_HOME', str(tmp_path/'cache'))
+    labels, train, dev, _, _ = klej.load_task('polemo2.0-in', str(tmp_path))
+    assert labels == ('minus', 'plus') and list(train.gold) == [0, 1]*3 and dev.texts[3] == ('w3',)
+    shrink(monkeypatch, 'polemo2.0-in', 7, 4)
+    with pytest.raises(TaskError, match='6 rows, but the official split has 7'): klej.load_task('polemo2.0-in', str(tmp_path))
+
+
+def test_no_network_is_a_quick_error(monkeypatch):
+    monkeypatch.setattr(klej, 'hub_reachable', lambda: False)
+    with pytest.raises(TaskError, match='task_source = "local"'): klej.load_task('nkjp-ner', 'hub')
+
+
+@real
+@pytest.mark.parametrize('name', TASKS)
+def test_rows_of_the_official_files(name):
+    task = TASKS[name]
+    for split, n in zip(('train', 'dev', 'test'), task.sizes, strict=True):
+        if not n: continue
+        if split == 'test': rows = klej.read_tsv(Path(DATA, 'klej', f'klej_{name}', 'test_features.tsv'), task, task.texts)
+        else: rows = klej.read_split(task, split, 'local')
+        assert len(rows) == n
+        assert all(set(r) >= set(task.texts) for r in rows)
+
+
+@real
+@pytest.mark.parametrize('name', ['cbd', 'dyk', 'psc'])
+def test_dev_slices_of_real_tasks_leak_nothing(name):
+    task = TASKS[name]
+    rows = klej.read_split(task, 'train', 'local')
+    labels, train, dev, families, dropped = klej.load_task(name, 'local')
+    assert len(train) + len(dev) + dropped == len(rows)
+    assert abs(len(dev) - 0.1*len(rows)) < 0.02*len(rows)
+    assert abs(dev.gold.mean() - np.mean([r[task.label] == '1' for r in rows])) < 0.03
+    for column in {'cbd': [0], 'dyk': [0], 'psc': [0, 1]}[name]:
+        assert not {t[column] for t in train.texts} & {t[column] for t in dev.texts}
+    again = klej.load_task(name, 'local')
+    assert again[2].texts == dev.texts and (again[3] == families).all()
+
+
+@real
+@pytest.mark.parametrize('name', TASKS)
+def test_every_real_task_gives_a_group(name):
+    data = klej.load_group([name], replace(get_profile('mini'), tasks=(name,), task_examples=400))
+    assert 340 <= len(data.train) + len(data.held) <= 460 and len(data.held) >= 20
+    assert set(np.unique(data.train.gold)) >= set(range(len(data.labels)))
+
+
+# --- slices --------------------------------------------------------------------------------------------------------------
+
+def test_slices_are_stratified_and_keep_every_label():
+    strata = np.array([0]*900 + [1]*95 + [2]*5)
+    for total in (10, 100, 500, 990):
+        mask = klej.stratified(strata, total, 0, 'test')
+        counts = np.bincount(strata[mask], minlength=3)
+        assert counts.min() >= 1 and abs(mask.sum() - total) <= 2
+        assert abs(counts[0] - 0.9*total) <= 2
+    assert (klej.stratified(strata, 100, 0, 'test') == klej.stratified(strata, 100, 0, 'test')).all()
+    assert (klej.stratified(strata, 100, 0, 'test') != klej.stratified(strata, 100, 1, 'test')).any()
+
+
+def test_held_out_slice_is_the_same_for_all_seeds_and_scenarios():
+    a, b = klej.load_group(['nkjp-ner'], 'demo'), klej.load_group(['nkjp-ner'], replace(get_profile('demo'), task_seeds=(99,)))
+    assert a.held.texts == b.held.texts and a.train.texts == b.train.texts
+    assert not set(a.held.texts) & set(a.train.texts) or Counter(a.train.texts + a.held.texts).most_common(1)[0][1] > 1
+    assert len(a.held) == 25 and set(a.held.gold) == set(range(6))
+
+
+def test_no_held_out_slice_without_a_share():
+    data = klej.load_group(['nkjp-ner'], replace(get_profile('demo'), selection_share=0.0))
+    assert len(data.held) == 0 and len(data.train) == 250
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------------
+
+def official_wmae(true, pred):
+    "1 - wMAE as klejbenchmark.com words it."
+    true, pred = (np.asarray(true) - 1)/4, (np.asarray(pred) - 1)/4
+    return 1 - np.mean([mean_absolute_error(true[true == v], pred[true == v]) for v in np.unique(true)])
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_metrics_equal_sklearn_and_scipy(seed):
+    rng = np.random.default_rng(seed)
+    gold, pred = rng.integers(4, size=200), rng.integers(4, size=200)
+    assert np.isclose(klej.score('accuracy', gold, pred), 100*accuracy_score(gold, pred))
+    assert np.isclose(klej.score('f1', gold % 2, pred % 2), 100*f1_score(gold % 2, pred % 2))
+    ties, numbers = rng.integers(0, 30, 200)/6, np.round(rng.normal(size=200), 1)
+    assert np.isclose(klej.score('spearman', ties, numbers), 100*spearmanr(ties, numbers).statistic)
+    ratings, guess = rng.integers(1, 6, 200).astype(float), rng.uniform(1, 5, 200)
+    assert np.isclose(klej.score('wmae', ratings, guess), 100*official_wmae(ratings, guess))
+
+
+@pytest.mark.parametrize('metric', klej.METRICS)
+def test_weights_are_repetitions(metric):
+    rng = np.random.default_rng(1)
+    gold = {'accuracy': rng.integers(4, size=60), 'f1': rng.integers(2, size=60), 'spearman': rng.integers(9, size=60)/2,
+            'wmae': rng.integers(1, 6, 60)*1.0}[metric]
+    pred = np.stack([rng.permutation(gold) for _ in range(3)])
+    weight = rng.integers(0, 4, (7, 60))
+    fast = klej.weighted_scores(metric, gold, pred, weight)
+    assert fast.shape == (7, 3)
+    for (b, w), (r, p) in itertools.product(enumerate(weight), enumerate(pred)):
+        assert np.isclose(fast[b, r], klej.score(metric, np.repeat(gold, w), np.repeat(p, w)))
+
+
+def test_constant_answers_score_as_they_should():
+    gold = np.array([0, 1, 1, 0])
+    assert klej.score('f1', gold, np.zeros(4)) == 0 and klej.score('f1', np.zeros(4), np.zeros(4)) == 0
+    assert klej.score('spearman', gold*1.0, np.full(4, 2.5)) == 0
+    assert klej.score('f1', gold, np.ones(4)) == pytest.approx(200/3)
+
+
+def test_nan_is_an_error():
+    for metric in ('spearman', 'wmae'):
+        with pytest.raises(TaskError, match='not a number|NaN'): klej.score(metric, np.array([1.0, 2.0]), np.array([np.nan, 1.0]))
+
+
+# --- tokens and batches --------------------------------------------------------------------------------------------------
+
+@real
+def test_encoding_equals_the_tokenizers_own():
+    tokenizer = AutoTokenizer.from_pretrained(Path(DATA, 'herbert-base-cased'))
+    pairs = (('Zażółć gęślą jaźń.', 'Krótko'), ('Ala ma kota', 'i psa "Burka", a nawet dwa.'))
+    for texts in (pairs, tuple((a,) for a, _ in pairs)):
+        own = klej.encode(Examples(texts, np.zeros(2)), tokenizer, 100)
+        theirs = tokenizer(*map(list, zip(*texts, strict=True)), return_token_type_ids=True)
+        assert [list(i) for i in own.ids] == theirs['input_ids']
+        if len(texts[0]) == 2: assert [list(t) for t in own.types] == theirs['token_type_ids']
+
+
+def test_cutting_keeps_both_texts_and_is_counted(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    long, short = ' '.join(['w1']*30), 'w2 w3'
+    e = klej.encode(Examples(((long, short), (short, long), (short, short), (long, long), ('', '')), np.zeros(5)), tokenizer, 16)
+    assert [len(i) for i in e.ids] == [16, 16, 7, 16, 3] and e.cut == 3 and e.unknown == 0
+    assert [Counter(t.tolist())[1] for t in e.types] == [3, 12, 3, 7, 1]
+    assert all(i[0] == 0 and i[-1] == 2 and (i == 2).sum() == 2 for i in e.ids)
+
+
+def test_batches_hold_every_example_once():
+    lengths = np.random.default_rng(0).integers(2, 90, 333)
+    for epoch in range(3):
+        batches = klej.train_batches(lengths, 16, 5, epoch)
+        assert sorted(np.concatenate(batches)) == list(range(333)) and max(map(len, batches)) == 16
+    assert any((a != b).any() for a, b in zip(klej.train_batches(lengths, 16, 5, 0), klej.train_batches(lengths, 16, 5, 1), strict=True)
+               if len(a) == len(b))
+    batches = klej.eval_batches(lengths, 512)
+    assert sorted(np.concatenate(batches)) == list(range(333)) and max(len(b)*lengths[b].max() for b in batches) <= 512
+    assert len(klej.eval_batches(np.array([700, 800]), 512)) == 2
+
+
+# --- the model -----------------------------------------------------------------------------------------------------------
+
+def test_logits_and_gradients_equal_transformers(folder):
+    model, tokenizer = klej.load_classifier(folder, 3, 0)
+    e = klej.encode(examples(12, 0, pair=True), tokenizer, 20)
+    ids, types, keep = klej.tensors(e, np.arange(12), 1, torch.device('cpu'))
+    gold = torch.arange(12) % 3
+    ours = klej.logits_of(model, ids, types, keep)
+    klej.example_loss(ours, gold).backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    theirs = model(input_ids=ids, token_type_ids=types, attention_mask=(ids != 1).long(), labels=gold)
+    theirs.loss.backward()
+    assert torch.allclose(ours, theirs.logits, atol=1e-6)
+    for n, p in model.named_parameters(): assert torch.allclose(gradients[n], p.grad, atol=1e-6), n
+
+
+def test_seed_decides_what_the_folder_lacks(folder, tmp_path):
+    weights = lambda f, seed: klej.load_classifier(f, 3, seed)[0].state_dict()
+    a, b, c = weights(folder, 0), weights(folder, 0), weights(folder, 1)
+    new = [n for n in a if 'pooler' in n or 'classifier' in n]
+    assert all(torch.equal(a[n], b[n]) for n in a) and all(torch.equal(a[n], c[n]) for n in a if n not in new)
+    assert not torch.equal(a['bert.pooler.dense.weight'], c['bert.pooler.dense.weight'])
+    with_pooler = make_folder(tmp_path)
+    model = BertForMaskedLM.from_pretrained(with_pooler)
+    model.bert.pooler = BertModel(model.config).pooler
+    with klej.quiet_transformers(): model.save_pretrained(with_pooler)
+    a, c = weights(with_pooler, 0), weights(with_pooler, 1)
+    assert torch.equal(a['bert.pooler.dense.weight'], c['bert.pooler.dense.weight'])
+    assert not torch.equal(a['classifier.weight'], c['classifier.weight'])
+
+
+def test_folders_that_cannot_be_scored(folder, tmp_path):
+    with pytest.raises(TaskError, match='no config.json'): klej.load_classifier(tmp_path, 2, 0)
+    other = make_folder(tmp_path/'other')
+    config = json.loads((other/'config.json').read_text())
+    (other/'config.json').write_text(json.dumps({**config, 'model_type': 'roberta'}))
+    with pytest.raises(TaskError, match="type 'roberta'"): klej.load_classifier(other, 2, 0)
+    small = make_folder(tmp_path/'small', words=WORDS[:5])
+    (small/'tokenizer.json').write_bytes((folder/'tokenizer.json').read_bytes())
+    with pytest.raises(TaskError, match='47 entries, the model 10'): klej.load_classifier(small, 2, 0)
+    bare = make_folder(tmp_path/'bare')
+    for f in bare.glob('*token*'): f.unlink()
+    with pytest.raises(TaskError): klej.load_classifier(bare, 2, 0)
+
+
+def test_shrinking_the_embeddings_changes_no_prediction(folder, monkeypatch):
+    few = GroupData((TASKS['nkjp-ner'],), ('0', '1'), examples(16, 0).pick(np.arange(6)), examples(4, 1), {'nkjp-ner': examples(6, 2)})
+    small, _ = klej.finetune(folder, few, PROFILE, 1)
+    whole_table = lambda parts, pad: np.arange(len(MARKS) + len(WORDS))
+    monkeypatch.setattr(klej, 'renumber', whole_table)
+    whole, _ = klej.finetune(folder, few, PROFILE, 1)
+    assert np.allclose(small['train_loss'], whole['train_loss'], rtol=1e-4) and np.allclose(small['held_loss'], whole['held_loss'], rtol=1e-3)
+
+
+# --- fine-tuning ---------------------------------------------------------------------------------------------------------
+
+def test_finetuning_learns_and_is_exact(folder):
+    data = group()
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    a, counts = klej.finetune(folder, data, replace(PROFILE, task_epochs=8), 1)
+    assert torch.equal(before, torch.get_rng_state()) and torch.get_num_threads() == 1
+    torch.manual_seed(321)
+    b, _ = klej.finetune(folder, data, replace(PROFILE, task_epochs=8), 1)
+    assert all(a[n].tobytes() == b[n].tobytes() for n in a)
+    c, _ = klej.finetune(folder, data, replace(PROFILE, task_epochs=8), 2)
+    assert a['train_loss'].tobytes() != c['train_loss'].tobytes()
+    assert klej.score('accuracy', a['gold/polemo2.0-in'], a['pred/polemo2.0-in'][-1]) > 80
+    assert a['pred/polemo2.0-out'].shape == (8, 200) and a['pred/polemo2.0-out'].dtype == np.uint8
+    assert counts['cut'] == {'train': 0, 'held': 0, 'polemo2.0-in': 0, 'polemo2.0-out': 0} and counts['max_len'] == 20
+
+
+def test_dropout_is_part_of_the_seed(tmp_path):
+    folder = make_folder(tmp_path, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    a, b = (klej.finetune(folder, group(n=48), PROFILE, 1)[0] for _ in range(2))
+    assert all(a[n].tobytes() == b[n].tobytes() for n in a)
+
+
+@pytest.mark.parametrize('name, pair', [('ar', False), ('cdsc-r', True)])
+def test_numbers_are_learnt_as_numbers(folder, name, pair):
+    task = TASKS[name]
+    run, _ = klej.finetune(folder, group((name,), pair=pair), replace(PROFILE, task_epochs=8), 1)
+    pred = run[f'pred/{name}'][-1]
+    assert pred.dtype == np.float32 and task.scale[0] <= pred.min() and pred.max() <= task.scale[1]
+    assert klej.score(task.metric, run[f'gold/{name}'], pred) > 60
+
+
+def test_bf16_runs_and_fp16_needs_a_gpu(folder):
+    run, _ = klej.finetune(folder, group(n=48), replace(PROFILE, precision='bf16'), 1)
+    assert np.isfinite(run['train_loss']).all()
+    if not torch.cuda.is_available():
+        with pytest.raises(TaskError, match='needs a GPU'): klej.finetune(folder, group(n=48), replace(PROFILE, precision='fp16'), 1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    folder = make_folder(tmp_path)
+    model = BertForMaskedLM.from_pretrained(folder)
+    model.bert.encoder.layer[0].output.dense.weight.data[0, 0] = float('nan')
+    with klej.quiet_transformers(): model.save_pretrained(folder)
+    with pytest.raises(TaskError, match='loss is nan in epoch 1, seed 7'): klej.finetune(folder, group(n=48), PROFILE, 7)
+
+
+# --- artefacts -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    "Two scenarios whose models are toys, in a runs folder of their own."
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path))
+    def model_artefact(profile, scenario):
+        name = klej.get_scenario(scenario).name
+        return Artefact('model', name, 1, {'name': name}, (), lambda work: make_folder(work, initializer_range=0.1 + len(name)/50) and {})
+    monkeypatch.setattr(klej, 'model_artefact', model_artefact)
+    def world(task, split, seed):
+        e = examples({'train': 60, 'dev': 80}[split], f'{task.removesuffix("-in").removesuffix("-out")}{split}'.__len__())
+        return [{'sentence': t, 'target': 'ab'[g]} for (t,), g in zip(e.texts, e.gold, strict=True)]
+    monkeypatch.setattr(klej, 'world_task', world)
+    klej.load_run.cache_clear()
+    return PROFILE
+
+
+def test_finished_runs_are_not_repeated_and_interrupted_ones_are(grid, monkeypatch):
+    calls, make = [], klej.make_scores
+    def counted(folder, tasks, profile, seed, work):
+        calls.append((tasks[0].group, seed))
+        if len(calls) == 3: raise KeyboardInterrupt
+        return make(folder, tasks, profile, seed, work)
+    monkeypatch.setattr(klej, 'make_scores', counted)
+    with pytest.raises(KeyboardInterrupt): klej.build_scores(grid, 'S0')
+    assert calls == [('nkjp-ner', 1), ('nkjp-ner', 2), ('polemo2.0', 1)]
+    with pytest.raises(TaskError, match='No scores yet: S0-polemo2.0-1, S0-polemo2.0-2'): klej.klej_values(grid, 'S0')
+    paths = klej.build_scores(grid, 'S0')
+    assert calls[3:] == [('polemo2.0', 1), ('polemo2.0', 2)] and len(paths) == 4
+    klej.build_scores(grid, 'S0')
+    assert len(calls) == 5
+    klej.build_scores(grid, 'S0', tasks=['nkjp-ner'])
+    klej.build_scores(replace(grid, tokens=5, name='other'), 'S0') # what scores do not depend on
+    assert len(calls) == 5
+    klej.build_scores(replace(grid, task_lr=5e-3), 'S0', tasks=['nkjp-ner'])
+    assert len(calls) == 7
+
+
+def test_predictions_file_is_the_same_twice(grid, tmp_path, monkeypatch):
+    first = {p.name: (p/'predictions.npz').read_bytes() for p in klej.build_scores(grid, 'S0')}
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'again'))
+    assert first == {p.name: (p/'predictions.npz').read_bytes() for p in klej.build_scores(grid, 'S0')}
+
+
+def test_records(grid):
+    for s in ('S0', 'T0'): klej.build_scores(grid, s)
+    values = json.loads(json.dumps(klej.klej_values(grid, 'S0')))
+    assert list(values) == ['nkjp-ner', 'polemo2.0-in', 'polemo2.0-out']
+    v = values['nkjp-ner']
+    assert v['n'] == 80 and v['examples_train'] == 54 and v['held'] == 6 and v['cut'] == 0 and v['metric'] == 'accuracy'
+    assert 45 < v['majority'] < 75 and list(v['readings']) == ['honest', 'last', 'max']
+    for r in v['readings'].values():
+        assert r['low'] <= r['mean'] <= r['high'] and list(r['seeds']) == ['1', '2'] and np.isclose(np.mean(list(r['seeds'].values())), r['mean'])
+    assert v['readings']['max']['mean'] >= max(v['readings']['last']['mean'], v['readings']['honest']['mean'])
+    assert list(klej.klej_values(grid, 'S0', ['polemo2.0-out'])) == ['polemo2.0-out']
+    c = json.loads(json.dumps(klej.comparison_values(grid, ['S0', 'T0'])))
+    assert len(c['pairs']) == 3*4 and {p['task'] for p in c['pairs']} == {*values, 'mean'}
+    p = next(p for p in c['pairs'] if p['task'] == 'nkjp-ner' and p['reading'] == 'last')
+    assert (p['a'], p['b'], p['n'], p['seeds']) == ('T0', 'S0', 80, 2)
+    t0 = klej.klej_values(grid, 'T0')['nkjp-ner']['readings']['last']['mean']
+    assert np.isclose(p['difference'], t0 - v['readings']['last']['mean'], atol=1e-3)
+    assert klej.compare(grid, 'T0', 'S0', 'last')['nkjp-ner'] == {k: p[k] for k in ('difference', 'low', 'high', 'n', 'seeds')}
+    assert [k['task'] for k in c['kept']] == [*values, 'mean'] and all(k['student'] == 'S0' and k['teacher'] == 'T0' for k in c['kept'])
+    manifest = read_manifest(klej.scores_artefact(grid, 'S0', 1, 'nkjp-ner').path)
+    assert np.isclose(manifest['counts']['scores']['nkjp-ner']['last'], v['readings']['last']['seeds']['1'])
+
+
+def test_without_a_held_out_slice_there_is_no_honest_reading(grid):
+    p = replace(grid, selection_share=0.0)
+    klej.build_scores(p, 'S0', ['nkjp-ner'])
+    p = replace(p, tasks=('nkjp-ner',))
+    assert list(klej.klej_values(p, 'S0')['nkjp-ner']['readings']) == ['last', 'max']
+    with pytest.raises(SettingsError, match='no honest reading'): klej.compare(p, 'S0', 'S0')
+
+
+def test_a_collapsed_model_is_scored_and_listed(grid):
+    task = TASKS['nkjp-ner']
+    r = Reading(task, np.array([0, 1, 0, 1]), np.array([[0, 0, 0, 0], [0, 1, 1, 1]]), (1, 2), (0, 0))
+    v = klej.mean_values(r)
+    assert v['collapsed'] == [1] and v['mean'] == 62.5
+
+
+# --- readings and the bootstrap ------------------------------------------------------------------------------------------
+
+def test_the_honest_epoch_is_chosen_without_dev():
+    run = {'train_loss': np.zeros(4), 'held_loss': np.array([1.0, 0.9, 0.8, 0.8]), 'gold/held': np.array([0, 1]), 'gold/nkjp-ner': np.array([0, 1, 1]),
+           'pred/held': np.array([[0, 1], [0, 0], [0, 1], [0, 1]]), 'pred/nkjp-ner': np.array([[0, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0]])}
+    assert klej.chosen_epochs(run, TASKS['nkjp-ner']) == {'honest': 2, 'last': 3, 'max': 1}
+    assert 'honest' not in klej.chosen_epochs({**run, 'gold/held': np.zeros(0)}, TASKS['nkjp-ner'])
+
+
+def reading(task, seed, n=70, seeds=(1, 2, 3)):
+    rng, gold_rng = np.random.default_rng(seed), np.random.default_rng(0)
+    t = TASKS[task]
+    draw = {'accuracy': lambda r: r.integers(4, size=n), 'f1': lambda r: r.integers(2, size=n),
+            'spearman': lambda r: r.integers(11, size=n)/2, 'wmae': lambda r: r.integers(1, 6, n)*1.0}[t.metric]
+    gold = draw(gold_rng)
+    pred = np.stack([np.where(rng.random(n) < 0.6, gold, draw(rng)) for _ in seeds])
+    return Reading(t, gold, pred, seeds)
+
+
+def brute_force(r, b, samples):
+    "One bootstrap sample, drawn and scored with loops."
+    examples = klej.generator(f'examples/{r.task.name}').integers(len(r.gold), size=(samples, len(r.gold)))[b]
+    seeds = klej.generator(f'seeds/{r.task.group}').integers(len(r.seeds), size=(samples, len(r.seeds)))[b]
+    return np.mean([klej.score(r.task.metric, r.gold[examples], r.pred[s][examples]) for s in seeds])
+
+
+@pytest.mark.parametrize('task', ['nkjp-ner', 'cbd', 'cdsc-r', 'ar'])
+def test_bootstrap_equals_brute_force(task):
+    r = reading(task, 1)
+    fast = klej.replicates(r, 40)
+    assert np.allclose(fast, [brute_force(r, b, 40) for b in range(40)])
+
+
+def test_paired_bootstrap_is_joint_over_tasks_that_share_a_run():
+    names = ('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out')
+    a, b = ({t: reading(t, s) for t in names} for s in (1, 2))
+    d = klej.difference(a, b)
+    n = klej.RESAMPLES
+    each = {t: klej.replicates(a[t]) - klej.replicates(b[t]) for t in names}
+    for t in names:
+        assert np.allclose(klej.replicates(a[t])[:5], [brute_force(a[t], i, n) for i in range(5)])
+        assert np.isclose(d[t]['difference'], a[t].scores().mean() - b[t].scores().mean(), atol=1e-3)
+        assert np.allclose([d[t]['low'], d[t]['high']], np.percentile(each[t], [2.5, 97.5]), atol=1e-3)
+    mean = np.mean(list(each.values()), axis=0)
+    assert np.allclose([d['mean']['low'], d['mean']['high']], np.percentile(mean, [2.5, 97.5]), atol=1e-3)
+    assert (klej.draw_counts('seeds/polemo2.0', 3, 10) != klej.draw_counts('seeds/nkjp-ner', 3, 10)).any()
+    assert klej.difference(a, a)['mean'] == {'difference': 0.0, 'low': 0.0, 'high': 0.0, 'n': 210, 'seeds': 3}
+    assert klej.kept_share(*[klej.task_samples(a)['mean']]*2) == {'share': 100.0, 'low': 100.0, 'high': 100.0}
+
+
+def test_only_like_can_be_compared():
+    a = {'nkjp-ner': reading('nkjp-ner', 1)}
+    for other in (replace(a['nkjp-ner'], seeds=(7, 8, 9)), replace(a['nkjp-ner'], gold=a['nkjp-ner'].gold[::-1])):
+        with pytest.raises(TaskError, match='no common examples and seeds'): klej.difference(a, {'nkjp-ner': other})
+
+
+def test_intervals_cover_what_they_should():
+    "The 95 % interval of an accuracy holds the true one in about 95 of 100 fresh dev sets."
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(200):
+        right = rng.random((1, 300)) < 0.7
+        low, high = klej.interval(klej.replicates(Reading(TASKS['nkjp-ner'], np.ones(300, int), right.astype(int), (1,)), 500))
+        inside += low <= 70 <= high
+    assert 180 <= inside <= 199
+
+
+def test_the_bootstrap_is_fast():
+    import time
+    readings = [reading('nkjp-ner', s, n=2000, seeds=(1, 2, 3, 4, 5)) for s in range(8)]
+    start = time.process_time()
+    for r in readings: klej.replicates(r)
+    assert time.process_time() - start < 10
+
+
+def test_profiles_name_only_known_tasks():
+    for name in ('demo', 'mini', 'base', 'paper'): assert sum(map(len, klej.profile_groups(name).values())) == len(get_profile(name).tasks)
+    with pytest.raises(SettingsError, match='Did you mean cbd'): klej.profile_groups(Profile('mine', tasks=('cbdd',)))
