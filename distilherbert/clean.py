@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'WITHOUT_EVENTS', 'PASSES', 'DEEPEST', 'TAG', 'VOID', 'SELF_CLOSING', 'URL', 'QUIET',
            'ODD_SPACE', 'SURROGATE', 'SHORTEST', 'SYMBOL', 'RULES', 'CHANGES', 'CHUNK', 'DECODERS', 'CC100', 'FATAL',
-           'BLOCK', 'LONGEST', 'ENDINGS', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'CALLED_FOR',
+           'BLOCK', 'LONGEST', 'GROUP', 'ENDINGS', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'CALLED_FOR',
            'strip_markup', 'is_too_deep', 'fold', 'settle_markup', 'remove_urls', 'marks', 'make_writable',
            'has_address', 'too_many_symbols', 'clean_and_tell', 'explain_text', 'clean_text', 'digests_of',
-           'first_in_batch', 'Seen', 'deduplicate', 'BadText', 'decompress', 'file_chunks', 'how_to_fetch', 'open_at',
-           'pause_after', 'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks',
-           'document_blocks', 'file_source', 'folder_sources', 'cc100_source', 'world_source', 'text_sources',
-           'part_of', 'CleanBlock', 'clean_block', 'in_order', 'first_lines', 'TextWriter', 'read_sources',
-           'ReadingProgress', 'tidy_counts', 'write_text', 'text_artefact', 'build_text', 'text_shards', 'read_texts',
-           'score_cleaning']
+           'first_in_batch', 'insert_keys', 'Seen', 'deduplicate', 'BadText', 'decompress', 'file_chunks',
+           'how_to_fetch', 'open_at', 'pause_after', 'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block',
+           'Source', 'file_blocks', 'document_blocks', 'file_source', 'folder_sources', 'cc100_source', 'world_source',
+           'text_sources', 'part_of', 'CleanBlock', 'clean_block', 'in_order', 'first_lines', 'resume_note', 'remember',
+           'TextWriter', 'read_sources', 'ReadingProgress', 'tidy_counts', 'write_text', 'text_artefact', 'build_text',
+           'text_shards', 'read_texts', 'score_cleaning']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -78,7 +78,6 @@ def is_too_deep(
         if depth > DEEPEST: return True
     return False
 
-# %% ../nbs/01_clean.ipynb #0000000a
 def fold(
     text:str, # Any text
 )->str: # The text with single spaces between its words and none around it
@@ -96,7 +95,7 @@ def settle_markup(
         if text == before: return text
     return None
 
-# %% ../nbs/01_clean.ipynb #0000000e
+# %% ../nbs/01_clean.ipynb #0000000d
 URL = re.compile(r'''(?:(?i:https?|ftp)://|(?<!\w)(?:www|Www|WWW)\.)[^\s<>"]*[^\s<>".,;:!?)\]'’”»…]''')
 
 def remove_urls(
@@ -105,7 +104,7 @@ def remove_urls(
     "Replace each URL by a space."
     return URL.sub(' ', text)
 
-# %% ../nbs/01_clean.ipynb #00000011
+# %% ../nbs/01_clean.ipynb #00000010
 QUIET = bytes(b for b in range(256) if chr(b).isascii() and chr(b).isalnum() or b in b' ,.' or 0x80 <= b < 0xC0 or b in (0xC4, 0xC5))
 ODD_SPACE = re.compile(rb'[\x00-\x1f\x7f\xc2\xe1-\xe3]') # First bytes of white space in UTF-8, the plain space apart
 SURROGATE = re.compile('[\ud800-\udfff]')
@@ -116,7 +115,6 @@ def marks(
     "What a text has besides Polish letters, digits, space, comma and full stop."
     return text.encode().translate(None, QUIET)
 
-# %% ../nbs/01_clean.ipynb #00000014
 def make_writable(
     text:str, # Any string at all
 )->tuple[str, bytes]: # A string that UTF-8 can hold, and its marks
@@ -130,14 +128,16 @@ def make_writable(
         found = marks(text)
     return text, found
 
-# %% ../nbs/01_clean.ipynb #00000016
+# %% ../nbs/01_clean.ipynb #00000013
 SHORTEST = 15 # Characters a text must have
 SYMBOL = re.compile(r'[^\w ,.]|_') # No letter, no digit, no space, comma or full stop
 RULES = ('markup', 'short', 'symbols') # Why a text is rejected
 CHANGES = ('characters', 'space', 'markup', 'urls') # What cleaning may change
 
-def has_address(text:str)->bool:
-    "A quick look for anything that `URL` could match."
+def has_address(
+    text:str, # A text
+)->bool: # Could `URL` match anywhere?
+    "A quick look for anything like an address."
     return '://' in text or 'ww.' in text or 'WW.' in text
 
 def too_many_symbols(
@@ -147,7 +147,7 @@ def too_many_symbols(
     "Count symbols, but only where the marks leave a doubt."
     return 10*len(found) > len(text) and 10*len(SYMBOL.findall(text)) > len(text)
 
-# %% ../nbs/01_clean.ipynb #00000017
+# %% ../nbs/01_clean.ipynb #00000014
 def clean_and_tell(
     text:str, # Any string
 )->tuple[str | None, str, tuple[str, ...]]: # Clean text or None; "kept" or the rule that rejects it; the changes made
@@ -170,7 +170,6 @@ def clean_and_tell(
     if too_many_symbols(text, found): return None, 'symbols', tuple(changes)
     return text, 'kept', tuple(changes)
 
-# %% ../nbs/01_clean.ipynb #00000018
 def explain_text(
     text:str, # Any string
 )->tuple[str | None, str]: # The cleaned text or None, and "kept" or the rule that rejected it: "markup", "short", "symbols"
@@ -183,7 +182,7 @@ def clean_text(
     "The cleaned text, if it is worth keeping."
     return clean_and_tell(text)[0]
 
-# %% ../nbs/01_clean.ipynb #0000001f
+# %% ../nbs/01_clean.ipynb #00000019
 def digests_of(
     texts:Iterable[bytes], # UTF-8 texts
 )->np.ndarray: # `(n, 2)` 64-bit halves of their 128-bit hashes
@@ -200,7 +199,24 @@ def first_in_batch(
     new[1:] = (ranked[1:] != ranked[:-1]).any(1)
     return np.sort(order[new])
 
-# %% ../nbs/01_clean.ipynb #00000022
+# %% ../nbs/01_clean.ipynb #0000001b
+def insert_keys(
+    table:np.ndarray, # `(slots, 2)` keys, zeros where a slot is free; changed in place
+    keys:np.ndarray, # `(n, 2)` digests, all different, no more than there are free slots
+)->np.ndarray: # `(n,)` True where a key was not in the table
+    "Open addressing with linear probing, for many keys at once."
+    new, waiting = np.zeros(len(keys), bool), np.arange(len(keys))
+    slot = keys[:, 0] % np.uint64(len(table))
+    while len(waiting):
+        wanted = keys[waiting]
+        free = ~table[slot].any(1)
+        table[slot[free]] = wanted[free]
+        here = (table[slot] == wanted).all(1)
+        new[waiting[free & here]] = True
+        waiting, slot = waiting[~here], (slot[~here] + np.uint64(1)) % np.uint64(len(table))
+    return new
+
+# %% ../nbs/01_clean.ipynb #0000001c
 class Seen:
     "A growing set of 128-bit keys that takes and answers whole batches."
     FULL, GROWTH = 0.7, 1.5 # Share of slots in use before the table grows, and by how much
@@ -216,40 +232,16 @@ class Seen:
         keys:np.ndarray, # `(n, 2)` digests
     )->np.ndarray: # `(n,)` True where a key was never seen before
         "Insert a batch; of equal keys the first counts as new."
-        while self.used + len(keys) > self.FULL*len(self.table): self.grow(len(keys))
-        firsts = first_in_batch(keys)
-        new = np.zeros(len(keys), bool)
-        new[firsts] = self.insert(keys[firsts])
-        return new
-
-    def insert(
-        self,
-        keys:np.ndarray, # `(n, 2)` digests, all different
-    )->np.ndarray: # `(n,)` True where a key was not in the table
-        "Insert keys; the table must have room."
-        new, waiting = np.zeros(len(keys), bool), np.arange(len(keys))
-        slot = keys[:, 0] % np.uint64(len(self.table))
-        while len(waiting):
-            wanted, there = keys[waiting], self.table[slot]
-            free = ~there.any(1)
-            self.table[slot[free]] = wanted[free]
-            here = (self.table[slot] == wanted).all(1)
-            new[waiting[free & here]] = True
-            waiting, slot = waiting[~here], (slot[~here] + np.uint64(1)) % np.uint64(len(self.table))
+        needed = (self.used + len(keys))/self.FULL
+        if needed > len(self.table):
+            old = self.table[self.table.any(1)]
+            self.table = np.zeros((int(max(needed, self.GROWTH*len(self.table))) + 1, 2), np.uint64)
+            insert_keys(self.table, old)
+        firsts, new = first_in_batch(keys), np.zeros(len(keys), bool)
+        new[firsts] = insert_keys(self.table, keys[firsts])
         self.used += int(new.sum())
         return new
 
-    def grow(
-        self,
-        room:int, # Keys that are about to come
-    )->None:
-        "A larger table with the same keys."
-        keys = self.table[self.table.any(1)]
-        size = max(self.GROWTH*len(self.table), (self.used + room)/self.FULL)
-        self.table, self.used = np.zeros((int(size) + 1, 2), np.uint64), 0
-        self.insert(keys)
-
-# %% ../nbs/01_clean.ipynb #00000024
 def deduplicate(
     texts:Iterable[str], # Cleaned texts
     batch:int=8192, # Texts compared at a time; the result does not depend on it
@@ -260,7 +252,7 @@ def deduplicate(
         new = seen.add(digests_of(t.encode(errors='surrogatepass') for t in some))
         yield from (t for t, n in zip(some, new, strict=True) if n)
 
-# %% ../nbs/01_clean.ipynb #00000027
+# %% ../nbs/01_clean.ipynb #0000001f
 class BadText(ValueError):
     "A text file that cannot be read as it should be."
 
@@ -288,7 +280,6 @@ def decompress(
     if make and (decoder is not None or not stored):
         raise BadText(f'{name} is a truncated archive: it ends early, after {stored:,} bytes. Fetch it again.')
 
-# %% ../nbs/01_clean.ipynb #00000029
 def file_chunks(
     path:Path, # A file
 )->Iterator[bytes]: # Pieces of it as it is stored
@@ -296,7 +287,7 @@ def file_chunks(
     with open(path, 'rb') as f:
         while chunk := f.read(CHUNK): yield chunk
 
-# %% ../nbs/01_clean.ipynb #0000002b
+# %% ../nbs/01_clean.ipynb #00000022
 CC100 = 'https://data.statmt.org/cc-100/pl.txt.xz' # DISTILHERBERT_CC100 names another address or a file
 FATAL = frozenset((400, 401, 403, 404, 405, 410, 412, 416)) # Answers that will not change
 
@@ -325,7 +316,7 @@ def open_at(
                       f'has changed). {how_to_fetch(address)}')
     return answer
 
-# %% ../nbs/01_clean.ipynb #0000002c
+# %% ../nbs/01_clean.ipynb #00000023
 def pause_after(
     error:Exception, # What went wrong
     failures:int, # How often in a row
@@ -348,7 +339,7 @@ def http_chunks(
     position, total, tag, failures = 0, None, '', 0
     while total is None or position < total:
         try:
-            with open_at(address, position, tag, timeout) as answer:
+            with open_at(address, position, tag, timeout if position else min(timeout, 5)) as answer:
                 if not position:
                     length, tag = answer.headers.get('Content-Length'), answer.headers.get('ETag', '')
                     total, tag = int(length) if length else None, '' if tag.startswith('W/') else tag
@@ -358,14 +349,14 @@ def http_chunks(
             if total is None: return
             if position < total: raise ConnectionError('the connection was closed early')
         except (OSError, HTTPException) as e:
-            if isinstance(e, socket.gaierror): failures += 1
-            failures += 1
+            failures += 2 if isinstance(getattr(e, 'reason', None), socket.gaierror) else 1  # An unknown name stays unknown
             if total is None and position: raise BadText(f'{address} broke after {position:,} bytes. {how_to_fetch(address)}') from e
             time.sleep(pause_after(e, failures, position, address))
 
-# %% ../nbs/01_clean.ipynb #00000030
+# %% ../nbs/01_clean.ipynb #00000027
 BLOCK = 1 << 21 # A block ends at the last document end within so many bytes
 LONGEST = 1 << 24 # A document is cut when it is longer [bytes]
+GROUP = 2000 # Documents in a block, where they come one by one
 
 def last_cut(
     buffer:bytearray, # Text not yet given out
@@ -378,7 +369,7 @@ def last_cut(
 
 def cut_blocks(
     chunks:Iterable[bytes], # Unpacked text
-    block:int=BLOCK, # Size to aim at [bytes]
+    block:int, # Size to aim at [bytes]
 )->Iterator[bytes]: # Blocks of whole documents
     "Cut a stream between documents."
     buffer, want = bytearray(), block
@@ -392,7 +383,7 @@ def cut_blocks(
             else: want *= 2
     if buffer: yield bytes(buffer)
 
-# %% ../nbs/01_clean.ipynb #00000033
+# %% ../nbs/01_clean.ipynb #0000002a
 @dataclass(frozen=True)
 class Block:
     "A stretch of text that one worker cleans at a time."
@@ -413,7 +404,7 @@ def decode_block(
         raise BadText(f'{name} is not UTF-8: byte at offset {offset + at:,} of its text (0x{data[at]:02x}), in line {lines + data[:at].count(10) + 1:,}. '
                       'Convert it, for instance with `iconv -t utf-8`.') from e
 
-# %% ../nbs/01_clean.ipynb #00000036
+# %% ../nbs/01_clean.ipynb #0000002d
 @dataclass(frozen=True)
 class Source:
     "Somewhere that text comes from."
@@ -429,7 +420,6 @@ class Source:
         "Its text, cut between documents."
         return document_blocks(self) if self.documents else file_blocks(self)
 
-# %% ../nbs/01_clean.ipynb #00000037
 def file_blocks(
     source:Source, # One that is stored as bytes
 )->Iterator[Block]: # Raises `BadText` where it is not whole or not UTF-8
@@ -440,20 +430,19 @@ def file_blocks(
         for chunk in source.chunks():
             stored += len(chunk)
             yield chunk
-    for data in cut_blocks(decompress(counted(), source.name)):
+    for data in cut_blocks(decompress(counted(), source.name), BLOCK):
         yield Block(decode_block(data, source.name, offset, lines), source.part, stored - told)
         offset, lines, told = offset + len(data), lines + data.count(b'\n'), stored
 
 def document_blocks(
     source:Source, # One that has documents
-    group:int=2000, # Documents in a block
 )->Iterator[Block]: # Blocks
     "The blocks of a source that makes its documents itself."
     documents = source.documents()
-    while some := list(islice(documents, group)):
+    while some := list(islice(documents, GROUP)):
         yield Block('\n\n'.join('\n'.join(d) for d in some) + '\n', source.part, len(some))
 
-# %% ../nbs/01_clean.ipynb #00000038
+# %% ../nbs/01_clean.ipynb #0000002e
 ENDINGS = ('.txt', '.txt.gz', '.txt.xz') # Text files that are read
 
 def file_source(
@@ -474,9 +463,8 @@ def folder_sources(
         raise SettingsError(f'There is no text in {folder}: it holds {there}; wanted are files that end in {", ".join(ENDINGS)}.')
     return [file_source(p) for p in files]
 
-# %% ../nbs/01_clean.ipynb #00000039
+# %% ../nbs/01_clean.ipynb #0000002f
 def cc100_source(
-    lines:int, # Lines that will be read, for progress
 )->Source: # Raises `SettingsError` when a local copy is named that is not there
     "CC-100 Polish: a local copy, or else its address."
     named = os.environ.get('DISTILHERBERT_CC100', '')
@@ -487,6 +475,7 @@ def cc100_source(
     copies = [c for c in ('pl.txt.xz', 'pl.txt.gz', 'pl.txt') if data and (Path(data).expanduser()/'cc100'/c).is_file()]
     if copies and not named: return file_source(Path(data).expanduser().resolve()/'cc100'/copies[0])
     address = named or CC100
+    if not address.startswith(('http://', 'https://')): raise SettingsError(f'DISTILHERBERT_CC100 names {address}, which is neither a file nor http(s).')
     return Source(address, {'address': address}, lambda: http_chunks(address))
 
 def world_source(
@@ -506,10 +495,10 @@ def text_sources(
     if p.text == 'world':
         if p.world_size < 1: raise SettingsError(f'Profile {p.name}: text = "world" needs world_size of at least 1, got {p.world_size}.')
         return [world_source(part, p.world_size, p.data_seed) for part in ('old', 'ccsub')]
-    if p.text == 'cc100': return [cc100_source(p.text_lines)]
+    if p.text == 'cc100': return [cc100_source()]
     return folder_sources(data_dir('text') if p.text == 'local' else Path(p.text).expanduser().resolve())
 
-# %% ../nbs/01_clean.ipynb #0000003c
+# %% ../nbs/01_clean.ipynb #00000032
 PARTS = ('old', 'ccsub') # The teacher's own text, and the text of everything else
 GAP = re.compile(r'\n\s*\n') # Between documents
 
@@ -528,14 +517,14 @@ class CleanBlock:
     keys:bytes=b'' # 16 bytes for each text
     counts:dict[str, Counter]=field(default_factory=lambda: {part: Counter() for part in PARTS}) # By part: "documents", "rejected short", …
 
-# %% ../nbs/01_clean.ipynb #0000003d
+# %% ../nbs/01_clean.ipynb #00000033
 def clean_block(
     block:Block, # Whole documents
     old_share:float, # Share of the documents in "old", where the block has no part of its own
 )->CleanBlock: # What became of them
     "Clean every line of a block."
     done = CleanBlock()
-    for document in GAP.split(block.text.strip()):
+    for document in map(str.strip, GAP.split(block.text)):
         if not document: continue
         lines, part = document.split('\n'), block.part or part_of(document, old_share)
         counts = done.counts[part]
@@ -550,7 +539,7 @@ def clean_block(
     done.keys = digests_of(done.texts).tobytes()
     return done
 
-# %% ../nbs/01_clean.ipynb #00000040
+# %% ../nbs/01_clean.ipynb #00000036
 def in_order(
     blocks:Iterator[Block], # What to clean
     old_share:float, # Share of the documents in "old"
@@ -572,7 +561,7 @@ def in_order(
         finally:
             for _, result in waiting: result.cancel()
 
-# %% ../nbs/01_clean.ipynb #00000042
+# %% ../nbs/01_clean.ipynb #00000038
 def first_lines(
     blocks:Iterable[Block], # Blocks
     lines:int, # Lines to keep; 0 for all
@@ -590,33 +579,40 @@ def first_lines(
         yield Block('\n'.join(b.text.split('\n', lines)[:lines]) + '\n', b.part, b.size)
         return
 
-# %% ../nbs/01_clean.ipynb #00000045
+# %% ../nbs/01_clean.ipynb #0000003b
 STRETCH = 1 << 25 # Characters read for one pair of files
 PROGRESS = 'progress.json' # The note, as long as the stage runs
 TRAILING = bytes(range(0x80, 0xC0)) # UTF-8 bytes that do not start a character
 
+def resume_note(
+    work:Path, # Folder of the artefact in the making, empty or left by a run that was killed
+)->dict: # How far it is: finished stretches, blocks and lines read, counts
+    "Find out where to go on, and remove what is not finished."
+    note = {'stretches': 0, 'blocks': 0, 'lines': 0, 'counts': {part: {} for part in PARTS}}
+    if (work/PROGRESS).is_file(): note = json.loads((work/PROGRESS).read_text('utf-8'))
+    for file in work.glob('*-*.txt*'):
+        if file.suffix != '.txt' or int(file.stem.rsplit('-', 1)[1]) >= note['stretches']: file.unlink()
+    return note
+
+def remember(
+    seen:Seen, # Keys; gets those of the file
+    file:Path, # Texts of a finished stretch
+)->None:
+    "Read the keys of finished texts back."
+    with open(file, 'rb') as f:
+        while some := [line.rstrip(b'\n') for line in islice(f, 8192)]: seen.add(digests_of(some))
+
+# %% ../nbs/01_clean.ipynb #0000003c
 class TextWriter:
     "Deduplicates cleaned blocks and writes them in stretches."
     def __init__(
         self,
-        work:Path, # Folder of the artefact in the making, empty or left by a run that was killed
+        work:Path, # Folder of the artefact in the making
     ):
-        self.work, self.note = work, {'stretches': 0, 'blocks': 0, 'lines': 0, 'counts': {part: {} for part in PARTS}}
-        if (work/PROGRESS).is_file(): self.note = json.loads((work/PROGRESS).read_text('utf-8'))
+        self.work, self.note, self.seen = work, resume_note(work), Seen()
+        for file in sorted(work.glob('*-*.txt')): remember(self.seen, file)
         self.counts = {part: Counter(self.note['counts'][part]) for part in PARTS}
-        self.blocks, self.lines, self.size = self.note['blocks'], self.note['lines'], 0
-        self.kept, self.seen = {part: [] for part in PARTS}, Seen()
-        for file in sorted(work.glob('*-*.txt*')):
-            if file.suffix != '.txt' or int(file.stem.rsplit('-', 1)[1]) >= self.note['stretches']: file.unlink()
-            else: self.remember(file)
-
-    def remember(
-        self,
-        file:Path, # A file of a finished stretch
-    )->None:
-        "Read the keys of finished texts back."
-        with open(file, 'rb') as f:
-            while some := [line.rstrip(b'\n') for line in islice(f, 8192)]: self.seen.add(digests_of(some))
+        self.blocks, self.lines, self.size, self.kept = self.note['blocks'], self.note['lines'], 0, {part: [] for part in PARTS}
 
     def add(
         self,
@@ -646,7 +642,7 @@ class TextWriter:
         write_json(self.work/PROGRESS, self.note)
         self.kept, self.size = {part: [] for part in PARTS}, 0
 
-# %% ../nbs/01_clean.ipynb #00000047
+# %% ../nbs/01_clean.ipynb #0000003e
 def read_sources(
     sources:list[Source], # What to read
     on_bad_file:str, # "stop", or "skip" to go on with the next file
@@ -679,7 +675,7 @@ class ReadingProgress:
         self.read += block.text.count('\n') if self.lines else block.size
         self.bar.update(self.read//self.scale - self.bar.done)
 
-# %% ../nbs/01_clean.ipynb #00000048
+# %% ../nbs/01_clean.ipynb #0000003f
 def tidy_counts(
     counts:Counter, # Flat counts of a part
 )->dict: # JSON-ready, nested
@@ -711,7 +707,7 @@ def write_text(
     (work/PROGRESS).unlink(missing_ok=True)
     return {'parts': parts, 'lines': writer.lines, 'sources': [s.name for s in sources], 'bad_files': bad}
 
-# %% ../nbs/01_clean.ipynb #00000049
+# %% ../nbs/01_clean.ipynb #00000040
 def text_artefact(
     profile:'str | Path | Profile', # A profile or its name
     workers:int=1, # Processes; no part of the key, since the result does not depend on it
@@ -723,7 +719,7 @@ def text_artefact(
     sources, share = text_sources(p), 0.0 if p.text == 'world' else p.old_share
     settings = {'sources': [s.identity for s in sources], 'lines': p.text_lines, 'old_share': share, 'on_bad_file': on_bad_file}
     label = p.text if p.text in ('world', 'local', 'cc100') else 'folder'
-    return Artefact('text', label, 1, settings, (), lambda work: write_text(work, sources, share, p.text_lines, workers, on_bad_file), True)
+    return Artefact('text', label, 2, settings, (), lambda work: write_text(work, sources, share, p.text_lines, workers, on_bad_file), True)
 
 def build_text(
     profile:'str | Path | Profile'='demo', # A profile or its name
@@ -733,7 +729,7 @@ def build_text(
     "Clean a profile's text, unless it is there already."
     return text_artefact(profile, workers, on_bad_file).build()
 
-# %% ../nbs/01_clean.ipynb #0000004a
+# %% ../nbs/01_clean.ipynb #00000041
 def text_shards(
     folder:Path, # A folder that `build_text` made
     part:str, # "old" or "ccsub"
@@ -754,7 +750,7 @@ def read_texts(
     for file in text_shards(folder, part):
         with open(file, encoding='utf-8', newline='\n') as f: yield from (line.rstrip('\n') for line in f)
 
-# %% ../nbs/01_clean.ipynb #00000052
+# %% ../nbs/01_clean.ipynb #00000048
 CALLED_FOR = {'tags': 'markup', 'entities': 'markup', 'script': 'markup', 'url': 'urls', 'menu': 'symbols', 'short': 'short', 'symbols': 'symbols'}
 
 def score_cleaning(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'END', 'MARKS', 'TOKENIZER_FILES', 'BATCH', 'BINS', 'split_words', 'herbert_layout', 'count_words',
-           'merge_pair', 'learn_merges', 'merge_everywhere', 'train_tokenizer', 'mark_of', 'word_marks', 'special_ids',
+           'merge_pair', 'merge_everywhere', 'learn_merges', 'train_tokenizer', 'mark_of', 'word_marks', 'special_ids',
            'ends_word', 'cut_point', 'Packer', 'pack_texts', 'tokenizer_folder', 'fetch_tokenizer', 'write_tokenizer',
            'load_tokenizer', 'make_tokenizer', 'tokenizer_artefact', 'text_batches', 'id_type', 'is_heldout',
            'save_array', 'RowWriter', 'PackSettings', 'pack_shard', 'plain_backend', 'histogram', 'shard_counts',
@@ -76,6 +76,28 @@ def merge_pair(
     return out
 
 # %% ../nbs/02_pack.ipynb #0000000a
+def merge_everywhere(
+    words:list, # Tokens and count of each word; changed in place
+    where:list[int], # Words that hold the pair
+    pair:tuple[str, str], # What to join
+    pairs:Counter, # Pair to count; kept current
+    places:dict, # Pair to the words that hold it; kept current
+)->set[tuple[str, str]]: # Pairs whose count has changed
+    "Join a pair in all words, and correct the counts."
+    changed = set()
+    for i in where:
+        word, n = words[i]
+        new = merge_pair(word, pair)
+        for tokens, sign in ((word, -n), (new, n)):
+            for p in zip(tokens, tokens[1:], strict=False):
+                pairs[p] += sign
+                changed.add(p)
+                if sign > 0: places[p].add(i)
+        words[i] = (new, n)
+    changed.discard(pair)
+    return changed
+
+# %% ../nbs/02_pack.ipynb #0000000b
 def learn_merges(
     counts:Counter, # Word to how often it occurs
     room:int, # Merges to learn
@@ -98,28 +120,7 @@ def learn_merges(
         for p in changed: heapq.heappush(queue, (-pairs[p], p))
     return merges
 
-def merge_everywhere(
-    words:list, # Tokens and count of each word; changed in place
-    where:list[int], # Words that hold the pair
-    pair:tuple[str, str], # What to join
-    pairs:Counter, # Pair to count; kept current
-    places:dict, # Pair to the words that hold it; kept current
-)->set[tuple[str, str]]: # Pairs whose count has changed
-    "Join a pair in all words, and correct the counts."
-    changed = set()
-    for i in where:
-        word, n = words[i]
-        new = merge_pair(word, pair)
-        for tokens, sign in ((word, -n), (new, n)):
-            for p in zip(tokens, tokens[1:], strict=False):
-                pairs[p] += sign
-                changed.add(p)
-                if sign > 0: places[p].add(i)
-        words[i] = (new, n)
-    changed.discard(pair)
-    return changed
-
-# %% ../nbs/02_pack.ipynb #0000000c
+# %% ../nbs/02_pack.ipynb #0000000d
 def train_tokenizer(
     texts:Iterable[str], # Cleaned texts
     vocab_size:int, # Tokens wanted, the special ones included
@@ -133,7 +134,7 @@ def train_tokenizer(
     tokens = dict.fromkeys((*SPECIAL, *letters, *(a + b for a, b in merges)))
     return herbert_layout({t: i for i, t in enumerate(tokens)}, merges)
 
-# %% ../nbs/02_pack.ipynb #0000000f
+# %% ../nbs/02_pack.ipynb #00000010
 MARKS = { # Mark to: does it stand at the end of a token?
     '</w>': True, '@@': True, '##': False, '▁': False, 'Ġ': False}
 
@@ -178,7 +179,7 @@ def ends_word(
     "Does a token of the vocabulary end a word?"
     return word_marks(tokenizer)[0]
 
-# %% ../nbs/02_pack.ipynb #00000014
+# %% ../nbs/02_pack.ipynb #00000015
 def cut_point(
     text:Sequence[int], # Token ids of one text, without special tokens
     free:int, # Free places in the open row [tokens]
@@ -191,25 +192,27 @@ def cut_point(
     while k > 0 and not (ends[text[k - 1]] or (starts is not None and starts[text[k]])): k -= 1
     return k
 
-# %% ../nbs/02_pack.ipynb #00000016
+# %% ../nbs/02_pack.ipynb #00000017
+@dataclass
 class Packer:
     "Fills rows with texts, one after the other, and counts what it does."
-    def __init__(
-        self,
-        ends_word:Sequence[bool], # Does a token end a word? `(V,)`
-        max_len:int=512, # Places in a row [tokens]
-        min_piece:int=40, # Shortest piece of a cut text [tokens]
-        cls_id:int=0, # Id of `<s>`
-        sep_id:int=2, # Id of `</s>`
-        starts_word:Sequence[bool] | None=None, # Does a token start a word? For vocabularies that mark starts
-    ):
-        if min_piece >= max_len - 1:
-            raise ValueError(f'min_piece = {min_piece} must be under max_len - 1 = {max_len - 1}, or a cut text would fit nowhere.')
-        self.max_len, self.min_piece, self.cls_id, self.sep_id = max_len, max(1, min_piece), cls_id, sep_id
-        self.ends = np.asarray(ends_word).tolist()
-        self.starts = None if starts_word is None or not np.any(starts_word) else np.asarray(starts_word).tolist()
-        self.rows, self.row = [], [cls_id]
-        self.texts = self.split_texts = self.dropped_tokens = 0
+    ends:Sequence[bool] # Does a token end a word? `(V,)`
+    max_len:int=512 # Places in a row [tokens]
+    min_piece:int=40 # Shortest piece of a cut text [tokens]
+    cls_id:int=0 # Id of `<s>`
+    sep_id:int=2 # Id of `</s>`
+    starts:Sequence[bool] | None=None # Does a token start a word? For vocabularies that mark starts
+    rows:list[list[int]]=field(default_factory=list) # Finished rows
+    texts:int=0 # Texts that were not empty
+    cuts:int=0 # Cuts that left a rest
+    split_texts:int=0 # Texts that were cut
+    dropped_tokens:int=0 # Tokens of rests that were too short
+
+    def __post_init__(self):
+        if self.min_piece >= self.max_len - 1:
+            raise ValueError(f'min_piece = {self.min_piece} must be under max_len - 1 = {self.max_len - 1}, or a cut text would fit nowhere.')
+        self.ends, self.min_piece, self.row = np.asarray(self.ends).tolist(), max(1, self.min_piece), [self.cls_id]
+        self.starts = np.asarray(self.starts).tolist() if self.starts is not None and np.any(self.starts) else None
 
     def close(self)->None:
         "End the open row, unless it holds only `<s>`."
@@ -222,29 +225,34 @@ class Packer:
     )->None:
         "Put a text into the open row, and into further rows when it is longer."
         self.texts += bool(text)
-        whole = True
-        while text:
-            free = self.max_len - len(self.row)
-            if len(text) + 1 <= free:
-                self.row += text
-                self.row.append(self.sep_id)
-                return
-            cut = cut_point(text, free, self.ends, self.starts)
-            if cut < self.min_piece:
-                if len(self.row) > 1:
-                    self.close()
-                    continue
-                cut = free
-            self.row += text[:cut]
-            self.close()
-            text = text[cut:]
-            self.split_texts += whole and bool(text)
-            whole = False
-            if len(text) < self.min_piece:
-                self.dropped_tokens += len(text)
-                return
+        cuts = self.cuts
+        while text: text = self.place(text)
+        self.split_texts += self.cuts > cuts
 
-# %% ../nbs/02_pack.ipynb #00000018
+    def place(
+        self,
+        text:list[int], # Token ids of a text, or of the rest of one
+    )->list[int]: # What is still to be placed
+        "Put what fits into the open row, by the rules above."
+        free = self.max_len - len(self.row)
+        if len(text) + 1 <= free:
+            self.row += [*text, self.sep_id]
+            return []
+        cut = cut_point(text, free, self.ends, self.starts)
+        if cut < self.min_piece:
+            if len(self.row) > 1:
+                self.close()
+                return text
+            cut = free
+        self.row += text[:cut]
+        self.close()
+        rest = text[cut:]
+        self.cuts += bool(rest)
+        if len(rest) >= self.min_piece: return rest
+        self.dropped_tokens += len(rest)
+        return []
+
+# %% ../nbs/02_pack.ipynb #00000019
 def pack_texts(
     texts:Iterable[Sequence[int]], # Token ids of each text, without special tokens
     ends_word:Sequence[bool], # Does a token end a word? `(V,)`
@@ -254,13 +262,13 @@ def pack_texts(
     sep_id:int=2, # Id of `</s>`
     starts_word:Sequence[bool] | None=None, # Does a token start a word? For vocabularies that mark starts
 )->list[np.ndarray]: # Rows: 1-D arrays of ids, `max_len` or shorter; raises `ValueError` when `min_piece` is too large
-    "Lay texts end to end in rows; the rules are in the class above."
+    "Lay texts end to end in rows."
     packer = Packer(ends_word, max_len, min_piece, cls_id, sep_id, starts_word)
     for text in texts: packer.add(text.tolist() if isinstance(text, np.ndarray) else list(text))
     packer.close()
     return [np.array(row) for row in packer.rows]
 
-# %% ../nbs/02_pack.ipynb #0000001d
+# %% ../nbs/02_pack.ipynb #0000001e
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt',
                    'vocab.txt', 'config.json', 'sentencepiece.bpe.model', 'spiece.model', 'tokenizer.model', 'bpe.codes')
 
@@ -287,7 +295,7 @@ def fetch_tokenizer(
         raise SettingsError(f'The tokenizer {name} cannot be fetched from the hub ({type(e).__name__}), and no earlier copy is here. Fetch its '
                             f'files elsewhere ({", ".join(TOKENIZER_FILES[:6])}), and give their folder as `tokenizer` in the profile.') from e
 
-# %% ../nbs/02_pack.ipynb #0000001e
+# %% ../nbs/02_pack.ipynb #0000001f
 def write_tokenizer(
     work:Path, # Folder to fill
     tokenizer:Tokenizer, # In HerBERT's layout
@@ -307,7 +315,7 @@ def load_tokenizer(
     if missing: raise SettingsError(f'The tokenizer in {folder} has no {", ".join(missing)} token: this is no tokenizer of a BERT.')
     return tokenizer
 
-# %% ../nbs/02_pack.ipynb #0000001f
+# %% ../nbs/02_pack.ipynb #00000020
 def make_tokenizer(
     work:Path, # Folder to fill
     p:Profile, # A profile
@@ -333,7 +341,7 @@ def tokenizer_artefact(
     files = {f: fingerprint(folder/f) for f in TOKENIZER_FILES if (folder/f).is_file()} if folder else {'hub': p.tokenizer}
     return Artefact('tokenizer', 'copied', 1, files, (), lambda w: make_tokenizer(w, p, None))
 
-# %% ../nbs/02_pack.ipynb #00000022
+# %% ../nbs/02_pack.ipynb #00000023
 BATCH = 1 << 20 # Characters given to the tokenizer at a time
 
 def text_batches(
@@ -356,7 +364,7 @@ def id_type(
     "16 bits where they are enough."
     return np.uint16 if vocab_size < 2**16 else np.uint32
 
-# %% ../nbs/02_pack.ipynb #00000023
+# %% ../nbs/02_pack.ipynb #00000024
 def is_heldout(
     row:np.ndarray, # Ids of a row
     share:float, # Share of the rows to hold out
@@ -374,7 +382,7 @@ def save_array(
     with open(part, 'wb') as f: np.save(f, array)
     part.replace(file)
 
-# %% ../nbs/02_pack.ipynb #00000024
+# %% ../nbs/02_pack.ipynb #00000025
 @dataclass
 class RowWriter:
     "Collects the rows of one shard and writes them."
@@ -408,7 +416,7 @@ class RowWriter:
         for name, array in (('ids', np.concatenate(self.ids)), ('ends', np.cumsum(self.lengths, dtype=np.int64)), ('heldout', np.array(self.heldout))):
             save_array(work/f'{name}-{shard:05d}.npy', array)
 
-# %% ../nbs/02_pack.ipynb #00000026
+# %% ../nbs/02_pack.ipynb #00000027
 @dataclass(frozen=True)
 class PackSettings:
     "What packing a shard needs to know."
@@ -418,6 +426,7 @@ class PackSettings:
     heldout_share:float # Share of the rows to hold out
     data_seed:int # Seed of the split
 
+# %% ../nbs/02_pack.ipynb #00000028
 def pack_shard(
     job:tuple[int, Path], # Number of the shard and its file
     work:Path, # Folder to write to
@@ -456,7 +465,7 @@ def plain_backend(
     backend.no_padding()
     return backend
 
-# %% ../nbs/02_pack.ipynb #00000027
+# %% ../nbs/02_pack.ipynb #00000029
 BINS = 16 # Bins of a histogram up to `max_len`; lengths of texts have as many again, and one for those that are longer
 
 def histogram(
@@ -490,7 +499,7 @@ def sum_counts(
     mean = total['tokens']/max(1, total['rows'])
     return {**total, 'mean_length': mean, 'share_used': mean/max_len, 'unk_share': total['unknown']/max(1, total['text_tokens'])}
 
-# %% ../nbs/02_pack.ipynb #00000028
+# %% ../nbs/02_pack.ipynb #0000002a
 def write_rows(
     work:Path, # Folder to fill
     files:list[Path], # Shards of cleaned text
@@ -528,7 +537,7 @@ def describe_tokens(
     names = {f'{n}_id': getattr(tokenizer, f'{n}_token_id') for n in ('cls', 'sep', 'pad', 'mask', 'unk')}
     write_json(work/'tokens.json', {'vocab_size': len(ends), 'max_len': max_len, 'special_ids': sorted(special_ids(tokenizer)), **names})
 
-# %% ../nbs/02_pack.ipynb #00000029
+# %% ../nbs/02_pack.ipynb #0000002b
 def rows_artefact(
     profile:'str | Path | Profile', # A profile or its name
     part:str='ccsub', # "old" or "ccsub"
@@ -553,7 +562,7 @@ def build_rows(
     "Pack a part of a profile's text, unless it is there already."
     return rows_artefact(profile, part, workers).build()
 
-# %% ../nbs/02_pack.ipynb #0000002b
+# %% ../nbs/02_pack.ipynb #0000002d
 class RowSet:
     "Some of the rows of a folder, as a sequence of id arrays."
     def __init__(
@@ -587,7 +596,7 @@ class RowSet:
         "Tokens in all rows of the set."
         return int(self.lengths().sum())
 
-# %% ../nbs/02_pack.ipynb #0000002c
+# %% ../nbs/02_pack.ipynb #0000002e
 @dataclass(frozen=True)
 class Rows:
     "The packed rows of one part, mapped from disk."
@@ -620,7 +629,7 @@ class Rows:
         return cls(folder, *sets, *(np.load(folder/f'{n}_word.npy') for n in ('ends', 'starts')),
                    **{**tokens, 'special_ids': tuple(tokens['special_ids'])})
 
-# %% ../nbs/02_pack.ipynb #0000002d
+# %% ../nbs/02_pack.ipynb #0000002f
 def batch_rows(
     rows:RowSet, # `Rows.train` or `Rows.heldout`
     indices:Sequence[int], # Which rows

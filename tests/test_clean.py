@@ -1,0 +1,586 @@
+"Cleaning, reading and deduplication against slow references, bad files, a bad network, and kills."
+import gzip
+import http.server
+import lzma
+import os
+import random
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from distilherbert import clean
+from distilherbert.artefact import read_manifest
+from distilherbert.clean import (
+    BadText,
+    Block,
+    Seen,
+    clean_and_tell,
+    clean_block,
+    clean_text,
+    cut_blocks,
+    deduplicate,
+    digests_of,
+    explain_text,
+    fold,
+    http_chunks,
+    is_too_deep,
+    read_texts,
+    score_cleaning,
+    settle_markup,
+    text_artefact,
+    text_sources,
+)
+from distilherbert.scenario import SettingsError, get_profile
+
+ANY = st.text(st.characters(exclude_categories=()), max_size=80)
+PIECES = ['<', '>', '&', ';', '/', '"', '#', ' ', '\n', '\t', '\0', '\xa0', '\u2028', '\ud800', '\ufeff', '×', '÷', 'p', 'b', 'br', 'script', '<script>',
+          '</script>', '<style>', '<!--', '-->', '<![CDATA[', ']]>', '<?', 'amp', 'lt', 'amp;', '&amp;', '&lt;', '&gt;', '&#60;', '&#x3c;', '&#0;',
+          '&#xd800;', '&not', 'http://', 'https://', 'HTTP://', 'www.', 'WWW.', 'wWw.', '.pl', 'a.b/c', '(', ')', '.', ',', ':', '!', 'ó', 'ż', 'słowo ',
+          'kot', '12', '中', '🙂', 'e\u0301', '<table>', '<td>', '<title>', '<textarea>', '<plaintext>', '<xmp>', '<template>', '<svg>', '<p title="', '</']
+MESSY = st.lists(st.sampled_from(PIECES), max_size=30).map(''.join) | st.tuples(ANY, st.sampled_from(PIECES), ANY).map(''.join)
+
+
+def slow_clean(text):
+    "The rules without any short cut: every rule on every text, symbols counted one by one."
+    text = fold(re.sub('[\ud800-\udfff\0]', '\ufffd', text))
+    text = settle_markup(text)
+    if text is None: return None
+    text = fold(clean.URL.sub(' ', text))
+    symbols = sum(not (c.isalnum() or c in ' ,.') for c in text)
+    return text if len(text) >= 15 and 10*symbols <= len(text) else None
+
+
+@settings(max_examples=600, deadline=None)
+@given(ANY | MESSY | st.tuples(MESSY, st.just(' zwykłe słowa, jakich pełno wszędzie')).map(''.join))
+@example('')
+@example('\ud800'*20)
+@example('<'*1000)
+@example('&lt;p&gt;' + '&amp;'*20)
+def test_any_text_is_cleaned_like_the_slow_way_and_stays_clean(text):
+    cleaned, rule = explain_text(text)
+    assert cleaned == clean_text(text) == slow_clean(text)
+    assert rule == 'kept' if cleaned is not None else rule in clean.RULES
+    if cleaned is not None:
+        assert explain_text(cleaned) == (cleaned, 'kept')
+        assert clean_and_tell(cleaned)[2] == ()
+        assert cleaned.encode().decode() == cleaned == fold(cleaned)
+
+
+@pytest.mark.parametrize('text, cleaned', [
+    ('<p>Pierwszy akapit</p><p>drugi akapit</p>', 'Pierwszy akapit drugi akapit'),
+    ('Ala ma <b>k</b>ota, a kot ma Alę', 'Ala ma kota, a kot ma Alę'),
+    ('Linia pierwsza<br/>linia druga<br>trzecia', 'Linia pierwsza linia druga trzecia'),
+    ('Przed skryptem <SCRIPT>var x = "</p>";</SCRIPT> po nim', 'Przed skryptem po nim'),
+    ('<a title="a > b" href="http://x.example/?a=b&c=d">odnośnik do strony</a>', 'odnośnik do strony'),
+    ('Tom &amp;amp; Jerry to kreskówka', 'Tom & Jerry to kreskówka'),
+    ('Pok&oacute;j&nbsp;by&#322; czysty&hellip; i tani', 'Pokój był czysty… i tani'),
+    ('&lt;b&gt;pogrubione słowa&lt;/b&gt; dwa razy', 'pogrubione słowa dwa razy'),
+    ('Jeśli a < b i b < c, to a < c zawsze i wszędzie', 'Jeśli a < b i b < c, to a < c zawsze i wszędzie'),
+    ('Zobacz https://a.example/b?c=d#e, potem www.b.example/x. Koniec', 'Zobacz , potem . Koniec'),
+    ('Quixote, Vox, Xawery: litery q, v, x', 'Quixote, Vox, Xawery: litery q, v, x'),
+    ('Съешь же ещё этих мягких булок', 'Съешь же ещё этих мягких булок'),
+    ('tylko dwadzieścia <i>liter', 'tylko dwadzieścia liter'),
+    ('kilka\tróżnych\u2003odstępów\r\n i\x0bkoniec', 'kilka różnych odstępów i koniec'),
+    ('<p>za krótki</p>', None), ('http://a.example/bardzo-dlugi-adres', None), ('   ', None), ('===== *** =====', None),
+    ('\0'*50 + 'tekst z samych zer', None), ('A\0l\0a\0 \0m\0a\0 \0k\0o\0t\0a\0', None)])
+def test_texts_by_hand(text, cleaned): assert clean_text(text) == cleaned
+
+
+def test_markup_that_goes_on_after_four_passes_is_rejected():
+    escaped = lambda times: '&' + 'amp;'*times + ' zwykły tekst o niczym'
+    assert [explain_text(escaped(n))[1] for n in (3, 4, 5, 50)] == ['kept', 'kept', 'markup', 'markup']
+
+
+def test_limits_are_exact_and_measured_on_the_cleaned_text():
+    assert clean_text('a'*14) is None and clean_text('a'*15) == 'a'*15
+    assert clean_text('<b>' + 'a'*14 + '</b>' + ' '*30) is None
+    for n in range(15, 120):
+        most = n//10
+        assert clean_text('a'*(n - most) + '-'*most) is not None and clean_text('a'*(n - most - 1) + '-'*(most + 1)) is None
+        assert clean_text('ż'*(n - most) + '„'*most) is not None and clean_text('ż'*(n - most - 1) + '„'*(most + 1)) is None
+    assert clean_text(' , .'.join('abcdefg')) is not None, 'space, comma and full stop are not counted against a text'
+    assert clean_text('a_b_c_d_e_f_g_h') is None, 'an underscore is a symbol'
+
+
+def test_hostile_markup_takes_no_long_time():
+    begin = time.perf_counter()
+    assert explain_text('<div>'*300_000 + 'tekst, który ktoś ukrył bardzo głęboko')[1] == 'markup'
+    assert clean_text('<p>To jest zdanie, a po nim następne.</p>'*100_000).startswith('To jest zdanie, a po nim następne. To')
+    assert not is_too_deep('<p>a<br><img src="b"><div></div>'*10_000)
+    for t in ('<!--'*100_000, '<a href="'*100_000, '&amp;'*100_000, '<b><i>'*50_000): explain_text(t)
+    assert time.perf_counter() - begin < 30
+
+
+def test_the_quick_look_never_hides_a_symbol_or_a_space():
+    for c in map(chr, range(0x110000)):
+        if '\ud800' <= c <= '\udfff': continue
+        found = clean.marks(c)
+        if not (c.isalnum() or c in ' ,.'): assert found, f'U+{ord(c):04x} is a symbol without a mark'
+        if c.isspace() and c != ' ': assert clean.ODD_SPACE.search(found), f'U+{ord(c):04x} is white space that is not seen'
+
+
+def test_precision_and_recall_on_the_world():
+    scores = score_cleaning(size=1500, seed=99)
+    assert set(scores) == {'kept', 'markup', 'urls', 'short', 'symbols', 'duplicates'}
+    for rule, s in scores.items(): assert s['precision'] >= 0.99 and s['recall'] >= 0.99 and s['n'] > 100, (rule, s)
+
+
+# Deduplication
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 60), max_size=40), max_size=12), st.integers(1, 64))
+def test_a_set_of_keys_is_a_set(batches, slots):
+    seen, known = Seen(slots), set()
+    for batch in batches:
+        answer = seen.add(digests_of(str(i).encode() for i in batch)).tolist()
+        for i, new in zip(batch, answer, strict=True):
+            assert new == (i not in known)
+            known.add(i)
+    assert seen.used == len(known)
+
+
+def test_keys_that_want_the_same_slot_and_differ_in_one_half():
+    keys = np.array([[8, 1], [16, 1], [8, 2], [8, 1], [24, 7], [16, 1]], np.uint64)
+    assert Seen(8).add(keys).tolist() == [True, True, True, False, True, False]
+
+
+@given(st.lists(st.sampled_from(['a', 'b', 'ż', '\ud800', 'długi tekst']), max_size=50), st.integers(1, 7))
+def test_deduplicate_keeps_first_occurrences_in_order(texts, batch): assert list(deduplicate(texts, batch)) == list(dict.fromkeys(texts))
+
+
+# Blocks and documents
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(['a', 'bb\n', '\n\n', '\n', '\r\n\r\n', 'ż', '   ']), max_size=60).map(''.join), st.integers(1, 40), st.data())
+def test_blocks_depend_only_on_the_text(text, block, data):
+    whole, sizes = text.encode(), data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+    pieces, at = [], 0
+    while at < len(whole):
+        pieces.append(whole[at:at + sizes[len(pieces) % len(sizes)]])
+        at += len(pieces[-1])
+    blocks = list(cut_blocks(pieces, block))
+    assert blocks == list(cut_blocks([whole], block)) and b''.join(blocks) == whole
+    assert all(b.endswith((b'\n\n', b'\n\r\n')) for b in blocks[:-1])
+
+
+def test_an_overlong_document_is_cut_at_a_line(monkeypatch):
+    monkeypatch.setattr(clean, 'LONGEST', 64)
+    text = b'0123456789\n'*50
+    blocks = list(cut_blocks([text], 16))
+    assert len(blocks) > 5 and b''.join(blocks) == text and all(b.endswith(b'9\n') for b in blocks)
+
+
+def test_a_document_keeps_its_part_whatever_its_neighbours():
+    documents = [f'To jest dokument numer {i}, o niczym szczególnym.' for i in range(400)]
+    part = {d: clean.part_of(d, 0.6) for d in documents}
+    assert 190 < sum(p == 'old' for p in part.values()) < 290
+    for d in documents[:50]: assert clean_block(Block(f'Inny tekst przed nim.\n\n{d}\n\n'), 0.6).counts[part[d]]['documents'] >= 1
+    assert {clean.part_of(d, 0.0) for d in documents} == {'ccsub'}
+
+
+# The whole stage, on folders
+
+SENTENCE = 'Numer {} ma swoje zdanie, a w nim kilka słów.'
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    "Artefacts of these tests live in a folder of their own, and blocks are small."
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
+    monkeypatch.delenv('DISTILHERBERT_CC100', raising=False)
+    monkeypatch.setattr(clean, 'BLOCK', 4096)
+
+
+def profile_of(folder, **changes): return replace(get_profile('mini'), text=str(folder), **changes)
+
+
+def content(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder).glob('*.txt'))}
+
+
+def noisy_corpus(documents=300, seed=0):
+    rng, lines = random.Random(seed), []
+    for _ in range(documents):
+        for _ in range(rng.randrange(1, 6)):
+            s = SENTENCE.format(rng.randrange(900))
+            lines.append(rng.choice([s, s, s, f'<p>{s}</p>', f'{s} http://a.example/b', 'Menu', '*** ### ***', s.replace(' ', '&nbsp;'), f'  {s}\t']))
+        lines.append(rng.choice(['', '', ' ', '\t']))
+    return '\n'.join(lines)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    "A folder with three files, one of each kind."
+    folder = tmp_path/'corpus'
+    folder.mkdir()
+    (folder/'a.txt').write_text(noisy_corpus(seed=1), 'utf-8')
+    (folder/'b.txt.xz').write_bytes(lzma.compress(noisy_corpus(seed=2).encode()))
+    (folder/'c.txt.gz').write_bytes(gzip.compress(noisy_corpus(seed=3).replace('\n', '\r\n').encode()))
+    return folder
+
+
+def naive(texts, old_share):
+    "What the stage should leave, the plain way: a set of strings, no blocks."
+    seen, parts, counts = set(), {'old': [], 'ccsub': []}, {'old': Counter(), 'ccsub': Counter()}
+    for t in texts:
+        for document in (d.strip() for d in re.split(r'\n\s*\n', t) if d.strip()):
+            part = clean.part_of(document, old_share)
+            for line in document.split('\n'):
+                text, rule = explain_text(line)
+                counts[part]['lines_read'] += 1
+                counts[part][rule if text is None else 'duplicates' if text in seen else 'kept'] += 1
+                if text is not None and text not in seen: parts[part].append(text)
+                seen.add(text)
+    return parts, counts
+
+
+@pytest.mark.parametrize('workers', [1, 4])
+def test_the_stage_does_what_the_plain_way_does(corpus, workers):
+    folder = text_artefact(profile_of(corpus, old_share=0.4), workers=workers).build()
+    texts = [(corpus/'a.txt').read_text('utf-8'), noisy_corpus(seed=2), noisy_corpus(seed=3).replace('\n', '\r\n')]
+    parts, counts = naive(texts, 0.4)
+    for part in parts:
+        assert list(read_texts(folder, part)) == parts[part]
+        found = read_manifest(folder)['counts']['parts'][part]
+        assert found['lines_read'] == counts[part]['lines_read'] == sum(found['rejected'].values()) + found['duplicates'] + found['kept']
+        assert {**found['rejected'], 'duplicates': found['duplicates'], 'kept': found['kept']} == \
+               {r: counts[part][r] for r in (*clean.RULES, 'duplicates', 'kept')}
+        assert found['chars_kept'] == sum(map(len, parts[part]))
+    assert read_manifest(folder)['counts']['lines'] == sum(t.count('\n') for t in texts)
+
+
+def test_the_number_of_workers_changes_no_byte(corpus, monkeypatch, tmp_path):
+    monkeypatch.setattr(clean, 'STRETCH', 20_000)
+    folders = []
+    for workers in (1, 4):
+        monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/f'runs{workers}'))
+        a = text_artefact(profile_of(corpus, old_share=0.4), workers=workers)
+        folders.append(a.build())
+    assert content(folders[0]) == content(folders[1]) and len(content(folders[0])) > 4
+    assert read_manifest(folders[0])['counts'] == read_manifest(folders[1])['counts']
+    assert read_manifest(folders[0])['key'] == read_manifest(folders[1])['key']
+
+
+def test_the_key_knows_contents_not_paths(corpus, tmp_path):
+    a = text_artefact(profile_of(corpus))
+    corpus.rename(tmp_path/'moved')
+    assert text_artefact(profile_of(tmp_path/'moved')).key == a.key
+    assert text_artefact(profile_of(tmp_path/'moved', old_share=0.1)).key != a.key
+    assert text_artefact(profile_of(tmp_path/'moved', text_lines=10)).key != a.key
+    (tmp_path/'moved'/'a.txt').write_text('Inny tekst niż przedtem.', 'utf-8')
+    assert text_artefact(profile_of(tmp_path/'moved')).key != a.key
+
+
+@pytest.mark.parametrize('lines', [4, 7, 100, 500])
+def test_the_first_lines_are_those_of_head(tmp_path, lines):
+    text, folder = noisy_corpus(seed=5), tmp_path/'t'
+    folder.mkdir()
+    (folder/'a.txt').write_text(text, 'utf-8')
+    head = '\n'.join(text.split('\n')[:lines]) + '\n'
+    (tmp_path/'h').mkdir()
+    (tmp_path/'h'/'a.txt').write_text(head, 'utf-8')
+    limited = text_artefact(profile_of(folder, text_lines=lines, old_share=0.3)).build()
+    assert read_manifest(limited)['counts']['lines'] == lines
+    assert content(limited) == content(text_artefact(profile_of(tmp_path/'h', old_share=0.3)).build())
+
+
+class Killed(BaseException):
+    "Stands for a kill between two blocks."
+
+
+@pytest.mark.parametrize('after', [0, 1, 5, 11, 14])
+def test_a_run_that_was_killed_goes_on_and_ends_the_same(corpus, monkeypatch, tmp_path, after):
+    monkeypatch.setattr(clean, 'STRETCH', 20_000)
+    undisturbed = content(text_artefact(profile_of(corpus, old_share=0.4)).build())
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'again'))
+    real, calls = clean.clean_block, []
+    def dies(block, share):
+        if len(calls) == after: raise Killed
+        calls.append(block)
+        return real(block, share)
+    a = text_artefact(profile_of(corpus, old_share=0.4))
+    monkeypatch.setattr(clean, 'clean_block', dies)
+    with pytest.raises(Killed): a.build()
+    (a.partial/'ccsub-00099.txt.part').write_bytes(b'half a fi')
+    assert not a.path.exists()
+    finished = clean.resume_note(a.partial)['blocks']
+    again = []
+    monkeypatch.setattr(clean, 'clean_block', lambda b, s: again.append(b) or real(b, s))
+    assert content(a.build()) == undisturbed
+    assert len(again) == len(list(b for s in text_sources(profile_of(corpus)) for b in s.blocks())) - finished
+
+
+def test_old_and_new_parts_of_the_world(monkeypatch):
+    p = replace(get_profile('demo'), world_size=60)
+    folder = text_artefact(p).build()
+    assert {f.name for f in folder.glob('*.txt')} == {'old-00000.txt', 'ccsub-00000.txt'}
+    assert text_artefact(replace(p, old_share=0.5)).key == text_artefact(p).key, 'the world has parts of its own'
+    with pytest.raises(SettingsError, match='needs world_size'): text_sources(replace(p, world_size=0))
+
+
+# Bad input: each is an error that names the file and the place, or is counted
+
+def build_from(tmp_path, **files):
+    folder = tmp_path/'bad'
+    folder.mkdir(exist_ok=True)
+    for name, data in files.items(): (folder/name.replace('_', '.')).write_bytes(data)
+    return text_artefact(profile_of(folder)).build()
+
+
+GOOD = ('\n'.join(SENTENCE.format(i) for i in range(3000)) + '\n').encode()
+
+
+def test_a_truncated_archive(tmp_path):
+    for name, pack in (('a_txt_xz', lzma.compress), ('a_txt_gz', gzip.compress)):
+        packed = pack(GOOD)
+        for keep in (0, 10, len(packed)//2, len(packed) - 1):
+            with pytest.raises(BadText, match=r'a\.txt\.(xz|gz) is a (truncated|broken) archive'): build_from(tmp_path, **{name: packed[:keep]})
+        (tmp_path/'bad'/name.replace('_', '.')).unlink()
+
+
+def test_a_broken_archive(tmp_path):
+    for name, pack in (('a_txt_xz', lzma.compress), ('a_txt_gz', gzip.compress)):
+        packed = bytearray(pack(GOOD))
+        packed[len(packed)//2] ^= 0xff
+        with pytest.raises(BadText, match='broken archive.* near byte'): build_from(tmp_path, **{name: bytes(packed)})
+        with pytest.raises(BadText, match='broken archive'): build_from(tmp_path, **{name: b'To nie jest archiwum, tylko tekst.'})
+        with pytest.raises(BadText, match='broken archive'): build_from(tmp_path, **{name: pack(GOOD) + b'i jeszcze cos'})
+        (tmp_path/'bad'/name.replace('_', '.')).unlink()
+
+
+def test_several_streams_in_one_archive_are_one_text(tmp_path):
+    half = GOOD.index(b'\n', len(GOOD)//2) + 1
+    folder = build_from(tmp_path, a_txt_xz=lzma.compress(GOOD[:half]) + b'\0'*8 + lzma.compress(GOOD[half:]) + b'\0'*4)
+    assert read_manifest(folder)['counts']['lines'] == 3000
+
+
+@pytest.mark.parametrize('encoding', ['iso-8859-2', 'utf-16', 'cp1250'])
+def test_a_file_that_is_not_utf8(tmp_path, encoding):
+    before = GOOD.decode()
+    data = before.encode() + 'gęś i żółw'.encode(encoding) + b'\n'
+    with pytest.raises(BadText) as e: build_from(tmp_path, a_txt=data)
+    offset = next(i for i in range(len(GOOD), len(data)) if not is_utf8(data[len(GOOD):i + 1]))
+    assert 'a.txt is not UTF-8' in str(e.value) and 'line 3,001' in str(e.value)
+    assert abs(int(re.search(r'offset ([\d,]+)', str(e.value))[1].replace(',', '')) - offset) <= 3
+
+
+def is_utf8(data):
+    try: data.decode()
+    except UnicodeDecodeError as e: return e.reason == 'unexpected end of data'
+    return True
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    folder = build_from(tmp_path, a_txt=b'\xef\xbb\xbf' + GOOD)
+    assert next(read_texts(folder, 'ccsub' if (folder/'ccsub-00000.txt').exists() else 'old'))[0] == 'N'
+
+
+def test_a_folder_without_text(tmp_path):
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(SettingsError, match='There is no text in .*empty: it holds nothing'): text_sources(profile_of(tmp_path/'empty'))
+    (tmp_path/'empty'/'a.pdf').touch()
+    with pytest.raises(SettingsError, match=r'it holds a\.pdf; wanted are'): text_sources(profile_of(tmp_path/'empty'))
+    with pytest.raises(SettingsError, match='There is no folder'): text_sources(profile_of(tmp_path/'nowhere'))
+
+
+@pytest.mark.parametrize('data', [b'', b'\n\n\n', b'Menu\n\nStart\n', b'\0'*1000])
+def test_text_of_which_nothing_is_left(tmp_path, data):
+    with pytest.raises(BadText, match=r'Nothing is left of a\.txt'): build_from(tmp_path, a_txt=data)
+
+
+def test_a_line_of_ten_megabytes(tmp_path):
+    long = 'Bardzo długa linia, która się nie kończy, tylko trwa. '*200_000
+    folder = build_from(tmp_path, a_txt=f'{SENTENCE}\n{long}\n<p>{long}</p>\n\n{SENTENCE.format(1)}\n'.encode())
+    texts = [t for part in ('old', 'ccsub') if list(folder.glob(f'{part}-*')) for t in read_texts(folder, part)]
+    assert sorted(map(len, texts)) == sorted([len(SENTENCE), len(SENTENCE.format(1)), len(long) - 1])
+    counts = read_manifest(folder)['counts']['parts']
+    assert sum(p['duplicates'] for p in counts.values()) == 1 and sum(p['lines_read'] for p in counts.values()) == 4
+
+
+def test_a_nul_and_an_empty_line_lose_nothing(tmp_path):
+    folder = build_from(tmp_path, a_txt=f'\n\n{SENTENCE.format(1)}\n\n\n \n{SENTENCE.format(2)}\0\n{SENTENCE.format(3)}'.encode())
+    texts = {t for part in ('old', 'ccsub') if list(folder.glob(f'{part}-*')) for t in read_texts(folder, part)}
+    assert texts == {SENTENCE.format(1), SENTENCE.format(2) + '\ufffd', SENTENCE.format(3)}
+
+
+def test_bad_files_can_be_skipped_and_are_listed(tmp_path, corpus):
+    p = profile_of(corpus, old_share=0.4)
+    good = text_artefact(p)
+    good.build()
+    (corpus/'bad.txt.xz').write_bytes(lzma.compress(GOOD)[:500])
+    (corpus/'latin.txt').write_bytes('żółw'.encode('iso-8859-2'))
+    with pytest.raises(BadText): text_artefact(p).build()
+    skipping = text_artefact(p, on_bad_file='skip').build()
+    bad = read_manifest(skipping)['counts']['bad_files']
+    assert [b.split()[0] for b in bad] == ['bad.txt.xz', 'latin.txt']
+    assert content(skipping) == content(good.path)
+    with pytest.raises(SettingsError, match='"stop" or "skip"'): text_artefact(p, on_bad_file='ignore')
+
+
+def test_a_missing_part_says_what_there_is(corpus):
+    folder = text_artefact(profile_of(corpus, old_share=0.0)).build()
+    with pytest.raises(SettingsError, match="no part 'old'; it has ccsub"): list(read_texts(folder, 'old'))
+
+
+# CC-100 over HTTP
+
+class Server(http.server.ThreadingHTTPServer):
+    "Serves one file, as badly as told."
+    daemon_threads = True
+
+    def __init__(self, data):
+        self.data, self.drop_after, self.ranges, self.status, self.tags, self.asked, self.lie = data, [], True, [], ['"1"'], [], 0
+        super().__init__(('127.0.0.1', 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self): return f'http://127.0.0.1:{self.server_port}/pl.txt.xz'
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+    def do_GET(self):
+        s = self.server
+        s.asked.append(self.headers.get('Range'))
+        tag = s.tags.pop(0) if len(s.tags) > 1 else s.tags[0]
+        if s.status and (status := s.status.pop(0)) != 200: return self.send_error(status)
+        start = int(m[1]) if s.ranges and (m := re.match(r'bytes=(\d+)-', self.headers.get('Range') or '')) else 0
+        if start and self.headers.get('If-Range', tag) != tag: start = 0
+        self.send_response(206 if start else 200)
+        if start: self.send_header('Content-Range', f'bytes {start}-{len(s.data) - 1}/{len(s.data)}')
+        self.send_header('Content-Length', str(len(s.data) - start + s.lie))
+        self.send_header('ETag', tag)
+        self.end_headers()
+        body = s.data[start:]
+        if s.drop_after: body = body[:s.drop_after.pop(0)]
+        try: self.wfile.write(body)
+        except OSError: return
+        self.wfile.flush()
+        if len(body) < len(s.data) - start or s.lie:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    "A server of CC-100 as it should be; tests spoil it."
+    rng = random.Random(0)
+    text = ''.join(SENTENCE.format(rng.randrange(10**9)) + ('\n\n' if rng.random() < .3 else '\n') for _ in range(20_000))
+    s = Server(lzma.compress(text.encode(), preset=0))
+    s.text = text
+    monkeypatch.setenv('DISTILHERBERT_CC100', s.address)
+    monkeypatch.setattr(clean.time, 'sleep', lambda seconds: None)
+    yield s
+    s.shutdown()
+    s.server_close()
+
+
+def paper(lines=0): return replace(get_profile('paper'), text_lines=lines)
+
+
+def test_cc100_is_streamed_whole(server):
+    folder = text_artefact(paper()).build()
+    assert list(read_texts(folder, 'ccsub')) == [t for t in server.text.split('\n') if t]
+    assert {f.name for f in folder.glob('*.txt')} == {'ccsub-00000.txt'}
+
+
+def test_only_what_is_needed_for_the_first_lines_is_read(server):
+    folder = text_artefact(paper()).build()
+    server.data = server.data[:len(server.data)//2]  # What comes later need not even be there
+    few = text_artefact(paper(50)).build()
+    assert read_manifest(few)['counts']['lines'] == 50
+    texts = list(read_texts(few, 'ccsub'))
+    assert 20 < len(texts) <= 50 and texts == list(read_texts(folder, 'ccsub'))[:len(texts)]
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke(server):
+    whole = b''.join(http_chunks(server.address))
+    server.drop_after, server.asked = [len(server.data)//3, 0, 1000], []
+    assert b''.join(http_chunks(server.address)) == whole == server.data
+    assert server.asked[0] is None and server.asked[1] == f'bytes={len(server.data)//3}-' and len(server.asked) == 4
+
+
+def test_a_drop_leaves_the_same_text(server, tmp_path, monkeypatch):
+    whole = content(text_artefact(paper()).build())
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'dropped'))
+    server.drop_after = [100_000, 50_000]
+    assert content(text_artefact(paper()).build()) == whole
+
+
+def test_a_server_that_cannot_go_on_is_an_error(server):
+    server.ranges, server.drop_after = False, [50_000]
+    with pytest.raises(BadText, match='broke after 50,000 bytes, and the server cannot go on from there'): list(http_chunks(server.address))
+
+
+def test_a_file_that_changes_meanwhile_is_an_error(server):
+    server.tags, server.drop_after = ['"1"', '"2"'], [50_000]
+    with pytest.raises(BadText, match='or the file has changed'): list(http_chunks(server.address))
+
+
+def test_a_line_that_stays_dead_is_an_error(server):
+    server.drop_after = [50_000] + [0]*100
+    with pytest.raises(BadText, match='broke after 50,000 bytes and cannot be opened again'): list(http_chunks(server.address))
+
+
+def test_a_length_that_never_comes_is_an_error(server):
+    server.lie = 1000
+    with pytest.raises(BadText, match='broke after|cannot go on|416'): list(http_chunks(server.address))
+
+
+def test_a_server_that_is_busy_is_asked_again(server):
+    server.status = [503, 200]
+    assert b''.join(http_chunks(server.address)) == server.data
+
+
+@pytest.mark.parametrize('status', [404, 403])
+def test_a_file_that_is_not_there_says_what_to_do(server, status):
+    server.status = [status]
+    with pytest.raises(BadText, match=rf'answers {status}.*curl -LO http.*cc100/pl\.txt\.xz'): text_artefact(paper()).build()
+
+
+def test_a_truncated_file_on_the_server_is_an_error(server):
+    server.data = server.data[:-1000]
+    with pytest.raises(BadText, match='truncated archive'): text_artefact(paper()).build()
+
+
+@pytest.mark.parametrize('address', ['http://127.0.0.1:9/pl.txt.xz', 'http://no-such-host.invalid/pl.txt.xz'])
+def test_without_a_network_it_fails_at_once_and_says_what_to_do(monkeypatch, address):
+    monkeypatch.setenv('DISTILHERBERT_CC100', address)
+    begin = time.perf_counter()
+    with pytest.raises(BadText, match='cannot be opened.*fetch the file elsewhere'): text_artefact(paper()).build()
+    assert time.perf_counter() - begin < 15
+
+
+def test_a_local_copy_comes_before_the_address(tmp_path, monkeypatch):
+    (tmp_path/'data'/'cc100').mkdir(parents=True)
+    (tmp_path/'data'/'cc100'/'pl.txt.xz').write_bytes(lzma.compress(GOOD))
+    monkeypatch.setenv('DISTILHERBERT_DATA', str(tmp_path/'data'))
+    assert [s.name for s in text_sources(paper())] == ['pl.txt.xz']
+    monkeypatch.setenv('DISTILHERBERT_CC100', str(tmp_path/'data'/'cc100'/'pl.txt.xz'))
+    assert read_manifest(text_artefact(paper()).build())['counts']['lines'] == 3000
+    monkeypatch.setenv('DISTILHERBERT_CC100', str(tmp_path/'none.xz'))
+    with pytest.raises(SettingsError, match='is no file'): text_sources(paper())
+    monkeypatch.setenv('DISTILHERBERT_CC100', 'ftp://a.example/pl.txt.xz')
+    with pytest.raises(SettingsError, match='neither a file nor http'): text_sources(paper())
+
+
+# Real text
+
+@pytest.mark.skipif(not os.environ.get('DISTILHERBERT_DATA'), reason='DISTILHERBERT_DATA is not set: no real text here')
+def test_real_lines_are_cleaned_like_the_slow_way():
+    folder = Path(os.environ['DISTILHERBERT_DATA']).resolve()/'text'
+    rng = random.Random(0)
+    for file in sorted(folder.glob('*.txt.xz')):
+        with lzma.open(file, 'rt', encoding='utf-8', newline='\n') as f: lines = [line.rstrip('\n') for line in f if rng.random() < 0.02]
+        for line in lines:
+            cleaned = clean_text(line)
+            assert cleaned == slow_clean(line) and (cleaned is None or clean_text(cleaned) == cleaned), file.name
