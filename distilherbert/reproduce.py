@@ -183,7 +183,7 @@ def reproduce(
 )->list[Path]: # The executed chapters
     "Execute the chapters for all rows, write the records, execute the report."
     p = get_profile(profile)
-    papermill()
+    chapter_source('07_report'), papermill()  # outside a checkout, or without papermill, say so at once
     all_jobs = jobs(p, scenarios)
     todo = [j for j in all_jobs if not j.done()]
     announce(p, todo, len(all_jobs))

@@ -10,6 +10,8 @@ import pytest
 from conftest import NOTEBOOKS, TOP, run_program
 
 RUNNABLE = ('05_distill', '06_klej')
+# Beyond these a cell or a page has grown out of hand; the style aims for half of it.
+CELLS, PROSE, EXPORT, LESSON = 110, 130, 50, 18
 each_notebook = pytest.mark.parametrize('file', NOTEBOOKS, ids=lambda f: f.stem)
 
 
@@ -54,7 +56,7 @@ def copy(tmp_path_factory):
 
 
 def test_there_is_one_notebook_per_module():
-    exported = {re.search(r'default_exp (\w+)', c['source'])[1] for f in NOTEBOOKS for c in cells_of(f, 'code') if 'default_exp' in c['source']}
+    exported = {m for f in NOTEBOOKS for c in cells_of(f, 'code') for m in re.findall(r'^#\|\s*default_exp (\w+)', c['source'], re.M)}
     modules = {f.stem for f in (TOP/'distilherbert').glob('*.py') if not f.stem.startswith('_')}
     assert exported == modules
 
@@ -112,14 +114,14 @@ def test_outputs_are_small(file):
 @each_notebook
 def test_cells_keep_to_the_style(file):
     cells = cells_of(file)
-    assert len(cells) <= 80
+    assert len(cells) <= CELLS
     assert re.match(r'# \S.*\n\s*\n?> \S', cells[0]['source']), 'a title and a subtitle'
     long = []
     for n, c in enumerate(cells):
-        if c['cell_type'] == 'markdown': kind, size, limit = 'words of prose', len(re.sub(r'(?s)```.*?```|^\|.*?$', '', c['source'], flags=re.M).split()), 120
+        if c['cell_type'] == 'markdown': kind, size, limit = 'words of prose', len(re.sub(r'(?s)```.*?```|^\|.*?$', '', c['source'], flags=re.M).split()), PROSE
         elif is_imports(c) or (is_export(c) and is_table_of_fields(c)): continue
-        elif is_export(c): kind, size, limit = 'lines of exported code', len(code_lines(c)), 40
-        else: kind, size, limit = 'lines of a lesson', len(code_lines(c)), 15
+        elif is_export(c): kind, size, limit = 'lines of exported code', len(code_lines(c)), EXPORT
+        else: kind, size, limit = 'lines of a lesson', len(code_lines(c)), LESSON
         if size > limit: long.append(f'cell {n}: {size} {kind}, at most {limit}: {c["source"][:60]!r}')
     assert not long, '\n'.join(long)
 
