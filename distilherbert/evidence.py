@@ -8,10 +8,10 @@ __all__ = ['TASKS', 'PUBLISHED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', '
            'Evidence', 'load_evidence', 'anchor', 'linked', 'signed', 'count', 'with_interval', 'first_reading',
            'find_pair', 'verdict', 'compare_sentence', 'answers', 'kept_sentence', 'order_sentence', 'markdown_table',
            'initial_weights', 'table_scenarios', 'tasks_of', 'task_title', 'score_cell', 'mean_cell', 'kept_cell',
-           'published_cell', 'table_scores', 'scores_caption', 'inflation', 'table_readings', 'inflation_sentence',
-           'table_published', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'table_models',
-           'table_profiles', 'size_sentence', 'teacher_sentence', 'cleaning_sentence', 'cost_sentence', 'half_width',
-           'noise_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
+           'published_cell', 'table_scores', 'scores_caption', 'inflation', 'readings_cell', 'table_readings',
+           'inflation_sentence', 'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules',
+           'table_rows', 'table_models', 'table_profiles', 'size_sentence', 'teacher_sentence', 'cleaning_sentence',
+           'cost_sentence', 'half_width', 'noise_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -255,6 +255,7 @@ QUESTIONS:tuple[tuple[str, str, str], ...] = (
 
 def answers(
     e:Evidence, # The records
+    label:str='', # Not used: sentences have no identifier
 )->str: # A Markdown list
     "Each question of the grid with its answer."
     return '\n'.join(f'- *{q}* {compare_sentence(e, a, b)}' for a, b, q in QUESTIONS)
@@ -269,8 +270,8 @@ def kept_sentence(
     for k in e.get('comparisons', 'kept', default=[]):
         if (k['student'], k['teacher'], k['task']) == (student, teacher, task):
             numbers = linked(e, 'comparisons', f'{100*k["share"]:.1f} % (95 % interval {100*k["low"]:.1f} to {100*k["high"]:.1f})')
-            return f'{student} keeps {numbers} of the score of {teacher}.'
-    return f'How much of {teacher} {student} keeps has not been measured in the profile `{e.profile}`.'
+            return f'In the profile `{e.profile}` {student} keeps {numbers} of the mean score of {teacher}.'
+    return f'What share of the score of {teacher} {student} keeps has not been measured in the profile `{e.profile}`.'
 
 # %% ../nbs/10_evidence.ipynb #00000021
 EXPECTED:tuple[tuple[str, str], ...] = (('S1', 'S0'), ('S2', 'S0'), ('S4', 'S2'))
@@ -334,7 +335,7 @@ def task_title(
 )->str: # Its name and the number of examples it is scored on
     "Head of a column."
     ns = {e.get(w, task, 'n') for w in e.records if w.startswith('klej-')} - {None}
-    return TASKS.get(task, task) + (f', n = {", ".join(f"{n:,}" for n in sorted(ns))}' if ns else '')
+    return TASKS.get(task, task) + (f'<br>n = {", ".join(f"{n:,}" for n in sorted(ns))}' if ns else '')
 
 def score_cell(
     e:Evidence, # The records
@@ -378,7 +379,7 @@ def published_cell(
 )->str: # A marked number, or "—"
     "A published figure."
     value = PUBLISHED[source].scores.get(model, {}).get(task)
-    return NOTHING if value is None else f'*{value:.2f}*†'
+    return NOTHING if value is None else f'*{value:.2f}*'
 
 # %% ../nbs/10_evidence.ipynb #0000002c
 def table_scores(
@@ -390,7 +391,7 @@ def table_scores(
     "Table 2: our scores beside the published ones."
     tasks = tasks_of(e) or list(TASKS)
     head = ['Model']
-    for t in tasks: head += [task_title(e, t), '†'] if t in TASKS else [task_title(e, t)]
+    for t in tasks: head += [task_title(e, t), 'the report†'] if t in TASKS else [task_title(e, t)]
     head += ['Mean', 'Kept of T0']
     rows = []
     for s in SCENARIOS:
@@ -425,20 +426,30 @@ def inflation(
     if 'max' not in readings or 'honest' not in readings: return None
     return readings['max']['mean'] - readings['honest']['mean']
 
+def readings_cell(
+    e:Evidence, # The records
+    scenario:str, # A scenario
+    task:str, # A task
+)->str: # Three linked numbers, or "—"
+    "The readings of one score."
+    readings = e.get(f'klej-{scenario}', task, 'readings', default={})
+    if not readings: return NOTHING
+    return linked(e, f'klej-{scenario}', ' · '.join(f'{readings[r]["mean"]:.1f}' if r in readings else NOTHING for r in READINGS))
+
 def table_readings(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
 )->str: # Markdown
     "The three readings of each run, side by side."
-    rows = []
+    rows, tasks = [], tasks_of(e)
     for s in SCENARIOS:
-        for t in tasks_of(e):
-            if not e.get(f'klej-{s}', t): continue
-            extra = inflation(e, s, t)
-            cells = [score_cell(e, s, t, r) for r in READINGS]
-            rows.append((f'**{s}**', TASKS.get(t, t), *cells, NOTHING if extra is None else linked(e, f'klej-{s}', signed(extra))))
-    head = ('Model', 'Task', *(r.capitalize() for r in READINGS.values()), 'Inflation [points]')
-    return markdown_table(head, rows, f'Three readings of the same fine-tuning runs, profile `{e.profile}`.', label, 'llrrrr')
+        extra = [x for t in tasks if (x := inflation(e, s, t)) is not None]
+        mean = linked(e, f'klej-{s}', signed(sum(extra)/len(extra))) if extra else NOTHING
+        rows.append((f'**{s}**', *(readings_cell(e, s, t) for t in tasks), mean))
+    head = ('Model', *(TASKS.get(t, t) for t in tasks), 'Inflation')
+    caption = (f'Three readings of the same fine-tuning runs, profile `{e.profile}`, in percent: {" · ".join(READINGS.values())}. Inflation: the last '
+               'minus the first, mean over the tasks, in points.')
+    return markdown_table(head, rows, caption, label)
 
 def inflation_sentence(
     e:Evidence, # The records
@@ -446,8 +457,8 @@ def inflation_sentence(
     "What the maximum over epochs adds, over all scores."
     extra = [x for s in SCENARIOS for t in tasks_of(e) if (x := inflation(e, s, t)) is not None]
     if not extra: return f'The readings have not been compared in the profile `{e.profile}`.'
-    return (f'Over {len(extra)} scores the maximum over the epochs lies {sum(extra)/len(extra):.1f} points above the honest reading on '
-            f'average, and up to {max(extra):.1f}.')
+    return (f'In the profile `{e.profile}`, over {len(extra)} scores, the maximum over the epochs lies {sum(extra)/len(extra):.1f} points above '
+            f'the honest reading on average, and up to {max(extra):.1f}.')
 
 # %% ../nbs/10_evidence.ipynb #00000033
 def table_published(
@@ -462,6 +473,12 @@ def table_published(
     return markdown_table(head, rows, 'Published accuracies in percent, as printed (zeros added to two decimals).', label, 'llrrrl')
 
 # %% ../nbs/10_evidence.ipynb #00000035
+def parts_of(
+    values:Mapping, # Values by part of the text, as records have them
+)->dict[str, Mapping]: # The same, the teacher's own part first
+    "The parts of a text in the order of their use."
+    return {p: values[p] for p in sorted(values, key=lambda p: (p != 'old', p)) if isinstance(values[p], Mapping)}
+
 def waterfall(
     part:Mapping, # Counts of one part of the text
 )->list[tuple[str, int]]: # Steps: lines read, what each rule removed (negative), texts kept; raises `ValueError`
@@ -479,7 +496,7 @@ def table_cleaning(
 )->str: # Markdown
     "The waterfall of every part of the text."
     rows = []
-    for part, counts in e.get('clean', 'parts', default={}).items():
+    for part, counts in parts_of(e.get('clean', 'parts', default={})).items():
         for step, n in waterfall(counts):
             share = f'{100*n/counts["lines_read"]:.2f} %'.replace('-', '−') if counts['lines_read'] else NOTHING
             rows.append((part, step, linked(e, 'clean', f'{n:,}'.replace('-', '−')), share))
@@ -504,7 +521,7 @@ def table_rows(
               'dropped_tokens': count, 'unk_share': lambda x: f'{100*x:.3f} %'}
     titles = ('Part', 'Texts', 'Rows', 'Held out', 'Tokens', 'Mean length', 'Dropped tokens', '`<unk>`')
     rows = [(part, *(linked(e, 'pack', show(values[f])) if f in values else NOTHING for f, show in fields.items()))
-            for part, values in e.get('pack', default={}).items() if isinstance(values, Mapping)]
+            for part, values in parts_of(e.get('pack', default={})).items()]
     return markdown_table(titles, rows, f'Packed rows, profile `{e.profile}`; the mean length is in tokens.', label)
 
 # %% ../nbs/10_evidence.ipynb #00000039
@@ -578,7 +595,7 @@ def cleaning_sentence(
     e:Evidence, # The records
 )->str: # A sentence in Markdown
     "What the cleaning kept."
-    parts = e.get('clean', 'parts', default={})
+    parts = parts_of(e.get('clean', 'parts', default={}))
     if not parts: return f'No text has been cleaned in the profile `{e.profile}`.'
     said = [linked(e, 'clean', f'{p["kept"]:,}') + f' of {p["lines_read"]:,} lines of the part “{name}” ({100*p["kept"]/p["lines_read"]:.1f} %)'
             for name, p in parts.items()]
@@ -605,16 +622,16 @@ def half_width(
     return 196*(p*(1 - p)/n)**0.5
 
 def noise_sentence(
-    better:str='S5', # A scenario with published figures
-    worse:str='S4', # Another
-)->str: # Two sentences in Markdown
-    "How much of a published difference is noise."
-    scores = PUBLISHED['report'].scores
-    widths = {t: half_width(scores[worse][t], n) for t, n in DEV_SIZES.items()}
-    inside = [t for t in DEV_SIZES if abs(scores[better][t] - scores[worse][t]) <= widths[t]]
-    said = ', '.join(f'±{w:.1f} on {TASKS[t]} (n = {DEV_SIZES[t]:,})' for t, w in widths.items())
-    return (f'The 95 % half-width of one accuracy is {said}. Of the {len(DEV_SIZES)} published differences between {better} and {worse}, '
-            f'{len(inside)} {"is" if len(inside) == 1 else "are"} inside it.')
+    pairs:Sequence[tuple[str, str]]=(('S5', 'S4'), ('S4', 'S2')), # Scenarios with published figures
+)->str: # Sentences in Markdown
+    "How many of the published differences could be noise."
+    scores, said = PUBLISHED['report'].scores, []
+    widths = {t: half_width(scores['S4'][t], n) for t, n in DEV_SIZES.items()}
+    for a, b in pairs:
+        inside = sum(abs(scores[a][t] - scores[b][t]) <= half_width(scores[b][t], n) for t, n in DEV_SIZES.items())
+        said.append(f'of the {len(DEV_SIZES)} published differences between {a} and {b}, {inside} {"is" if inside == 1 else "are"} smaller than that')
+    noise = ', '.join(f'±{w:.1f} points on {TASKS[t]} (n = {DEV_SIZES[t]:,})' for t, w in widths.items())
+    return f'The 95 % half-width of one accuracy such as that of S4 is {noise}. {"; ".join(said).replace("of", "Of", 1)}.'
 
 # %% ../nbs/10_evidence.ipynb #00000042
 def record_state(
@@ -628,8 +645,8 @@ def record_state(
 
 def table_records(
     e:Evidence, # The records
-    url:str='', # Address of the folder `results`; without one, files are named and not linked
     label:str='', # Identifier for cross-references
+    url:str='', # Address of the folder `results`; without one, files are named and not linked
 )->str: # Markdown
     "The circumstances of every record."
     rows = []
@@ -657,15 +674,15 @@ def how_to_make(
 
 def in_tabs(
     evidence:Mapping[str, Evidence], # Profile to its records
-    show:Callable[[Evidence], str], # Markdown of one profile
+    show:Callable[[Evidence, str], str], # Markdown of one profile, from its records and the identifier it should have
     *needs:str, # Records without which there is nothing to show; "klej" stands for any that begins so
-    label:str='', # Identifier for cross-references without the profile, as "tbl-scores": kept where there are no records
+    label:str='', # Identifier for cross-references, as "tbl-scores"; the first profile gets it
 )->str: # Markdown with a tab for each profile
     "The same result for every profile."
     tabs = []
-    for profile, e in evidence.items():
+    for i, (profile, e) in enumerate(evidence.items()):
         there = all(any(w == n or w.startswith(f'{n}-') for w in e.records) for n in needs)
-        missing = how_to_make(profile)
-        if label: missing = f':::: {{#{label}-{profile}}}\n{missing}\n\nNot measured yet, profile `{profile}`.\n::::'
-        tabs.append(f'##### {profile}\n\n{show(e) if there else missing}\n')
+        name = '' if i else label
+        missing = f':::: {{#{name}}}\n{how_to_make(profile)}\n\nNot measured yet.\n::::' if name else how_to_make(profile)
+        tabs.append(f'##### {profile}\n\n{show(e, name) if there else missing}\n')
     return '::: {.panel-tabset group="profile"}\n\n' + '\n'.join(tabs) + '\n:::'

@@ -11,7 +11,7 @@ __all__ = ['COLOURS', 'MARKERS', 'DASHES', 'FONT', 'Picture', 'figures_dir', 'sv
 # %% ../nbs/11_figures.ipynb #00000002
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .evidence import TASKS, Evidence, count, in_tabs, tasks_of, waterfall
+from .evidence import TASKS, Evidence, count, in_tabs, parts_of, tasks_of, waterfall
 from .evidence import PUBLISHED, first_reading, inflation, with_interval
 from .scenario import PROFILES, SCENARIOS, checkout
 
@@ -74,11 +74,11 @@ def save_picture(
 def picture_markdown(
     picture:Picture, # What to show
     profile:str, # Profile whose records it shows
-    label:bool=True, # With an identifier for cross-references?
+    label:str='', # Identifier for cross-references, as "fig-losses"
 )->str: # Markdown
     "A picture as Markdown, with caption, identifier and alternative text."
     alt = picture.alt.replace('"', "'").replace('\n', ' ')
-    name = f'#fig-{picture.name}-{profile} ' if label else ''
+    name = f'#{label} ' if label else ''
     return f'![{picture.caption}](figures/{profile}/{picture.name}.svg){{{name}fig-alt="{alt}"}}'
 
 # %% ../nbs/11_figures.ipynb #0000000c
@@ -217,7 +217,7 @@ def draw_waterfall(
     e:Evidence, # Records with `clean`
 )->Picture: # A panel for each part of the text
     "From lines read to texts kept."
-    parts = e.get('clean', 'parts', default={})
+    parts = parts_of(e.get('clean', 'parts', default={}))
     figure, axes = panels(max(1, len(parts)), height=3.2)
     said = []
     for ax, (part, counts) in zip(axes, parts.items(), strict=False):
@@ -244,7 +244,7 @@ def draw_lengths(
     e:Evidence, # Records with `pack`
 )->Picture: # A panel for each part
     "Lengths of the texts, in tokens."
-    parts = {p: v for p, v in e.get('pack', default={}).items() if isinstance(v, Mapping) and v.get('lengths')}
+    parts = {p: v for p, v in parts_of(e.get('pack', default={})).items() if v.get('lengths')}
     figure, axes = panels(max(1, len(parts)), height=3.0)
     for ax, (part, v) in zip(axes, parts.items(), strict=False):
         low, n = zip(*v['lengths'], strict=True)
@@ -335,8 +335,8 @@ def figure_tabs(
     *needs:str, # Records without which there is nothing to draw
 )->str: # Markdown with a tab for each profile
     "A figure for every profile, saved and shown."
-    def show(e):
+    def show(e, label):
         picture = draw(e)
         save_picture(picture, e.profile)
-        return picture_markdown(picture, e.profile)
+        return picture_markdown(picture, e.profile, label)
     return in_tabs(evidence, show, *needs, label=f'fig-{draw.__name__.removeprefix("draw_")}')

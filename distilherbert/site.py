@@ -7,10 +7,10 @@ __all__ = ['DIRECTIVE', 'FENCE', 'IMAGE', 'CAPTION', 'EQUATION', 'HEADING', 'KIN
            'cell_kind', 'only_imports', 'Symbol', 'comments_by_line', 'described', 'symbols', 'constants', 'formula',
            'Renderer', 'plain_markdown', 'quarto_markdown', 'closing', 'figure_html', 'table_html', 'extended',
            'heading_html', 'block', 'tabs_html', 'joined', 'Page', 'picture_output', 'output_html', 'code_html',
-           'symbol_html', 'inline_code', 'cell_html', 'read_page', 'identifier', 'number_things', 'read_bib',
-           'short_name', 'long_name', 'replace_text', 'resolve', 'bibliography', 'find_problems', 'to_pages', 'nbs_dir',
-           'chapters', 'navigation', 'contents', 'neighbours', 'polish', 'Site', 'load_site', 'write_site',
-           'for_github', 'together', 'readme']
+           'symbol_html', 'inline_code', 'cell_html', 'read_page', 'identifier', 'number_things', 'number_captions',
+           'read_bib', 'short_name', 'long_name', 'replace_text', 'resolve', 'bibliography', 'find_problems',
+           'to_pages', 'defined_in', 'link_symbols', 'nbs_dir', 'chapters', 'navigation', 'contents', 'neighbours',
+           'polish', 'search_entries', 'Site', 'load_site', 'write_site', 'for_github', 'together', 'readme']
 
 # %% ../nbs/12_site.ipynb #00000002
 import ast
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from bs4 import BeautifulSoup, NavigableString
+from bs4 import BeautifulSoup
 from latex2mathml.converter import convert as to_mathml
 from latex2mathml.exceptions import NoAvailableTokensError
 from nbconvert.filters import ansi2html, strip_ansi
@@ -59,7 +59,8 @@ def cell_kind(
     if 'hide' in directives or 'default_exp' in directives or directives.get('include') == 'false': return 'hidden'
     if {'export', 'exporti', 'exports'} & set(directives): return 'export'
     if directives.get('echo') == 'false': return 'output'
-    return 'folded' if only_imports(source) or directives.get('code-fold') == 'true' else 'lesson'
+    fold = directives.get('code-fold', 'true' if only_imports(source) else 'false')
+    return 'folded' if fold == 'true' else 'lesson'
 
 def only_imports(
     source:str, # Source of a code cell
@@ -91,6 +92,8 @@ def described(
 )->Symbol: # What it is
     "Read the documentation of one definition."
     text = (ast.get_docstring(node) or '').split('\n')[0]
+    start = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == '__init__'), None) if isinstance(node, ast.ClassDef) else None
+    if start is not None: return Symbol(node.name, 'class', text, described(start, notes).parameters, '')
     if isinstance(node, ast.ClassDef):
         fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
         rows = [(n.target.id, ast.unparse(n.annotation), ast.unparse(n.value) if n.value else '', notes.get(n.lineno, '')) for n in fields]
@@ -144,7 +147,7 @@ def plain_markdown(
 
 # %% ../nbs/12_site.ipynb #00000010
 FENCE = re.compile(r'^:{3,}\s*(?:\{(.*)\})?\s*(\S*)\s*$')
-IMAGE = re.compile(r'^!\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)\{([^}]*)\}\s*$', re.M)
+IMAGE = re.compile(r'^!\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)\{([^}]*)\}[ \t]*$', re.M)
 CAPTION = re.compile(r'((?:^\|.*\|\s*\n)+)\n:\s+(.*?)(?:\s*\{#(tbl-[\w-]+)\})?\s*$', re.M)
 EQUATION = re.compile(r'\$\$((?:[^$]|\\\$)+?)\$\$\s*\{#(eq-[\w-]+)\}')
 HEADING = re.compile(r'^(#{1,6})\s+(.*?)\s*\{([^}]*)\}\s*$', re.M)
@@ -212,7 +215,7 @@ def extended(
     def keep(made): kept.append(made); return f'\n\nKEPT{len(kept) - 1}KEPT\n\n'
     text = CAPTION.sub(lambda m: keep(table_html(m[1], m[2], m[3])), text + '\n')
     text = IMAGE.sub(lambda m: keep(figure_html(m[1], m[2], m[3])), text)
-    text = EQUATION.sub(lambda m: keep(f'<div class="equation" id="{m[2]}">{formula(m[1], True)}</div>'), text)
+    text = EQUATION.sub(lambda m: keep(f'<div class="equation" id="{m[2]}"><div class="formula">{formula(m[1], True)}</div></div>'), text)
     text = HEADING.sub(heading_html, text)
     return re.sub(r'KEPT(\d+)KEPT', lambda m: f'<div>{kept[int(m[1])]}</div>', text)
 
@@ -315,7 +318,7 @@ def symbol_html(
 )->str: # HTML
     "The description of one definition."
     names = ', '.join(p[0] for p in s.parameters)
-    head = f'<code id="{s.name}">{"class " if s.kind == "class" else ""}<b>{s.name}</b>({html.escape(names)})</code> <span>{html.escape(s.text)}</span>'
+    head = f'<code id="symbol-{s.name}">{"class " if s.kind == "class" else ""}<b>{s.name}</b>({html.escape(names)})</code> <span>{inline_code(s.text)}</span>'
     rows = ''.join(f'<tr><td><code>{n}</code></td><td><code>{html.escape(t)}</code></td><td><code>{html.escape(d)}</code></td>'
                    f'<td>{inline_code(c)}</td></tr>' for n, t, d, c in s.parameters)
     if s.returns: rows += f'<tr><td><b>returns</b></td><td></td><td></td><td>{inline_code(s.returns)}</td></tr>'
@@ -393,14 +396,23 @@ def number_things(
         kind = (tag.get('id') or '').partition('-')[0]
         if kind not in ('fig', 'tbl', 'eq'): continue
         counts[kind] += 1
-        numbers[tag['id']] = f'{KINDS[kind]} {counts[kind]}'
-        caption = tag.find('figcaption')
-        if caption is not None:
-            bold = soup.new_tag('strong')
-            bold.string = f'{KINDS[kind]} {counts[kind]}: '
-            (caption.find('p') or caption).insert(0, bold)
-        elif kind == 'eq': tag.append(BeautifulSoup(f'<span class="number">({counts[kind]})</span>', 'html.parser'))
+        numbers[tag['id']] = said = f'{KINDS[kind]} {counts[kind]}'
+        if kind == 'eq': tag.append(BeautifulSoup(f'<span class="number">({counts[kind]})</span>', 'html.parser'))
+        else: number_captions(tag, said)
     return numbers
+
+def number_captions(
+    tag, # A figure or table with an identifier
+    said:str, # As "Figure 3"
+)->None:
+    "Write the number before the caption; in tabs, the other tabs show the same result and get the same number."
+    tabs = tag.find_parent(class_='tabs')
+    same = [f for f in tabs.find_all('figure', class_=tag.get('class')) if not f.get('id')] if tabs is not None else []
+    for figure in (tag, *same):
+        caption = figure.find('figcaption')
+        if caption is None: continue
+        bold = BeautifulSoup(f'<strong>{said}: </strong>', 'html.parser')
+        (caption.find('p') or caption).insert(0, bold)
 
 # %% ../nbs/12_site.ipynb #00000020
 def read_bib(
@@ -436,10 +448,11 @@ def replace_text(
     soup:BeautifulSoup, # A page
     pattern:re.Pattern, # What to replace
     make:Callable[[re.Match], str], # HTML in its place
+    skip:Sequence[str]=('code', 'pre', 'math', 'script', 'style'), # Tags inside which nothing is replaced
 )->None:
-    "Replace a pattern in the text of a page, not in its code, formulas and links."
+    "Replace a pattern in the text of a page, not in its code and formulas."
     for text in list(soup.find_all(string=pattern)):
-        if text.find_parent(['code', 'pre', 'math', 'script', 'style', 'a']): continue
+        if text.find_parent(skip): continue
         parts, end = [], 0
         for m in pattern.finditer(text):
             parts += [html.escape(text[end:m.start()], quote=False), make(m)]
@@ -465,8 +478,7 @@ def resolve(
     def cite(m):
         if m[2]: return re.sub(r' (\d{4})</a>', r' (\1)</a>', name(m[2]))
         return '(' + re.sub(r'@([\w-]+)', lambda k: name(k[1]), m[1]) + ')'
-    replace_text(soup, REFERENCE, refer)
-    replace_text(soup, CITATION, cite)
+    for pattern, make in ((REFERENCE, refer), (CITATION, cite)): replace_text(soup, pattern, make, ('code', 'pre', 'math', 'script', 'style', 'a'))
     if cited: soup.append(bibliography(cited, bib, soup))
     return soup
 
@@ -512,7 +524,28 @@ def to_pages(
         a['href'] = re.sub(r'^(?!https?:)([\w./-]+)\.ipynb(?=$|#)', r'\1.html', a['href'])
         if git_url: a['href'] = re.sub(rf'^{re.escape(git_url)}/blob/\w+/results/', 'results/', a['href'])
 
-# %% ../nbs/12_site.ipynb #00000029
+# %% ../nbs/12_site.ipynb #00000028
+def defined_in(
+    pages:Mapping[str, BeautifulSoup], # Name of each page to its content
+)->dict[str, str]: # Name of each function and class to its address
+    "Where names are defined; a name that two chapters define has no single place."
+    places:dict[str, list[str]] = {}
+    for page, soup in pages.items():
+        for code in soup.find_all('code', id=re.compile('^symbol-')):
+            places.setdefault(code['id'].removeprefix('symbol-'), []).append(f'{page}.html#{code["id"]}')
+    return {name: where[0] for name, where in places.items() if len(where) == 1}
+
+def link_symbols(
+    soup:BeautifulSoup, # A page
+    places:Mapping[str, str], # From `defined_in`
+)->None:
+    "Make names in backticks links."
+    for code in soup.find_all('code'):
+        where = places.get(code.get_text().removesuffix('()'))
+        if where is None or code.get('id') or code.find_parent(['a', 'pre', 'summary', 'h1', 'h2', 'h3', 'td']): continue
+        code.wrap(soup.new_tag('a', href=where, attrs={'class': 'symbol-link'}))
+
+# %% ../nbs/12_site.ipynb #0000002c
 def nbs_dir(
 )->Path: # Folder of the notebooks; raises `FileNotFoundError` outside a checkout
     "Where the notebooks are."
@@ -532,7 +565,7 @@ def chapters(
         if names: sections.append((title, names))
     return sections
 
-# %% ../nbs/12_site.ipynb #0000002b
+# %% ../nbs/12_site.ipynb #0000002e
 def navigation(
     sections:Sequence[tuple[str, Sequence[str]]], # From `chapters`
     titles:Mapping[str, str], # Title of each page
@@ -567,12 +600,34 @@ def neighbours(
 def polish(
     soup:BeautifulSoup, # A page
 )->None:
-    "Let wide tables scroll, and give each group of tabs a name of its own."
-    for table in soup.find_all('table'): table.wrap(soup.new_tag('div', attrs={'class': 'scroll', 'tabindex': '0'}))
+    "Let wide tables scroll, keep numbers and their percent sign on one line, give each group of tabs a name of its own."
+    replace_text(soup, re.compile(r'(?<=\d) (?=%)'), lambda m: '\u00a0')
+    for table in soup.find_all('table'):
+        if table.tr and len(table.tr.find_all(['th', 'td'])) > 7: table['class'] = [*table.get('class', []), 'wide']
+        table.wrap(soup.new_tag('div', attrs={'class': 'scroll', 'tabindex': '0'}))
     for k, tabs in enumerate(soup.find_all(class_='tabs')):
         for button in tabs.find_all('input', attrs={'name': 'TABS'}): button['name'] = f'tabs{k}'
 
-# %% ../nbs/12_site.ipynb #0000002d
+# %% ../nbs/12_site.ipynb #00000030
+def search_entries(
+    name:str, # Name of a page
+    title:str, # Its title
+    soup:BeautifulSoup, # Its content
+    size:int=600, # Longest text of a section [characters]
+)->list[list[str]]: # Address, title of the page, title of the section, text
+    "What can be found on a page."
+    entries, heads = [], soup.find_all(['h2', 'h3'])
+    for head in [None, *heads]:
+        words, start = [], head.find_all_next(True) if head else soup.find_all(True)
+        for tag in start:
+            if tag in heads: break
+            if tag.name in ('p', 'li', 'summary', 'td') and not tag.find_parent(['li', 'td', 'summary']): words.append(tag.get_text(' ', strip=True))
+            if sum(map(len, words)) > size: break
+        where = f'{name}.html#{head["id"]}' if head else f'{name}.html'
+        entries.append([where, title, head.get_text() if head else '', ' '.join(' '.join(words).split())[:size]])
+    return entries
+
+# %% ../nbs/12_site.ipynb #00000032
 @dataclass(frozen=True)
 class Site:
     "All pages, ready to be written."
@@ -592,14 +647,16 @@ def load_site(
     pages = {n: read_page(folder/f'{n}.ipynb') for _, names in sections for n in names}
     bib = read_bib(folder/'references.bib')
     soups = {n: resolve(p, bib) for n, p in pages.items()}
+    places = defined_in(soups)
     for soup in soups.values():
         to_pages(soup, git_url)
+        link_symbols(soup, places)
         polish(soup)
     media = {m for p in pages.values() for m in p.media}
     problems = [x for p in pages.values() for x in p.problems] + find_problems(soups, folder, media)
     return Site(folder, sections, pages, soups, problems)
 
-# %% ../nbs/12_site.ipynb #0000002e
+# %% ../nbs/12_site.ipynb #00000033
 def write_site(
     site:Site, # From `load_site`
     out:Path, # Folder for the pages; made when it is not there
@@ -617,12 +674,14 @@ def write_site(
             neighbours=neighbours(site.sections, titles, name), home=html.escape(titles.get('index', '')))
         (out/f'{name}.html').write_text(text, 'utf-8')
         for file, data in page.media.items(): (out/'media'/file).write_bytes(data)
+    found = [e for n in site.pages for e in search_entries(n, titles[n], site.soups[n])]
+    (out/'search.js').write_text(f'var SECTIONS = {json.dumps(found, ensure_ascii=False)};\n', 'utf-8')
     for file in ('pages.css', 'pages.js'): shutil.copyfile(site.folder/'_pages'/file, out/file)
     if (site.folder/'figures').is_dir(): shutil.copytree(site.folder/'figures', out/'figures', dirs_exist_ok=True)
     if results and results.is_dir(): shutil.copytree(results, out/'results', dirs_exist_ok=True)
     return out/'index.html'
 
-# %% ../nbs/12_site.ipynb #00000030
+# %% ../nbs/12_site.ipynb #00000035
 def for_github(
     text:str, # Markdown of the home page
 )->str: # Markdown of README
@@ -648,7 +707,7 @@ def together(
         else: out.append(cell)
     return out
 
-# %% ../nbs/12_site.ipynb #00000031
+# %% ../nbs/12_site.ipynb #00000036
 def readme(
     notebook:Path | None=None, # The home page; `nbs/index.ipynb` when left out
 )->str: # Text of README.md

@@ -1,0 +1,179 @@
+"The report says what the records say, and nothing else."
+import json
+import os
+import re
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import synthetic
+from conftest import TOP, run_program
+
+from distilherbert import evidence as ev
+from distilherbert import figures as fig
+from distilherbert.artefact import write_record
+from distilherbert.report import not_current, stale_records
+from distilherbert.scenario import PROFILES, SCENARIOS, results_dir
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    "An empty folder of records."
+    monkeypatch.setenv('DISTILHERBERT_RESULTS', str(tmp_path/'results'))
+    monkeypatch.setenv('DISTILHERBERT_FIGURES', str(tmp_path/'figures'))
+    return tmp_path/'results'
+
+
+@pytest.fixture
+def full(results):
+    "A full set of invented records of the demo."
+    synthetic.write_all('demo')
+    return ev.load_evidence('demo')
+
+
+def pair(low, high, **more):
+    return {'a': 'S4', 'b': 'S2', 'task': 'mean', 'reading': 'honest', 'difference': (low + high)/2, 'low': low, 'high': high, 'n': 10, 'seeds': 5, **more}
+
+
+def with_pairs(*pairs): return ev.Evidence('demo', {'comparisons': {'values': {'pairs': list(pairs)}}}, {'comparisons': ''})
+
+
+@pytest.mark.parametrize(('low', 'high', 'said'), [
+    (0.1, 2.0, 'S4 is better than S2'), (-2.0, -0.1, 'S4 is worse than S2'), (-1.0, 1.0, 'no difference on the mean of the tasks that this data can show'),
+    (0.0, 2.0, 'no difference'), (-2.0, 0.0, 'no difference')])
+def test_a_claim_needs_an_interval_without_zero(low, high, said):
+    assert said in ev.compare_sentence(with_pairs(pair(low, high)), 'S4', 'S2')
+
+
+def test_a_comparison_reads_the_same_from_both_sides():
+    e = with_pairs(pair(1.0, 3.0))
+    assert ev.find_pair(e, 'S2', 'S4') == {**pair(1.0, 3.0), 'a': 'S2', 'b': 'S4', 'difference': -2.0, 'low': -3.0, 'high': -1.0}
+    assert 'S2 is worse than S4' in ev.compare_sentence(e, 'S2', 'S4') and '−2.0 points' in ev.compare_sentence(e, 'S2', 'S4')
+
+
+def test_without_a_record_nothing_is_claimed():
+    for e in (ev.Evidence('demo', {}, {}), with_pairs(pair(1, 3, task='nkjp-ner'))):
+        said = ev.compare_sentence(e, 'S4', 'S2')
+        assert 'better' not in said and 'difference' not in said
+    empty = ev.Evidence('demo', {}, {})
+    for table in (ev.table_scores(empty), ev.table_readings(empty), ev.table_models(empty)): assert '](#record' not in table
+    row = next(line for line in ev.table_scores(empty).splitlines() if line.startswith('| **S4**'))
+    assert row.count('—') == 5 and '*90.04*' in row, 'no record shows as —, published figures stay'
+
+
+def test_the_expected_order_is_only_said_to_hold_when_it_does(full):
+    assert 'holds' in ev.order_sentence(full)
+    broken = with_pairs(pair(-1, 1), pair(1, 2, a='S1', b='S0'), pair(1, 2, a='S2', b='S0'))
+    assert 'does not show S2 < S4' in ev.order_sentence(broken)
+
+
+def test_table_one_is_the_grid():
+    table = ev.table_scenarios()
+    assert [line.split('**')[1] for line in table.splitlines() if line.startswith('| **')] == list(SCENARIOS)
+    assert '| **S5** | every second layer of T1 | yes | T1 |' in table
+
+
+def test_table_two_shows_ours_beside_the_published(full):
+    row = next(line for line in ev.table_scores(full).splitlines() if line.startswith('| **S4**'))
+    cells = [c.strip() for c in row.strip('|').split('|')]
+    assert len(cells) == 9
+    assert re.fullmatch(r'\[66\.5 \(64\.\d–68\.\d\)\]\(#record-demo-klej-s4\)', cells[1]) and cells[2] == '*90.04*'
+    assert cells[-1] == '[92.6 %](#record-demo-comparisons)'
+    assert 'n = 2,000' in ev.table_scores(full)
+
+
+def test_published_figures_are_those_of_the_publications():
+    report, june = ev.PUBLISHED['report'].scores, ev.PUBLISHED['june'].scores
+    assert set(report) == {'S0', 'S2', 'S4', 'S5', 'T0', 'T1'} and set(june) == {'S0', 'S1', 'S2', 'S3', 'S4'}
+    assert tuple(report['S5'].values()) == (90.32, 75.51, 90.52) and tuple(june['S3'].values()) == (86.6, 75.3, 80.6)
+    assert tuple(report['T1'].values()) == (89.90, 77.33, 93.10)
+
+
+def test_every_number_leads_to_the_line_of_its_record(full):
+    tables = [ev.table_scores(full), ev.table_readings(full), ev.table_models(full), ev.table_rows(full), ev.table_cleaning(full), ev.table_rules(full),
+              ev.answers(full), ev.kept_sentence(full), ev.size_sentence(full), ev.teacher_sentence(full), ev.cost_sentence(full)]
+    places = set(re.findall(r'<a id="([\w.-]+)"', ev.table_records(full)))
+    links = set(re.findall(r'\]\(#([\w.-]+)\)', '\n'.join(tables)))
+    assert links and links <= places and len(places) == len(full.records)
+    line = next(x for x in ev.table_records(full, url='https://x/results').splitlines() if 'klej-s4' in x)
+    for part in ('results/demo/klej-S4.json', 'https://x/results/demo/klej-S4.json', 'distilherbert collect', '0123456789ab', 'an invented machine', '2026-01-01'):
+        assert part in line
+
+
+def test_a_record_of_other_code_is_stale(full):
+    assert not any(full.stale.values()), full.stale
+    file = results_dir()/'demo'/'model-S4.json'
+    record = json.loads(file.read_text()) | {'key': 'abcdefabcdef'}
+    file.write_text(json.dumps(record))
+    e = ev.load_evidence('demo')
+    assert [w for w, why in e.stale.items() if why] == ['model-S4']
+    assert '⚠' in ev.linked(e, 'model-S4', '1') and '⚠' not in ev.linked(e, 'model-S3', '1')
+    assert '**stale**: key abcdefabcdef then' in ev.table_records(e)
+    assert stale_records('demo') and 'model-S4.json' in stale_records('demo')[0]
+
+
+@pytest.mark.parametrize('profile', ['demo', 'mini'])
+def test_other_settings_make_records_stale_and_are_named(results, profile):
+    settings = json.loads(json.dumps(asdict(replace(PROFILES[profile], tokens=7))))
+    write_record(profile, 'settings', {'profile': settings})
+    write_record(profile, 'pack', {}, key='abc')
+    e = ev.load_evidence(profile, key_of=lambda p, what: 'abc')
+    assert e.stale['settings'] == f'tokens: 7 then, {PROFILES[profile].tokens} now'
+    assert bool(e.stale['pack']) == (profile == 'mini'), 'the key decides where it can be computed, the settings elsewhere'
+
+
+def test_real_data_are_not_needed_to_show_records(results, monkeypatch):
+    monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
+    synthetic.write_all('mini')
+    e = ev.load_evidence('mini')
+    assert not any(e.stale.values()) and 'settings as recorded' in ev.table_records(e)
+
+
+def test_a_waterfall_that_loses_a_line_is_an_error():
+    with pytest.raises(ValueError, match='vanished'): ev.waterfall({'lines_read': 5, 'rejected': {'short': 1}, 'duplicates': 0, 'kept': 3})
+
+
+@pytest.mark.parametrize('draw', [fig.draw_losses, fig.draw_agreement, fig.draw_scores, fig.draw_waterfall, fig.draw_lengths, fig.draw_inflation,
+                                  fig.draw_times, fig.draw_size], ids=lambda f: f.__name__)
+def test_figures_are_the_same_twice_and_described(full, draw):
+    picture = draw(full)
+    assert fig.svg(picture.figure) == fig.svg(draw(full).figure)
+    assert len(picture.alt) > 40 and picture.caption.endswith('.')
+    assert picture.figure.get_suptitle(), 'a title that says what to see'
+    for ax in picture.figure.axes: assert ax.get_xlabel()
+    assert picture.name == draw.__name__.removeprefix('draw_')
+
+
+def test_figures_without_any_points_do_not_fail(results):
+    synthetic.write_models('demo')
+    e = ev.load_evidence('demo')
+    untrained = ev.Evidence('demo', {w: r for w, r in e.records.items() if w in ('model-S0', 'model-S2')}, {})
+    fig.svg(fig.draw_losses(untrained).figure), fig.svg(fig.draw_agreement(untrained).figure), fig.svg(fig.draw_times(untrained).figure)
+
+
+def test_a_profile_without_records_says_what_makes_them():
+    said = ev.in_tabs({'demo': ev.Evidence('demo', {}, {}), 'paper': ev.Evidence('paper', {}, {})}, ev.answers, 'comparisons', label='tbl-x')
+    assert '`make report`' in said and '`distilherbert reproduce --profile paper`' in said and '{#tbl-x}' in said
+
+
+@pytest.mark.parametrize('name', ['07_report', 'index'])
+def test_the_stored_page_is_what_the_committed_records_give(name, monkeypatch):
+    monkeypatch.delenv('DISTILHERBERT_RESULTS', raising=False)
+    monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
+    assert not not_current(TOP/'nbs'/f'{name}.ipynb'), 'run make render and commit'
+
+
+def test_records_of_the_demo_are_current(monkeypatch):
+    monkeypatch.delenv('DISTILHERBERT_RESULTS', raising=False)
+    assert stale_records('demo') == []
+
+
+def test_other_records_give_another_page(results):
+    synthetic.write_all('demo')
+    assert 'would now be' in not_current(TOP/'nbs'/'07_report.ipynb')
+
+
+def test_the_command_needs_a_checkout_and_says_so(tmp_path):
+    done = run_program(sys.executable, '-m', 'distilherbert.report', cwd=tmp_path)
+    assert done.returncode == 2 and '--render' in done.stderr
+    assert os.listdir(tmp_path) == []
