@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # waiting threads must not slow down the tests beside; results are the same
+
 TOP = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((TOP/'nbs').glob('*.ipynb'))
 
