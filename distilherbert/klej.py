@@ -64,9 +64,10 @@ class Task:
 # %% ../nbs/06_klej.ipynb #0000000a
 TASKS:dict[str, Task] = {t.name: t for t in (
     Task('nkjp-ner', 'NKJP-NER', 'nkjp-ner', 'accuracy', ('sentence',), 'target', (15794, 1941, 2058), 'klej-nkjp-ner'),
-    Task('cdsc-e', 'CDSC-E', 'cdsc-e', 'accuracy', ('sentence_A', 'sentence_B'), 'entailment_judgment', (8000, 1000, 1000), 'klej-cdsc-e'),
-    Task('cdsc-r', 'CDSC-R', 'cdsc-r', 'spearman', ('sentence_A', 'sentence_B'), 'relatedness_score', (8000, 1000, 1000), 'klej-cdsc-r',
-         scale=(0.0, 5.0)),
+    Task('cdsc-e', 'CDSC-E', 'cdsc-e', 'accuracy', ('sentence_A', 'sentence_B'), 'entailment_judgment', (8000, 1000, 1000),
+         'klej-cdsc-e'),
+    Task('cdsc-r', 'CDSC-R', 'cdsc-r', 'spearman', ('sentence_A', 'sentence_B'), 'relatedness_score', (8000, 1000, 1000),
+         'klej-cdsc-r', scale=(0.0, 5.0)),
     Task('cbd', 'CBD', 'cbd', 'f1', ('sentence',), 'target', (10041, 0, 1000), 'klej-cbd', together=('sentence',)),
     Task('polemo2.0-in', 'PolEmo2.0-IN', 'polemo2.0', 'accuracy', ('sentence',), 'target', (5783, 723, 722), 'klej-polemo2-in'),
     Task('polemo2.0-out', 'PolEmo2.0-OUT', 'polemo2.0', 'accuracy', ('sentence',), 'target', (5783, 494, 494), 'klej-polemo2-out'),
@@ -76,7 +77,6 @@ TASKS:dict[str, Task] = {t.name: t for t in (
     Task('ar', 'AR', 'ar', 'wmae', ('text',), 'rating', (9577, 1002, 1006), 'klej-allegro-reviews', quoted=True, scale=(1.0, 5.0)),
 )}
 
-# %% ../nbs/06_klej.ipynb #0000000b
 def get_task(
     name:str, # Name of a task, as "nkjp-ner"
 )->Task: # Raises `SettingsError` for an unknown one
@@ -95,7 +95,7 @@ def profile_groups(
     wanted = {get_task(t).group for t in tasks}
     return {g: ts for g, ts in groups.items() if not wanted or g in wanted}
 
-# %% ../nbs/06_klej.ipynb #0000000f
+# %% ../nbs/06_klej.ipynb #0000000e
 def read_tsv(
     file:Path, # A .tsv file with a header
     task:Task, # Says how fields are quoted
@@ -110,7 +110,8 @@ def read_tsv(
     except (UnicodeDecodeError, csv.Error) as e: raise TaskError(f'{file} cannot be read as {task.title}: {e}.') from e
     header, rows = (rows[0], rows[1:]) if rows else ([], [])
     missing = [c for c in columns if c not in header]
-    if missing: raise TaskError(f'{file} has the wrong header: {task.title} needs {", ".join(columns)}; there is {", ".join(header) or "nothing"}.')
+    if missing:
+        raise TaskError(f'{file} has the wrong header: {task.title} needs {", ".join(columns)}; there is {", ".join(header) or "nothing"}.')
     for i, r in enumerate(rows, 2):
         if len(r) != len(header): raise TaskError(f'{task.title}: {file}, row {i}: {len(header)} fields are expected, {len(r)} found.')
     return [dict(zip(header, r, strict=True)) for r in rows]
@@ -123,7 +124,7 @@ def missing_file(
     return (f'{task.title}: there is no file {file}. Download https://klejbenchmark.com/static/data/klej_{task.name}.zip and unpack it '
             f'there, or set DISTILHERBERT_DATA to the folder that holds klej/klej_{task.name}/train.tsv.')
 
-# %% ../nbs/06_klej.ipynb #00000012
+# %% ../nbs/06_klej.ipynb #00000011
 def read_hub(
     task:Task, # A task
     split:str, # "train" or "dev"
@@ -133,7 +134,8 @@ def read_hub(
     from datasets import load_dataset
     name = str(folder/task.hub) if folder else f'allegro/{task.hub}'
     try:
-        with hub_offline(folder is not None or not hub_reachable()): data = load_dataset(name, split={'dev': 'validation'}.get(split, split))
+        with hub_offline(folder is not None or not hub_reachable()):
+            data = load_dataset(name, split={'dev': 'validation'}.get(split, split))
     except (OSError, ValueError) as e:
         raise TaskError(f'{task.title}: the data set {name} cannot be loaded ({type(e).__name__}: {str(e)[:200]}). Check the network, or '
                         'use local files: set DISTILHERBERT_DATA and task_source = "local" in the profile.') from e
@@ -164,7 +166,7 @@ def hub_offline(
     try: yield
     finally: datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
-# %% ../nbs/06_klej.ipynb #00000014
+# %% ../nbs/06_klej.ipynb #00000013
 def read_split(
     task:Task, # A task
     split:str, # "train" or "dev"
@@ -184,7 +186,7 @@ def read_split(
     if not rows: raise TaskError(f'{task.title}: the split {split} from {source} is empty.')
     return rows
 
-# %% ../nbs/06_klej.ipynb #00000016
+# %% ../nbs/06_klej.ipynb #00000015
 @dataclass(frozen=True)
 class Examples:
     "Texts with their labels."
@@ -208,7 +210,7 @@ def to_examples(
     texts = tuple(tuple(r[c] for c in task.texts) for r in rows)
     if not task.scale:
         extra = sorted({r[task.label] for r in rows} - set(labels))
-        if extra: raise TaskError(f'{task.title}: {split} has the labels {extra}, which train lacks; train has {list(labels)}.')
+        if extra: raise TaskError(f'{task.title}: {split} has the labels {extra}, which train lacks; it has {list(labels)}.')
         return Examples(texts, np.array([labels.index(r[task.label]) for r in rows]))
     try: gold = np.array([float(r[task.label]) for r in rows])
     except ValueError as e: raise TaskError(f'{task.title}: {split} has a {task.label} that is no number: {e}.') from e
@@ -216,7 +218,7 @@ def to_examples(
     if not ((gold >= low) & (gold <= high)).all(): raise TaskError(f'{task.title}: {split} has a {task.label} outside {low} to {high}.')
     return Examples(texts, gold)
 
-# %% ../nbs/06_klej.ipynb #00000019
+# %% ../nbs/06_klej.ipynb #00000018
 def hash_order(
     n:int, # Number of things
     seed:int, # Data seed
@@ -236,7 +238,7 @@ def quotas(
     take[np.argsort(take - exact, kind='stable')[:total - take.sum()]] += 1
     return np.minimum(np.maximum(take, 1), sizes)
 
-# %% ../nbs/06_klej.ipynb #0000001c
+# %% ../nbs/06_klej.ipynb #0000001b
 def stratified(
     strata:np.ndarray, # Label of each example, or a rounded one `(N,)`
     total:int, # Examples wanted
@@ -257,7 +259,7 @@ def stratified(
         if (count/2 <= left)[count > 0].all(): chosen[groups[g]], left = True, left - count
     return chosen
 
-# %% ../nbs/06_klej.ipynb #0000001f
+# %% ../nbs/06_klej.ipynb #0000001e
 def find_families(
     rows:list[dict], # Rows of train
     task:Task, # Their task; `together` names one or two columns
@@ -273,7 +275,7 @@ def find_families(
     number:dict[tuple, int] = {}
     return np.array([[number.setdefault(root(a), len(number)) for a in pair] for pair in nodes])
 
-# %% ../nbs/06_klej.ipynb #00000022
+# %% ../nbs/06_klej.ipynb #00000021
 DEV_SHARE = 0.1 # Share of train that serves as dev, for tasks without one
 
 def split_dev(
@@ -285,7 +287,7 @@ def split_dev(
     dev = stratified(strata, round(DEV_SHARE*len(strata)), seed, 'dev', families[:, 0], spare=1)
     return ~dev & ~np.isin(families, families[dev]).any(1), dev
 
-# %% ../nbs/06_klej.ipynb #00000025
+# %% ../nbs/06_klej.ipynb #00000024
 @dataclass(frozen=True)
 class GroupData:
     "What one fine-tuning learns from and is scored on."
@@ -313,7 +315,7 @@ def label_names(
     if task.metric == 'f1' and labels != ('0', '1'): raise TaskError(f'{task.title}: its classes are 0 and 1, train has {list(labels)}.')
     return labels
 
-# %% ../nbs/06_klej.ipynb #00000026
+# %% ../nbs/06_klej.ipynb #00000025
 def load_task(
     name:'str | Task', # A task
     source:str='world', # "world", "local", "hub", or a folder
@@ -346,7 +348,7 @@ def load_group(
     if not held.any(): raise TaskError(f'{tasks[0].title}: {len(train)} examples are too few to hold some of them out.')
     return GroupData(tasks, labels, train.pick(~held), train.pick(held), devs, dropped)
 
-# %% ../nbs/06_klej.ipynb #00000029
+# %% ../nbs/06_klej.ipynb #00000028
 def weighted_accuracy(
     gold:np.ndarray, # `(N,)`
     pred:np.ndarray, # Predictions of R runs `(R, N)`
@@ -378,7 +380,7 @@ def weighted_wmae(
     mean = np.divide(errors, n.T[:, :, None], out=np.zeros_like(errors), where=n.T[:, :, None] > 0).sum(0)
     return 1 - mean/(n > 0).sum(1, keepdims=True)/width
 
-# %% ../nbs/06_klej.ipynb #0000002b
+# %% ../nbs/06_klej.ipynb #0000002a
 def weighted_ranks(
     x:np.ndarray, # Values `(N,)`
     weight:np.ndarray, # `(B, N)`
@@ -404,7 +406,7 @@ def weighted_spearman(
         out.append(np.divide((weight*g*p).sum(1), norm, out=np.zeros(len(weight)), where=norm > 1e-9))
     return np.stack(out, 1)
 
-# %% ../nbs/06_klej.ipynb #0000002c
+# %% ../nbs/06_klej.ipynb #0000002b
 METRICS = {'accuracy': weighted_accuracy, 'f1': weighted_f1, 'spearman': weighted_spearman, 'wmae': weighted_wmae}
 
 def weighted_scores(
@@ -425,7 +427,7 @@ def score(
     "The official score of one set of predictions."
     return float(weighted_scores(metric, gold, np.asarray(pred)[None], np.ones((1, len(gold))))[0, 0])
 
-# %% ../nbs/06_klej.ipynb #00000030
+# %% ../nbs/06_klej.ipynb #0000002f
 @dataclass(frozen=True)
 class Encoded:
     "Examples as token ids."
@@ -449,9 +451,13 @@ def encode(
     examples:Examples, # Texts or pairs of texts
     tokenizer, # A tokenizer of transformers
     max_len:int, # Most tokens an example may have
+    kinds:int=2, # Token types that the model knows
 )->Encoded: # In the order of the examples
     "Token ids with the special tokens that BERT expects."
-    def tokens(texts): return tokenizer(texts, add_special_tokens=False, verbose=False)['input_ids'] if texts else []
+    rules = tokenizer.backend_tokenizer
+    rules.no_truncation()
+    rules.no_padding()
+    def tokens(texts): return [e.ids for e in rules.encode_batch_fast(texts, add_special_tokens=False)]
     cls, sep, unk = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
     pair = len(examples) > 0 and len(examples.texts[0]) == 2
     columns = [tokens([t[i] for t in examples.texts]) for i in range(1 + pair)]
@@ -461,10 +467,10 @@ def encode(
         cut += sum(keep) < sum(map(len, texts))
         parts = [[*t[:k], sep] for t, k in zip(texts, keep, strict=True)]
         ids.append(np.array([cls, *(i for p in parts for i in p)]))
-        types.append(np.repeat(np.arange(len(parts)), [len(p) + (j == 0) for j, p in enumerate(parts)]))
+        types.append(np.repeat(np.minimum(np.arange(len(parts)), kinds - 1), [len(p) + (j == 0) for j, p in enumerate(parts)]))
     return Encoded(ids, types, cut, int(sum((i == unk).sum() for i in ids)))
 
-# %% ../nbs/06_klej.ipynb #00000033
+# %% ../nbs/06_klej.ipynb #00000032
 @contextmanager
 def quiet_transformers(
 )->Iterator[None]: # For a `with`
@@ -475,7 +481,6 @@ def quiet_transformers(
     try: yield
     finally: transformers_logging.set_verbosity(level)
 
-# %% ../nbs/06_klej.ipynb #00000038
 def load_tokenizer_of(
     folder:Path, # A model folder
     config, # The model's configuration
@@ -508,7 +513,7 @@ def load_classifier(
         model = BertForSequenceClassification.from_pretrained(folder, num_labels=outputs, dtype=torch.float32, local_files_only=True)
     return model, tokenizer
 
-# %% ../nbs/06_klej.ipynb #0000003b
+# %% ../nbs/06_klej.ipynb #00000038
 def layer_output(
     layer, # A `BertLayer`
     hidden:torch.Tensor, # `(B, T, H)`
@@ -535,7 +540,7 @@ def logits_of(
     for i, layer in enumerate(layers): hidden = layer_output(layer, hidden, keep, first=i == len(layers) - 1)
     return model.classifier(model.dropout(model.bert.pooler(hidden)))
 
-# %% ../nbs/06_klej.ipynb #0000003d
+# %% ../nbs/06_klej.ipynb #0000003a
 def shrink_embeddings(
     model:BertForSequenceClassification, # Gets a smaller table
     used:np.ndarray, # Ids that occur, sorted, with the padding's `(U,)`
@@ -543,9 +548,10 @@ def shrink_embeddings(
 )->None:
     "Keep only the rows of the embedding that a task uses."
     weight = model.bert.embeddings.word_embeddings.weight.detach()[torch.from_numpy(used)].clone()
-    model.bert.embeddings.word_embeddings = torch.nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=int(np.searchsorted(used, pad)))
+    place = int(np.searchsorted(used, pad))
+    model.bert.embeddings.word_embeddings = torch.nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=place)
 
-# %% ../nbs/06_klej.ipynb #0000003f
+# %% ../nbs/06_klej.ipynb #0000003c
 def train_batches(
     lengths:np.ndarray, # Length of each example [tokens] `(N,)`
     size:int, # Examples a batch
@@ -571,7 +577,7 @@ def eval_batches(
         batches[-1].append(int(i))
     return [np.array(b, int) for b in batches if b]
 
-# %% ../nbs/06_klej.ipynb #00000041
+# %% ../nbs/06_klej.ipynb #0000003e
 def tensors(
     encoded:Encoded, # Examples
     which:np.ndarray, # Indices of a batch `(B,)`
@@ -588,7 +594,7 @@ def tensors(
         keep = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])[:, None, None].to(device)
     return torch.from_numpy(ids).to(device), torch.from_numpy(types).to(device), keep
 
-# %% ../nbs/06_klej.ipynb #00000045
+# %% ../nbs/06_klej.ipynb #00000042
 @contextmanager
 def exact(
     profile:Profile, # Its `threads`
@@ -620,7 +626,7 @@ def example_loss(
     if logits.shape[1] > 1: return F.cross_entropy(logits.float(), gold)
     return F.mse_loss(logits.float().squeeze(1), gold)
 
-# %% ../nbs/06_klej.ipynb #00000047
+# %% ../nbs/06_klej.ipynb #00000044
 def to_target(
     gold:np.ndarray, # Classes or numbers `(N,)`
     task:Task, # Says which
@@ -654,7 +660,7 @@ class Evaluator:
             out = torch.cat([logits_of(model, *b).float() for b in self.batches]).cpu().numpy()
         return out[np.argsort(self.order)]
 
-# %% ../nbs/06_klej.ipynb #00000049
+# %% ../nbs/06_klej.ipynb #00000046
 @dataclass
 class Tuning:
     "A classifier in the course of its fine-tuning."
@@ -691,11 +697,12 @@ def train_epoch(
         t.step += 1
         losses.append(loss.detach()*len(batch))
     mean = torch.stack(losses).sum().item()/len(t.gold)
-    if not np.isfinite(mean): raise TaskError(f'The loss is {mean} in epoch {epoch + 1}, seed {t.seed}: try a lower `task_lr` than {p.task_lr}.')
+    if not np.isfinite(mean):
+        raise TaskError(f'The loss is {mean} in epoch {epoch + 1}, seed {t.seed}: try a lower `task_lr` than {p.task_lr}.')
     return mean
 
-# %% ../nbs/06_klej.ipynb #0000004b
-EVAL_TOKENS = {'cpu': 4096, 'cuda': 131_072} # Tokens of an evaluation batch; larger ones leave the processor's cache
+# %% ../nbs/06_klej.ipynb #00000048
+EVAL_TOKENS = {'cpu': 4096, 'cuda': 131_072} # Tokens of an evaluation batch
 
 def renumber(
     parts:list[Encoded], # All examples of a run; their ids are replaced in place
@@ -706,6 +713,7 @@ def renumber(
     for e in parts: e.ids[:] = [np.searchsorted(used, i) for i in e.ids]
     return used
 
+# %% ../nbs/06_klej.ipynb #0000004b
 def finetune(
     folder:'str | Path', # A model folder
     data:GroupData, # What to learn from, and to be scored on
@@ -718,7 +726,7 @@ def finetune(
         model, tokenizer = load_classifier(folder, max(1, len(data.labels)), seed)
         max_len = min(p.task_max_len, model.config.max_position_embeddings)
         parts = {'train': data.train, 'held': data.held, **data.dev}
-        encoded = {n: encode(e, tokenizer, max_len) for n, e in parts.items()}
+        encoded = {n: encode(e, tokenizer, max_len, model.config.type_vocab_size) for n, e in parts.items()}
         counts = {'cut': {n: e.cut for n, e in encoded.items()}, 'unknown': {n: e.unknown for n, e in encoded.items()},
                   'max_len': max_len, 'tokens': {n: int(sum(map(len, e.ids))) for n, e in encoded.items()}}
         used = renumber(list(encoded.values()), tokenizer.pad_token_id)
@@ -729,6 +737,7 @@ def finetune(
         look = {n: Evaluator(encoded[n], pad, device, EVAL_TOKENS[device.type]) for n in ('held', *data.dev)}
         return run_epochs(tuning, data, look), counts
 
+# %% ../nbs/06_klej.ipynb #0000004c
 def run_epochs(
     t:Tuning, # At its start
     data:GroupData, # With the gold labels
@@ -741,14 +750,14 @@ def run_epochs(
         for n, evaluate in look.items():
             logits = evaluate(t.model, t.profile.precision)
             if not np.isfinite(logits).all():
-                raise TaskError(f'{task.title}: the model answers NaN on {n} after epoch {epoch + 1}, seed {t.seed}; try a lower `task_lr`.')
+                raise TaskError(f'{task.title}: NaN among the answers on {n} after epoch {epoch + 1}, seed {t.seed}; lower `task_lr`.')
             log[f'pred/{n}'].append(to_prediction(logits, task))
             if n == 'held' and len(logits):
                 log['held_loss'].append(float(example_loss(torch.from_numpy(logits), to_target(data.held.gold, task))))
     gold = {'gold/held': data.held.gold, **{f'gold/{n}': e.gold for n, e in data.dev.items()}}
     return {n: np.array(v) for n, v in log.items()} | gold
 
-# %% ../nbs/06_klej.ipynb #0000004f
+# %% ../nbs/06_klej.ipynb #00000050
 SCORES_VERSION = 1
 TASK_SETTINGS = ('task_examples', 'task_epochs', 'task_batch', 'task_lr', 'task_max_len', 'selection_share', 'warmup_share',
                  'weight_decay', 'clip', 'precision', 'threads', 'data_seed')
@@ -783,6 +792,7 @@ def scores_artefact(
     return Artefact('scores', f'{s.name}-{group}-{seed}', SCORES_VERSION, settings, (model,),
                     lambda work: make_scores(model.path, groups[group], p, seed, work))
 
+# %% ../nbs/06_klej.ipynb #00000053
 def make_scores(
     folder:Path, # Model folder
     tasks:tuple[Task, ...], # Tasks of one group
@@ -799,7 +809,7 @@ def make_scores(
             'scores': {t.name: {r: round(score(t.metric, arrays[f'gold/{t.name}'], arrays[f'pred/{t.name}'][e]), 4)
                                 for r, e in chosen_epochs(arrays, t).items()} for t in tasks}}
 
-# %% ../nbs/06_klej.ipynb #00000051
+# %% ../nbs/06_klej.ipynb #00000055
 def constant_answer(
     data:GroupData, # Data of a group
 )->dict[str, float]: # Score in percent by task
@@ -825,7 +835,7 @@ def build_scores(
         bar.update(note=a.label)
     return [a.path for a in artefacts]
 
-# %% ../nbs/06_klej.ipynb #00000053
+# %% ../nbs/06_klej.ipynb #00000057
 READINGS = ('honest', 'last', 'max')
 
 def chosen_epochs(
@@ -843,7 +853,7 @@ def chosen_epochs(
         honest['honest'] = min(range(epochs), key=lambda e: (-held[e], run['held_loss'][e], e))
     return honest | {'last': epochs - 1, 'max': int(scores(task.name).argmax())}
 
-# %% ../nbs/06_klej.ipynb #00000056
+# %% ../nbs/06_klej.ipynb #0000005a
 @dataclass(frozen=True)
 class Reading:
     "Predictions of one scenario on one task, an epoch chosen for each seed."
@@ -884,7 +894,7 @@ def read_scores(
                 out.setdefault(name, {})[t.name] = Reading(t, runs[0][f'gold/{t.name}'], pred, p.task_seeds, tuple(e[name] for e in epochs))
     return {name: {t: out[name][t] for t in p.tasks if not tasks or t in tasks} for name in READINGS if name in out}
 
-# %% ../nbs/06_klej.ipynb #00000058
+# %% ../nbs/06_klej.ipynb #0000005c
 RESAMPLES = 2000
 
 def generator(
@@ -920,7 +930,7 @@ def interval(
     low, high = np.percentile(samples, [2.5, 97.5])
     return float(low), float(high)
 
-# %% ../nbs/06_klej.ipynb #0000005c
+# %% ../nbs/06_klej.ipynb #00000060
 def mean_values(
     r:Reading, # Predictions of one scenario on one task
 )->dict: # In percent
@@ -944,13 +954,14 @@ def klej_values(
         c = manifests[0]['counts']
         for t in members:
             if tasks and t.name not in tasks: continue
-            out[t.name] = {'title': t.title, 'metric': t.metric, 'n': c['dev'][t.name], 'examples_train': c['train'], 'held': c['held'],
-                           'dropped': c['dropped'], 'dev_from_train': not t.sizes[1], 'cut': c['cut'][t.name], 'cut_train': c['cut']['train'],
-                           'max_len': c['max_len'], 'majority': c['constant'][t.name], 'seconds': round(sum(m['seconds'] for m in manifests), 1),
-                           'readings': {name: mean_values(by_task[t.name]) for name, by_task in readings.items()}}
+            out[t.name] = {
+                'title': t.title, 'metric': t.metric, 'n': c['dev'][t.name], 'examples_train': c['train'], 'held': c['held'],
+                'dropped': c['dropped'], 'dev_from_train': not t.sizes[1], 'cut': c['cut'][t.name], 'cut_train': c['cut']['train'],
+                'max_len': c['max_len'], 'majority': c['constant'][t.name], 'seconds': round(sum(m['seconds'] for m in manifests), 1),
+                'readings': {name: mean_values(by_task[t.name]) for name, by_task in readings.items()}}
     return {t: out[t] for t in p.tasks if t in out}
 
-# %% ../nbs/06_klej.ipynb #0000005e
+# %% ../nbs/06_klej.ipynb #00000062
 def task_samples(
     by_task:dict[str, Reading], # Readings of one scenario
 )->dict[str, tuple[float, np.ndarray]]: # Score and bootstrap samples by task, and for "mean" when there are several
@@ -986,7 +997,7 @@ def kept_share(
     low, high = interval(100*student[1]/teacher[1])
     return {'share': round(100*student[0]/teacher[0], 4), 'low': round(low, 4), 'high': round(high, 4)}
 
-# %% ../nbs/06_klej.ipynb #0000005f
+# %% ../nbs/06_klej.ipynb #00000063
 def compare(
     profile:'str | Profile', # Settings, tasks and seeds
     a:'str | Scenario', # One scenario
