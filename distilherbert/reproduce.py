@@ -22,9 +22,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .artefact import Artefact, digest, duration, read_manifest, read_records, write_json, write_record
+from .artefact import Artefact, digest, duration, fingerprint, read_manifest, read_records, write_json, write_record
 from .plan import cost, grid_order, in_order, measured_time, plan, row_artefacts, status
-from .scenario import SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, runs_dir
+from .scenario import SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, results_dir, runs_dir
 
 # %% ../nbs/09_reproduce.ipynb #00000006
 def run(
@@ -199,10 +199,13 @@ def reproduce(
 def execute_report(
     profile:Profile, # Whose records are looked at first
 )->Path: # The executed report
-    "Execute the report on the records as they are now."
+    "Execute the report on the records as they are now, where that has not been done."
     source, out = chapter_source('07_report'), executed('07_report', profile)
+    mark = mark_of(source, []) | {'records': fingerprint(results_dir())}
+    if is_done(out, mark, []): return out
+    print('07_report', flush=True)
     known = papermill().inspect_notebook(source)
-    execute(source, out, {'profile': profile.name} if 'profile' in known else {}, mark_of(source, []))
+    execute(source, out, {'profile': profile.name} if 'profile' in known else {}, mark)
     return out
 
 # %% ../nbs/09_reproduce.ipynb #0000001a
