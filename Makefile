@@ -65,7 +65,7 @@ check: $(STAMP) ## The quick checks: style, notebooks clean and exported
 
 test: check ## All tests: style, notebooks executed, programs run
 	@$(BIN)/nbdev_test --n_workers 2 --timing
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 tests
 
 clean: ## Remove rendered pages and build products (keeps _runs and .venv)
 	rm -rf _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .quarto
