@@ -112,6 +112,7 @@ def curves(
     marks:bool=True, # With a marker at each point?
 )->None:
     "One line for each scenario."
+    if points.empty: return
     names = [s for s in SCENARIOS if s in set(points['scenario'])]
     sns.lineplot(points, x='x', y='y', hue='scenario', style='scenario', hue_order=names, style_order=names, palette=dict(COLOURS),
                  dashes={s: DASHES[s] for s in names}, markers={s: MARKERS[s] for s in names} if marks else False, estimator=None,

@@ -7,10 +7,11 @@ __all__ = ['DIRECTIVE', 'FENCE', 'IMAGE', 'CAPTION', 'EQUATION', 'HEADING', 'KIN
            'cell_kind', 'only_imports', 'Symbol', 'comments_by_line', 'described', 'symbols', 'constants', 'formula',
            'Renderer', 'plain_markdown', 'quarto_markdown', 'closing', 'figure_html', 'table_html', 'extended',
            'heading_html', 'block', 'tabs_html', 'joined', 'Page', 'picture_output', 'output_html', 'code_html',
-           'symbol_html', 'inline_code', 'cell_html', 'read_page', 'identifier', 'number_things', 'number_captions',
-           'read_bib', 'short_name', 'long_name', 'replace_text', 'resolve', 'bibliography', 'find_problems',
-           'to_pages', 'defined_in', 'link_symbols', 'nbs_dir', 'chapters', 'navigation', 'contents', 'neighbours',
-           'polish', 'search_entries', 'Site', 'load_site', 'write_site', 'for_github', 'together', 'readme']
+           'with_code', 'symbol_html', 'inline_code', 'cell_html', 'read_page', 'identifier', 'number_things',
+           'number_captions', 'read_bib', 'short_name', 'long_name', 'replace_text', 'resolve', 'bibliography',
+           'find_problems', 'to_pages', 'defined_in', 'link_symbols', 'nbs_dir', 'chapters', 'navigation', 'contents',
+           'neighbours', 'polish', 'search_entries', 'Site', 'load_site', 'write_site', 'for_github', 'together',
+           'readme']
 
 # %% ../nbs/12_site.ipynb #00000002
 import ast
@@ -272,6 +273,7 @@ class Page:
     name:str # File name without its ending, as "01_clean"
     body:list[str] = field(default_factory=list) # Pieces of HTML
     media:dict[str, bytes] = field(default_factory=dict) # Pictures by file name
+    code:list[str] = field(default_factory=list) # Coloured code, put in last: it has no references, and very many tags
     title:str = '' # From the first heading
     subtitle:str = '' # From the quotation under it
     problems:list[str] = field(default_factory=list) # What could not be resolved
@@ -308,10 +310,19 @@ def output_html(
 
 # %% ../nbs/12_site.ipynb #0000001a
 def code_html(
+    page:Page, # The page, which keeps the code
     source:str, # Python
-)->str: # HTML
-    "Coloured code."
-    return highlight(source, PythonLexer(), HtmlFormatter(cssclass='code'))
+)->str: # HTML of a place for it
+    "Colour code and leave a mark where it belongs."
+    page.code.append(highlight(source, PythonLexer(), HtmlFormatter(cssclass='code')))
+    return f'<pre data-code="{len(page.code) - 1}"></pre>'
+
+def with_code(
+    page:Page, # The page
+    text:str, # Its HTML
+)->str: # The same with the code in its places
+    "Put the code where the marks are."
+    return re.sub(r'<pre data-code="(\d+)"></pre>', lambda m: page.code[int(m[1])], text)
 
 def symbol_html(
     s:Symbol, # A function or class
@@ -341,7 +352,7 @@ def cell_html(
     if kind == 'hidden' or not source: return ''
     outputs = ''.join(output_html(page, o, directives) for o in cell.get('outputs', []))
     if kind == 'output': return f'<div class="cell">{outputs}</div>' if outputs else ''
-    shown = code_html(source)
+    shown = code_html(page, source)
     if kind == 'export':
         known = ''.join(map(symbol_html, symbols(source)))
         what = 'Source' if known else f'Exported: {", ".join(names) or "imports"}' if (names := constants(source)) or only_imports(source) else 'Code'
@@ -669,7 +680,7 @@ def write_site(
     titles = {n: p.title or n for n, p in site.pages.items()}
     for name, page in site.pages.items():
         text = template.substitute(
-            title=html.escape(page.title), subtitle=plain_markdown(page.subtitle), body=str(site.soups[name]), name=name,
+            title=html.escape(page.title), subtitle=plain_markdown(page.subtitle), body=with_code(page, str(site.soups[name])), name=name,
             navigation=navigation(site.sections, titles, name), contents=contents(site.soups[name]),
             neighbours=neighbours(site.sections, titles, name), home=html.escape(titles.get('index', '')))
         (out/f'{name}.html').write_text(text, 'utf-8')

@@ -168,9 +168,15 @@ def test_records_of_the_demo_are_current(monkeypatch):
     assert stale_records('demo') == []
 
 
-def test_other_records_give_another_page(results):
-    synthetic.write_all('demo')
-    assert 'would now be' in not_current(TOP/'nbs'/'07_report.ipynb')
+def test_a_page_that_is_not_current_is_found(tmp_path):
+    def page(shown):
+        source = ['from IPython.display import Markdown\n', "Markdown('made')"]
+        output = {'output_type': 'execute_result', 'data': {'text/markdown': [shown]}, 'metadata': {}, 'execution_count': None}
+        cell = {'cell_type': 'code', 'id': 'a', 'source': source, 'metadata': {}, 'execution_count': None, 'outputs': [output]}
+        (tmp_path/'x.ipynb').write_text(json.dumps({'cells': [cell], 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}))
+        return tmp_path/'x.ipynb'
+    assert not_current(page('typed')) == 'x.ipynb: “typed…” would now be “made…”'
+    assert not_current(page('made')) == ''
 
 
 def test_the_command_needs_a_checkout_and_says_so(tmp_path):

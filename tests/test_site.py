@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 from conftest import NOTEBOOKS, TOP, run_program
 
 from distilherbert import site
@@ -148,10 +149,11 @@ def test_cells_follow_their_directives(tmp_path):
                       ('code', '#| export\ndef half(\n    x:float, # A number\n)->float: # Its half\n    "Divide."\n    return x/2', []),
                       ('code', '#| echo: false\nquiet()', output), ('code', 'lesson = 1', output))
     loaded = site.load_site(folder)
-    text, page = str(loaded.soups['x']), loaded.pages['x']
+    page = loaded.pages['x']
+    text = site.with_code(page, str(loaded.soups['x']))
+    soup = BeautifulSoup(text, 'html.parser')
     assert (page.title, page.subtitle) == ('Title', 'Subtitle')
     assert 'secret' not in text and 'default_exp' not in text and 'quiet' not in text and text.count('shown') == 2
-    soup = loaded.soups['x']
     assert soup.find('details', class_='symbol').summary.get_text() == 'half(x) Divide.'
     assert 'A number' in soup.find('table', class_='parameters').get_text() and soup.find('details', class_='source').find('pre')
     assert 'lesson' in soup.find('div', class_='lesson').pre.get_text()
@@ -182,6 +184,8 @@ def test_quarto_would_be_given_every_chapter(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     made = {f.name for f in (tmp_path/'_proc').iterdir()}
     assert {f.name for f in NOTEBOOKS} | {'_quarto.yml', 'nbdev.yml', 'sidebar.yml', 'references.bib', 'styles.css'} <= made
+    pictures = {f.relative_to(NBS) for f in NBS.glob('figures/*/*.svg')}
+    assert not [p for p in pictures if not (tmp_path/'_proc'/p).is_file()], 'settings.ini needs `recursive = True`'
     for f in NOTEBOOKS:
         cells = json.loads((tmp_path/'_proc'/f.name).read_text('utf-8'))['cells']
         assert cells[0]['cell_type'] == 'raw' and 'title:' in ''.join(cells[0]['source'])
