@@ -32,10 +32,12 @@ $(STAMP): settings.ini setup.py constraints.txt
 	  echo "Install one, then name it: make $(or $(MAKECMDGOALS),report) PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "'$(PYTHON)' cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@echo "Installing into $(VENV) (once; torch is large, so this takes some minutes)"
+	@echo "Installing into $(VENV), once. This takes some minutes: about 200 packages, of which torch is the largest."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) setuptools wheel
+	@echo "  torch ..."
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@echo "  everything else ..."
 	@$(PIP) --quiet --no-build-isolation --editable '.[dev]'
 	@touch $@
 
