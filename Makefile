@@ -1,8 +1,8 @@
 # Two commands: `make report` runs everything and renders it, `make test` checks everything. Both set themselves up.
 PYTHON  ?= python3
 PROFILE ?= demo
-# Where pip finds torch: empty takes your pip's own index. On Linux without a GPU this saves gigabytes:
-#   make report TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Where pip finds torch: empty takes your pip's own index. On Linux without a GPU the index of PyTorch's CPU builds saves gigabytes;
+# its address stands in the command that https://pytorch.org/get-started/locally shows for "CPU".
 TORCH_INDEX ?=
 VENV    ?= .venv
 BIN     := $(VENV)/bin
@@ -22,7 +22,7 @@ help: ## This list
 	@echo
 	@echo "  PROFILE=mini         another profile for 'make report' (default: demo)"
 	@echo "  PYTHON=python3.12    another Python, 3.11 or newer (default: python3)"
-	@echo "  TORCH_INDEX=URL      where to get torch, such as https://download.pytorch.org/whl/cpu"
+	@echo "  TORCH_INDEX=URL      where to get torch, such as the index of its CPU builds (pytorch.org/get-started/locally)"
 
 install: $(STAMP) ## Make .venv with everything in it (done once; again when requirements change)
 

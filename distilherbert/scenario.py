@@ -172,11 +172,11 @@ def check_profile(
 
 # %% ../nbs/00_scenario.ipynb #00000019
 DEMO = Profile(
-    'demo', text='world', world_size=16_000, tokenizer='train', vocab_size=1200,
-    layers=4, hidden=64, heads=4, intermediate=256, init_std=0.05, dropout=0.0,
+    'demo', text='world', world_size=25_000, tokenizer='train', vocab_size=1400,
+    layers=4, hidden=64, heads=4, intermediate=256, init_std=0.02, dropout=0.0,
     max_len=64, min_piece=8, heldout_share=0.02, mask_share=0.4,
-    teacher_tokens=4_000_000, tokens=2_000_000, batch_rows=64, micro_rows=64,
-    lr_scratch=2e-3, lr_trained=1e-3, weight_decay=0.01, adam_beta2=0.98, clip=1.0, teacher_margin=0.2,
+    teacher_tokens=6_000_000, tokens=2_500_000, batch_rows=32, micro_rows=32,
+    lr_scratch=4e-3, lr_trained=2e-3, weight_decay=0.01, adam_beta2=0.98, clip=1.0, teacher_margin=1.0, threads=1,
     task_examples=250, task_epochs=20, task_lr=5e-4, task_max_len=64, task_seeds=(10, 11, 12, 13, 14), checkpoint_minutes=1.0)
 
 # %% ../nbs/00_scenario.ipynb #0000001a
@@ -184,8 +184,8 @@ MINI = Profile(
     'mini', text='local', old_share=0.6, tokenizer='herbert',
     layers=4, hidden=256, heads=4, intermediate=1024, init_std=0.02, dropout=0.0,
     max_len=128, min_piece=40, mask_share=0.15,
-    teacher_tokens=8_000_000, tokens=4_000_000, batch_rows=16, micro_rows=16,
-    lr_scratch=6e-4, lr_trained=3e-4, weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision='bf16',
+    teacher_tokens=2_500_000, tokens=1_250_000, batch_rows=16, micro_rows=16,
+    lr_scratch=6e-4, lr_trained=3e-4, weight_decay=0.01, adam_beta2=0.98, clip=1.0,
     task_source='local', task_examples=3000, task_epochs=5, task_lr=3e-4, task_max_len=128, task_seeds=(42,))
 
 # %% ../nbs/00_scenario.ipynb #0000001b
