@@ -331,7 +331,7 @@ def say(
 
 # %% ../nbs/08_world.ipynb #0000002f
 CARRIERS = ('adjective', 'own', 'adverb', 'verb', 'feeling', 'mannerly', 'cue', 'act', 'name', 'first', 'vague', 'time', 'manner') # Classes that carry meaning
-RARE_SHARE, RARE_WEIGHT, LABELLED_SHARE = 0.5, 3, 0.25
+RARE_SHARE, RARE_WEIGHT, LABELLED_SHARE = 0.5, 8, 0.25
 
 @cache
 def chosen_words(
