@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'PUBLISHED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', 'READINGS', 'DEV_SIZES', 'COMMANDS', 'Published',
-           'by_task', 'artefacts_behind', 'combined_key', 'expected_key', 'changed_settings', 'needs_data', 'why_stale',
-           'Evidence', 'load_evidence', 'anchor', 'linked', 'signed', 'count', 'with_interval', 'first_reading',
-           'find_pair', 'verdict', 'compare_sentence', 'answers', 'kept_sentence', 'order_sentence', 'markdown_table',
-           'initial_weights', 'table_scenarios', 'tasks_of', 'task_title', 'score_cell', 'mean_cell', 'kept_cell',
-           'published_cell', 'table_scores', 'scores_caption', 'inflation', 'readings_cell', 'table_readings',
-           'inflation_sentence', 'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules',
-           'table_rows', 'table_models', 'table_profiles', 'size_sentence', 'teacher_sentence', 'cleaning_sentence',
-           'cost_sentence', 'half_width', 'noise_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
+           'by_task', 'artefacts_behind', 'combined_key', 'expected_key', 'stage_versions', 'changed_settings',
+           'needs_data', 'why_stale', 'Evidence', 'load_evidence', 'anchor', 'linked', 'signed', 'count',
+           'with_interval', 'first_reading', 'find_pair', 'verdict', 'compare_sentence', 'answers', 'kept_sentence',
+           'order_sentence', 'markdown_table', 'initial_weights', 'table_scenarios', 'tasks_of', 'task_title',
+           'score_cell', 'mean_cell', 'kept_cell', 'published_cell', 'table_scores', 'scores_caption', 'inflation',
+           'readings_cell', 'table_readings', 'inflation_sentence', 'table_published', 'parts_of', 'waterfall',
+           'table_cleaning', 'table_rules', 'table_rows', 'table_models', 'table_profiles', 'size_sentence',
+           'teacher_sentence', 'cleaning_sentence', 'cost_sentence', 'half_width', 'noise_sentence', 'record_state',
+           'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -89,7 +90,18 @@ def expected_key(
     "The key of a record, from the code as it is now."
     return combined_key([a.key for a in artefacts_behind(get_profile(profile), what)])
 
-# %% ../nbs/10_evidence.ipynb #0000000d
+# %% ../nbs/10_evidence.ipynb #0000000c
+def stage_versions(
+)->dict[str, int]: # Stage to the version of its code
+    "The stages as the code has them now; they are the same in every profile, and the demo needs no data."
+    found, todo = {}, artefacts_behind(PROFILES['demo'], 'klej-S5')
+    while todo:
+        a = todo.pop()
+        if a.stage not in found: todo += a.inputs
+        found[a.stage] = a.version
+    return found
+
+# %% ../nbs/10_evidence.ipynb #0000000f
 def changed_settings(
     profile:Profile, # The profile as the code has it
     recorded:Mapping, # Its fields as the record `settings` has them
@@ -112,7 +124,9 @@ def why_stale(
     "Compare a record with the code as it is now."
     if profile not in PROFILES: return None
     if record['what'] == 'settings':
-        return '; '.join(changed_settings(PROFILES[profile], record['values'].get('profile', record['values'])))
+        then, now = record['values'].get('stages', {}), stage_versions() if record['values'].get('stages') else {}
+        code = [f'version of {s}: {v} then, {now[s]} now' for s, v in then.items() if now.get(s, v) != v]
+        return '; '.join(changed_settings(PROFILES[profile], record['values'].get('profile', record['values'])) + code)
     if not record.get('key'): return ''
     if needs_data(PROFILES[profile]): return None
     try: key = key_of(PROFILES[profile], record['what'])
@@ -120,7 +134,7 @@ def why_stale(
     except ValueError as e: return f'the code has no such artefact any more: {e}'
     return '' if key == record['key'] else f'key {record["key"]} then, {key} now'
 
-# %% ../nbs/10_evidence.ipynb #00000010
+# %% ../nbs/10_evidence.ipynb #00000012
 NOTHING = '—'
 
 @dataclass(frozen=True)
@@ -153,7 +167,7 @@ def load_evidence(
         stale[what] = settings or None if reason is None else reason
     return Evidence(profile, records, stale)
 
-# %% ../nbs/10_evidence.ipynb #00000014
+# %% ../nbs/10_evidence.ipynb #00000016
 REPORT = '07_report.ipynb'
 
 def anchor(
@@ -173,7 +187,7 @@ def linked(
     mark = '⚠' if e.stale.get(what) else ''
     return f'[{text}{mark}]({page}#{anchor(e.profile, what)})'
 
-# %% ../nbs/10_evidence.ipynb #00000017
+# %% ../nbs/10_evidence.ipynb #00000019
 def signed(
     x:float, # A difference
     digits:int=1, # Decimal places
@@ -197,7 +211,7 @@ def with_interval(
     if r.get('low') is None: return f'{r["mean"]:.{digits}f}'
     return f'{r["mean"]:.{digits}f} ({r["low"]:.{digits}f}–{r["high"]:.{digits}f})'
 
-# %% ../nbs/10_evidence.ipynb #0000001a
+# %% ../nbs/10_evidence.ipynb #0000001c
 def first_reading(
     e:Evidence, # The records
 )->str: # "honest", or "last" where nothing of train was held out
@@ -242,7 +256,7 @@ def compare_sentence(
     if verdict(p) == 0: return f'Between {a} and {b} there is no difference {where} that this data can show ({numbers}).'
     return f'{a} is {"better" if verdict(p) > 0 else "worse"} than {b} {where} ({numbers}).'
 
-# %% ../nbs/10_evidence.ipynb #0000001e
+# %% ../nbs/10_evidence.ipynb #00000020
 QUESTIONS:tuple[tuple[str, str, str], ...] = (
     ('S1', 'S0', 'Does language modelling on CCsub help a student with random weights?'),
     ('S2', 'S0', 'Does it help to copy every second layer of the teacher?'),
@@ -273,7 +287,7 @@ def kept_sentence(
             return f'In the profile `{e.profile}` {student} keeps {numbers} of the mean score of {teacher}.'
     return f'What share of the score of {teacher} {student} keeps has not been measured in the profile `{e.profile}`.'
 
-# %% ../nbs/10_evidence.ipynb #00000021
+# %% ../nbs/10_evidence.ipynb #00000023
 EXPECTED:tuple[tuple[str, str], ...] = (('S1', 'S0'), ('S2', 'S0'), ('S4', 'S2'))
 
 def order_sentence(
@@ -288,7 +302,7 @@ def order_sentence(
     if not bad: return f'The expected order ({names}) holds, with intervals that exclude zero.'
     return f'Of the expected order ({names}) this data does not show {" and ".join(bad)}.'
 
-# %% ../nbs/10_evidence.ipynb #00000024
+# %% ../nbs/10_evidence.ipynb #00000026
 def markdown_table(
     head:Sequence[str], # Titles of the columns
     rows:Iterable[Sequence[str]], # Cells, as Markdown
@@ -303,7 +317,7 @@ def markdown_table(
     tail = f'\n\n: {caption}' + (f' {{#{label}}}' if label else '') if caption else ''
     return '\n'.join(lines) + tail
 
-# %% ../nbs/10_evidence.ipynb #00000027
+# %% ../nbs/10_evidence.ipynb #00000029
 def initial_weights(
     name:str, # Name of a scenario
 )->str: # In words
@@ -321,7 +335,7 @@ def table_scenarios(
     head = ('Model', 'Initial weights', 'MLM on CCsub', 'Distilled from')
     return markdown_table(head, rows, 'The eight models. S0–S5 are students, T0 and T1 teachers.', label, 'llll')
 
-# %% ../nbs/10_evidence.ipynb #0000002a
+# %% ../nbs/10_evidence.ipynb #0000002c
 def tasks_of(
     e:Evidence, # The records
 )->list[str]: # Names of the tasks that any record has, the three of the report first
@@ -348,7 +362,7 @@ def score_cell(
     r = e.get(f'klej-{scenario}', task, 'readings', reading or first_reading(e))
     return linked(e, f'klej-{scenario}', with_interval(r), page) if r else NOTHING
 
-# %% ../nbs/10_evidence.ipynb #0000002b
+# %% ../nbs/10_evidence.ipynb #0000002d
 def mean_cell(
     e:Evidence, # The records
     scenario:str, # A scenario
@@ -381,7 +395,7 @@ def published_cell(
     value = PUBLISHED[source].scores.get(model, {}).get(task)
     return NOTHING if value is None else f'*{value:.2f}*'
 
-# %% ../nbs/10_evidence.ipynb #0000002c
+# %% ../nbs/10_evidence.ipynb #0000002e
 def table_scores(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -412,7 +426,7 @@ def scores_caption(
     return (f'Accuracy in percent on dev, profile `{e.profile}`: {over} with 95 % interval ({how}). '
             '† published by the report [@krzepkowski2022report]: other data, one seed, maximum over the epochs.')
 
-# %% ../nbs/10_evidence.ipynb #0000002f
+# %% ../nbs/10_evidence.ipynb #00000031
 READINGS:Mapping[str, str] = MappingProxyType({
     'honest': 'epoch chosen on held-out train', 'last': 'last epoch', 'max': 'maximum over epochs'})
 
@@ -460,7 +474,7 @@ def inflation_sentence(
     return (f'In the profile `{e.profile}`, over {len(extra)} scores, the maximum over the epochs lies {sum(extra)/len(extra):.1f} points above '
             f'the honest reading on average, and up to {max(extra):.1f}.')
 
-# %% ../nbs/10_evidence.ipynb #00000033
+# %% ../nbs/10_evidence.ipynb #00000035
 def table_published(
     label:str='tbl-published', # Identifier for cross-references
 )->str: # Markdown
@@ -472,7 +486,7 @@ def table_published(
     head = ('Model', 'Source', *TASKS.values(), 'Reading')
     return markdown_table(head, rows, 'Published accuracies in percent, as printed (zeros added to two decimals).', label, 'llrrrl')
 
-# %% ../nbs/10_evidence.ipynb #00000035
+# %% ../nbs/10_evidence.ipynb #00000037
 def parts_of(
     values:Mapping, # Values by part of the text, as records have them
 )->dict[str, Mapping]: # The same, the teacher's own part first
@@ -502,7 +516,7 @@ def table_cleaning(
             rows.append((part, step, linked(e, 'clean', f'{n:,}'.replace('-', '−')), share))
     return markdown_table(('Part', 'Step', 'Lines', 'Share'), rows, f'Cleaning, profile `{e.profile}`.', label, 'llrr')
 
-# %% ../nbs/10_evidence.ipynb #00000038
+# %% ../nbs/10_evidence.ipynb #0000003a
 def table_rules(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -524,7 +538,7 @@ def table_rows(
             for part, values in parts_of(e.get('pack', default={})).items()]
     return markdown_table(titles, rows, f'Packed rows, profile `{e.profile}`; the mean length is in tokens.', label)
 
-# %% ../nbs/10_evidence.ipynb #00000039
+# %% ../nbs/10_evidence.ipynb #0000003b
 def table_models(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -542,7 +556,7 @@ def table_models(
     head = ('Model', 'Parameters', 'Size [MB]', 'Layers', 'Hidden', 'Tokens seen', 'Tokens/s', 'Held-out loss [nats]', 'Time')
     return markdown_table(head, rows, f'The models of profile `{e.profile}`.', label)
 
-# %% ../nbs/10_evidence.ipynb #0000003b
+# %% ../nbs/10_evidence.ipynb #0000003d
 def table_profiles(
     label:str='tbl-profiles', # Identifier for cross-references
 )->str: # Markdown
@@ -565,7 +579,7 @@ def table_profiles(
     cells = [(name, *(show(p) for p in PROFILES.values())) for name, show in rows.items()]
     return markdown_table(('', *(f'`{n}`' for n in PROFILES)), cells, 'The profiles. Shapes are layers × hidden size.', label)
 
-# %% ../nbs/10_evidence.ipynb #0000003c
+# %% ../nbs/10_evidence.ipynb #0000003e
 def size_sentence(
     e:Evidence, # The records
     student:str='S4', # A student
@@ -610,7 +624,7 @@ def cost_sentence(
     machine = e.records['time'].get('provenance', {}).get('machine', 'an unnamed machine')
     return f'The whole of the profile `{e.profile}`, from nothing, took {linked(e, "time", duration(total))} on one machine ({machine}).'
 
-# %% ../nbs/10_evidence.ipynb #0000003f
+# %% ../nbs/10_evidence.ipynb #00000041
 DEV_SIZES:Mapping[str, int] = MappingProxyType({'polemo2.0-in': 723, 'polemo2.0-out': 494, 'nkjp-ner': 1941})
 
 def half_width(
@@ -633,7 +647,7 @@ def noise_sentence(
     noise = ', '.join(f'±{w:.1f} points on {TASKS[t]} (n = {DEV_SIZES[t]:,})' for t, w in widths.items())
     return f'The 95 % half-width of one accuracy such as that of S4 is {noise}. {"; ".join(said).replace("of", "Of", 1)}.'
 
-# %% ../nbs/10_evidence.ipynb #00000042
+# %% ../nbs/10_evidence.ipynb #00000044
 def record_state(
     e:Evidence, # The records
     what:str, # Name of a record
@@ -659,7 +673,7 @@ def table_records(
     head = ('Record', 'Made by', 'Commit', 'Machine', 'Date', 'State')
     return markdown_table(head, rows, f'Records of profile `{e.profile}`.', label, 'llllll')
 
-# %% ../nbs/10_evidence.ipynb #00000045
+# %% ../nbs/10_evidence.ipynb #00000047
 COMMANDS:Mapping[str, str] = MappingProxyType({
     'demo': 'make report',
     'mini': 'DISTILHERBERT_DATA=/path/to/data distilherbert reproduce --profile mini',

@@ -131,8 +131,9 @@ def formula(
     display:bool, # On a line of its own?
 )->str: # HTML
     "A formula as MathML."
-    try: return to_mathml(tex.strip(), display='block' if display else 'inline')
+    try: made = to_mathml(tex.strip(), display='block' if display else 'inline')
     except (NoAvailableTokensError, ValueError, IndexError, KeyError): return f'<code class="tex">{html.escape(tex)}</code>'
+    return f'<span class="formula">{made}</span>' if display else made
 
 class Renderer(IPythonRenderer):
     "nbconvert's Markdown renderer, with formulas as MathML."
@@ -216,7 +217,7 @@ def extended(
     def keep(made): kept.append(made); return f'\n\nKEPT{len(kept) - 1}KEPT\n\n'
     text = CAPTION.sub(lambda m: keep(table_html(m[1], m[2], m[3])), text + '\n')
     text = IMAGE.sub(lambda m: keep(figure_html(m[1], m[2], m[3])), text)
-    text = EQUATION.sub(lambda m: keep(f'<div class="equation" id="{m[2]}"><div class="formula">{formula(m[1], True)}</div></div>'), text)
+    text = EQUATION.sub(lambda m: keep(f'<div class="equation" id="{m[2]}">{formula(m[1], True)}</div>'), text)
     text = HEADING.sub(heading_html, text)
     return re.sub(r'KEPT(\d+)KEPT', lambda m: f'<div>{kept[int(m[1])]}</div>', text)
 

@@ -122,6 +122,15 @@ def test_other_settings_make_records_stale_and_are_named(results, profile):
     assert bool(e.stale['pack']) == (profile == 'mini'), 'the key decides where it can be computed, the settings elsewhere'
 
 
+def test_a_new_version_of_a_stage_makes_records_of_real_data_stale(results):
+    stages = ev.stage_versions()
+    assert {'text', 'model', 'scores'} <= set(stages)
+    for old, stale in ((stages, False), (stages | {'model': stages['model'] - 1}, True)):
+        write_record('mini', 'settings', {'profile': json.loads(json.dumps(asdict(PROFILES['mini']))), 'stages': old})
+        write_record('mini', 'model-S4', {}, key='abc')
+        assert [bool(x) for x in ev.load_evidence('mini').stale.values()] == [stale, stale]
+
+
 def test_real_data_are_not_needed_to_show_records(results, monkeypatch):
     monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
     synthetic.write_all('mini')
