@@ -7,8 +7,9 @@ __all__ = ['SPECIAL', 'END', 'MARKS', 'TOKENIZER_FILES', 'BATCH', 'BINS', 'split
            'merge_pair', 'merge_everywhere', 'learn_merges', 'train_tokenizer', 'mark_of', 'word_marks', 'special_ids',
            'ends_word', 'cut_point', 'Packer', 'pack_texts', 'tokenizer_folder', 'fetch_tokenizer', 'write_tokenizer',
            'load_tokenizer', 'make_tokenizer', 'tokenizer_artefact', 'text_batches', 'id_type', 'is_heldout',
-           'save_array', 'RowWriter', 'PackSettings', 'pack_shard', 'plain_backend', 'histogram', 'shard_counts',
-           'sum_counts', 'write_rows', 'describe_tokens', 'rows_artefact', 'build_rows', 'RowSet', 'Rows', 'batch_rows']
+           'save_array', 'RowWriter', 'PackSettings', 'pack_shard', 'open_tokenizer', 'plain_backend', 'histogram',
+           'shard_counts', 'sum_counts', 'write_rows', 'describe_tokens', 'rows_artefact', 'build_rows', 'RowSet',
+           'Rows', 'batch_rows']
 
 # %% ../nbs/02_pack.ipynb #00000002
 import heapq
@@ -18,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -436,8 +437,7 @@ def pack_shard(
     shard, file = job
     note = work/f'shard-{shard:05d}.json'
     if note.is_file(): return json.loads(note.read_text('utf-8'))
-    tokenizer = load_tokenizer(s.tokenizer)
-    ends, starts = word_marks(tokenizer)
+    tokenizer, ends, starts = open_tokenizer(s.tokenizer)
     packer = Packer(ends, s.max_len, s.min_piece, tokenizer.cls_token_id, tokenizer.sep_token_id, starts)
     writer = RowWriter(len(ends), s.heldout_share, s.data_seed)
     backend, unknown, lengths = plain_backend(tokenizer), 0, []
@@ -455,6 +455,14 @@ def pack_shard(
     counts = shard_counts(packer, writer, np.array(lengths, np.int64), unknown)
     write_json(note, counts)
     return counts
+
+@lru_cache(maxsize=2)
+def open_tokenizer(
+    folder:str, # Folder of the tokenizer
+)->tuple: # The tokenizer and its two arrays of word marks
+    "Load a tokenizer once for all shards."
+    tokenizer = load_tokenizer(folder)
+    return tokenizer, *word_marks(tokenizer)
 
 def plain_backend(
     tokenizer, # A fast tokenizer of transformers
