@@ -325,6 +325,8 @@ def make_accelerator(
     settings:TrainSettings, # `precision` and `threads` are read
 )->Accelerator: # On the GPU where there is one
     "Set the threads and the number type of a run."
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+        raise SettingsError('A run is one process so far: start it without torchrun or `accelerate launch`.')
     torch.set_num_threads(settings.threads)
     AcceleratorState._reset_state()
     mixed = {'fp32': 'no', 'bf16': 'bf16', 'fp16': 'fp16'}[settings.precision]

@@ -18,7 +18,6 @@ __all__ = ['WORLD_VERSION', 'GENDERS', 'SOFTENED', 'IRREGULAR', 'THINGS', 'DOMAI
 
 # %% ../nbs/08_world.ipynb #00000002
 import hashlib
-import html
 import math
 import random
 import re
@@ -58,7 +57,7 @@ def noun(
     nominative, gender, genitive, *locative = entry.split()
     changed = {'f': re.sub('a$', 'ę', nominative), 'm1': genitive, 'plv': genitive}
     accusative = changed.get(gender, nominative)
-    return Word(nominative, gender, {'nom': nominative, 'gen': genitive, 'acc': accusative} | {'loc': l for l in locative})
+    return Word(nominative, gender, {'nom': nominative, 'gen': genitive, 'acc': accusative, **dict(zip(('loc',), locative))})
 
 # %% ../nbs/08_world.ipynb #0000000e
 SOFTENED = (('ący', 'ący'), ('czy', 'czy'), ('sty', 'ści'), ('ty', 'ci'), ('ły', 'li'), ('ny', 'ni'), ('dy', 'dzi'), ('ry', 'rzy'),
