@@ -184,7 +184,7 @@ MINI = Profile(
     'mini', text='local', old_share=0.6, tokenizer='herbert',
     layers=4, hidden=256, heads=4, intermediate=1024, init_std=0.02, dropout=0.0,
     max_len=128, min_piece=40, mask_share=0.15,
-    teacher_tokens=2_500_000, tokens=1_250_000, batch_rows=16, micro_rows=16,
+    teacher_tokens=15_000_000, tokens=6_000_000, batch_rows=16, micro_rows=16,
     lr_scratch=6e-4, lr_trained=3e-4, weight_decay=0.01, adam_beta2=0.98, clip=1.0,
     task_source='local', task_examples=3000, task_epochs=5, task_lr=3e-4, task_max_len=128, task_seeds=(42,))
 
