@@ -12,7 +12,7 @@ PIP     := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Two workers on two cores: threads that wait must not keep the others from working. Results are the same.
 test check: export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install announce report render docs test check clean clean-runs
+.PHONY: help install announce report render docs test check sync clean clean-runs
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -68,6 +68,10 @@ check: $(STAMP) ## The quick checks: style, notebooks clean and exported
 test: check ## All tests: style, notebooks executed, programs run
 	@$(BIN)/nbdev_test --n_workers 2 --timing
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 tests
+
+sync: $(STAMP) ## After editing notebooks: export the modules and clean the notebooks
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
 
 clean: ## Remove rendered pages and build products (keeps _runs and .venv)
 	rm -rf _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .quarto
