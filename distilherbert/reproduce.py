@@ -124,7 +124,7 @@ def execute(
     logging.getLogger('papermill').setLevel(logging.ERROR)
     try:
         pm.execute_notebook(source, part, parameters=parameters, progress_bar=False, stdout_file=ProgressLines(sys.stdout),
-                            extra_arguments=['--log-level=ERROR'])
+                            extra_arguments=['--log-level=CRITICAL'])
     except pm.exceptions.PapermillExecutionError as e:
         raise ChapterError(f'{source.name} stopped in a cell with {e.ename}: {e.evalue}\nThe notebook up to there: {part}') from e
     done = json.loads(part.read_text('utf-8'))
