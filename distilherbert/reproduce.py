@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHAPTERS', 'STAGE_BAR', 'POINTS', 'CURVE', 'LOOKS', 'EPILOG', 'run', 'ChapterError', 'executed', 'mark_of', 'is_done',
            'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given', 'Job', 'jobs', 'announce', 'reproduce',
-           'execute_report', 'thin_out', 'rounded', 'model_values', 'current', 'keep', 'collect_text', 'collect_models',
-           'collect_scores', 'teacher_fit', 'stage_seconds', 'collect_settings', 'collect', 'subcommand', 'parser',
-           'version', 'carry_out', 'main', 'report_error']
+           'execute_report', 'thin_out', 'rounded', 'model_values', 'current', 'newest', 'keep', 'collect_text',
+           'collect_models', 'collect_scores', 'teacher_fit', 'stage_seconds', 'collect_settings', 'collect',
+           'is_collected', 'subcommand', 'parser', 'version', 'carry_out', 'main', 'report_error']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from .artefact import Artefact, digest, duration, fingerprint, read_manifest, read_records, write_json, write_record
@@ -195,8 +196,7 @@ def reproduce(
         start = time.perf_counter()
         execute(j.source, j.out, {'scenario': j.scenario, 'profile': given(profile)}, mark_of(j.source, j.artefacts))
         print(f'  {duration(time.perf_counter() - start)}', flush=True)
-    records = collect(p)
-    print(f'{len(records)} records in {records[0].parent}', flush=True)
+    if todo or not is_collected(p): print(f'{len(collect(p))} records in {results_dir()/p.name}', flush=True)
     return [*(j.out for j in all_jobs), execute_report(p)]
 
 def execute_report(
@@ -260,6 +260,12 @@ def current(
     artefacts = list(artefacts)
     return [read_manifest(a.path) for a in artefacts] if all(a.state() == 'current' for a in artefacts) else None
 
+def newest(
+    manifests:Sequence[dict], # At least one
+)->dict: # Provenance of the one that was made last
+    "The circumstances of the last of several artefacts."
+    return max((m['provenance'] for m in manifests), key=lambda made: made['date'])
+
 def keep(
     profile:Profile, # On what and how much
     what:str, # Name of the record
@@ -270,8 +276,7 @@ def keep(
 )->Path: # The record
     "Write a record about artefacts."
     from distilherbert.evidence import combined_key
-    newest = max((m['provenance'] for m in manifests), key=lambda made: made['date'])
-    return write_record(profile.name, what, values, key=combined_key([m['key'] for m in manifests]), made=newest,
+    return write_record(profile.name, what, values, key=combined_key([m['key'] for m in manifests]), made=newest(manifests),
                         seconds=round(sum(m['seconds'] for m in manifests), 1), command=f'{command} --profile {profile.name}', **more)
 
 # %% ../nbs/09_reproduce.ipynb #00000023
@@ -338,7 +343,8 @@ def teacher_fit(
     fit = {'heldout_loss': rounded(c['heldout']['mlm']), 'unigram_entropy': rounded(c['unigram_entropy'])}
     if profile.text != 'world': return fit
     tokenizer = load_tokenizer(tokenizer_artefact(profile).path)
-    return fit | {'floor': rounded(world_entropy('old', lambda word: len(tokenizer.encode(word, add_special_tokens=False))))}
+    pieces = lru_cache(maxsize=None)(lambda word: len(tokenizer.encode(word, add_special_tokens=False)))
+    return fit | {'floor': rounded(world_entropy('old', pieces))}
 
 # %% ../nbs/09_reproduce.ipynb #00000028
 def stage_seconds(
@@ -357,7 +363,7 @@ def collect_settings(
     if not built: return []
     values = {'profile': asdict(profile), 'T0_fit': teacher_fit(profile), 'scenarios': [asdict(s) for s in SCENARIOS.values()]}
     times = read_records(profile.name).get('time', {'values': {}})['values'] | stage_seconds(built)
-    more = {'made': max((m['provenance'] for m in built), key=lambda p: p['date']), 'command': f'distilherbert reproduce --profile {profile.name}'}
+    more = {'made': newest(built), 'command': f'distilherbert reproduce --profile {profile.name}'}
     return [write_record(profile.name, 'settings', values, seed=profile.seed, **more),
             write_record(profile.name, 'time', times, units={name: 's' for name in times}, **more)]
 
@@ -367,7 +373,16 @@ def collect(
 )->list[Path]: # Records, in `results/<profile>/`
     "Write the records of everything that is there."
     p = get_profile(profile)
-    return [*collect_settings(p), *collect_text(p), *collect_models(p), *collect_scores(p)]
+    return [*collect_text(p), *collect_models(p), *collect_scores(p), *collect_settings(p)]
+
+def is_collected(
+    profile:Profile, # On what and how much
+)->bool: # Is there nothing that the records do not know of?
+    "The settings are written last, with the circumstances of the newest artefact: that tells whether anything was made since."
+    record = read_records(profile.name).get('settings')
+    built = [m for a in plan(profile) for m in current([a]) or []]
+    now = json.loads(json.dumps(asdict(profile)))
+    return bool(record and built) and record['provenance'] == newest(built) and record['values']['profile'] == now
 
 # %% ../nbs/09_reproduce.ipynb #0000002c
 EPILOG = """examples:
