@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'log', 'MANIFEST', 'T', 'digest', 'digest_unchanged', 'fingerprint', 'commit', 'machine', 'provenance',
            'flush', 'write_json', 'publish', 'DamagedArtefact', 'canonical', 'Artefact', 'read_manifest', 'verify',
-           'lock_of', 'artefact_state', 'build_artefact', 'is_current', 'lock_is_held', 'finish', 'explain_oserror',
+           'lock_of', 'lock_is_held', 'artefact_state', 'build_artefact', 'is_current', 'finish', 'explain_oserror',
            'write_record', 'read_records', 'duration', 'Progress', 'progress']
 
 # %% ../nbs/00_artefact.ipynb #00000002
@@ -202,6 +202,14 @@ def lock_of(
     a.path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(a.path.with_name(f'.{a.path.name}.lock'))
 
+def lock_is_held(
+    lock:FileLock, # A lock
+)->bool: # Does another process hold it?
+    "Look at a lock without waiting."
+    try:
+        with lock.acquire(blocking=False): return False
+    except Timeout: return True
+
 def artefact_state(
     a:'Artefact', # An artefact
 )->str: # "current", "building", "damaged" or "absent"
@@ -209,10 +217,7 @@ def artefact_state(
     if a.path.is_dir():
         try: return 'damaged' if verify(a.path, content=False) else 'current'
         except DamagedArtefact: return 'damaged'
-    if not a.partial.is_dir(): return 'absent'
-    try:
-        with lock_of(a).acquire(blocking=False): return 'absent'
-    except Timeout: return 'building'
+    return 'building' if a.partial.is_dir() and lock_is_held(lock_of(a)) else 'absent'
 
 # %% ../nbs/00_artefact.ipynb #00000014
 def build_artefact(
@@ -243,14 +248,6 @@ def is_current(
         raise DamagedArtefact(f'{a.path} differs from its manifest: {", ".join(verify(a.path, content=False)) or MANIFEST}. '
                               'Remove the folder, and it will be built again.')
     return state == 'current'
-
-def lock_is_held(
-    lock:FileLock, # A lock
-)->bool: # Does another process hold it?
-    "Look at a lock without waiting."
-    try:
-        with lock.acquire(blocking=False): return False
-    except Timeout: return True
 
 # %% ../nbs/00_artefact.ipynb #00000016
 def finish(

@@ -309,7 +309,7 @@ class Run:
         settings:TrainSettings, # Everything else
         folder:Path, # For checkpoints and `metrics.jsonl`
     ):
-        self.settings, self.rows, self.folder = settings, rows, folder
+        self.settings, self.rows, self.folder, self.marks = settings, rows, folder, marks_of(rows)
         self.accelerator = make_accelerator(settings)
         self.objective = PRESETS.get(settings.objective)
         self.optimizer = torch.optim.AdamW(parameter_groups(student, settings.weight_decay), lr=settings.learning_rate,
@@ -358,7 +358,7 @@ def train_step(
     "One step of the optimiser."
     s, acc = run.settings, run.accelerator
     index, epoch = run.stream.at(run.step)
-    pieces, totals = micro_batches(run.rows.train, index, epoch, s.micro_rows, marks_of(run.rows), run.rows.pad_id, s.max_len,
+    pieces, totals = micro_batches(run.rows.train, index, epoch, s.micro_rows, run.marks, run.rows.pad_id, s.max_len,
                                    s.mask_share, s.seed)
     rate = learning_rate(run.step, run.steps, s.warmup_share, s.learning_rate)
     for group in run.optimizer.param_groups: group['lr'] = rate
@@ -581,7 +581,7 @@ def training_counts(
             'train_seconds': round(sum(l.get('seconds', 0.0) for l in lines), 1),
             'heldout': {k.removeprefix('heldout_'): v for k, v in last.items() if k.startswith('heldout_')},
             'heldout_masked': len(labels),
-            'unigram_entropy': unigram_entropy(run.rows.train, labels, run.rows.vocab_size, marks_of(run.rows).special)}
+            'unigram_entropy': unigram_entropy(run.rows.train, labels, run.rows.vocab_size, run.marks.special)}
 
 # %% ../nbs/05_distill.ipynb #0000003e
 CARD = """---
