@@ -28,9 +28,10 @@ import urllib.error
 import urllib.request
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.client import HTTPException
 from itertools import islice
 from multiprocessing import get_context
@@ -470,14 +471,17 @@ def file_source(
 
 def folder_sources(
     folder:Path, # A folder with text files
+    without:Sequence[str]=(), # Patterns of names that are left out, as "*-ocr-*"
 )->list[Source]: # One for each, by name; raises `SettingsError` when there is none
     "The text files of a folder."
     if not folder.is_dir(): raise SettingsError(f'There is no folder {folder} to read text from. `text` of a profile is "world", "local", '
                                                 '"cc100", or the path of a folder with .txt, .txt.gz or .txt.xz files.')
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(ENDINGS) and not p.name.startswith('.'))
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(ENDINGS) and not p.name.startswith('.')
+                   and not any(fnmatch(p.name, w) for w in without))
     if not files:
         there = ', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'
-        raise SettingsError(f'There is no text in {folder}: it holds {there}; wanted are files that end in {", ".join(ENDINGS)}.')
+        less = f', other than {", ".join(without)} (`text_without`)' if without else ''
+        raise SettingsError(f'There is no text in {folder}: it holds {there}; wanted are files that end in {", ".join(ENDINGS)}{less}.')
     return [file_source(p) for p in files]
 
 # %% ../nbs/01_clean.ipynb #00000031
@@ -513,7 +517,7 @@ def text_sources(
         if p.world_size < 1: raise SettingsError(f'Profile {p.name}: text = "world" needs world_size of at least 1, got {p.world_size}.')
         return [world_source(part, p.world_size, p.data_seed) for part in ('old', 'ccsub')]
     if p.text == 'cc100': return [cc100_source()]
-    return folder_sources(data_dir('text') if p.text == 'local' else Path(p.text).expanduser().resolve())
+    return folder_sources(data_dir('text') if p.text == 'local' else Path(p.text).expanduser().resolve(), p.text_without)
 
 # %% ../nbs/01_clean.ipynb #00000034
 PARTS = ('old', 'ccsub') # The teacher's own text, and the text of everything else

@@ -102,10 +102,12 @@ class AtPlaces(nn.Module):
         ids:torch.Tensor, # Token ids `(B, T)`
         attention:torch.Tensor | None, # 1 for tokens, 0 for padding `(B, T)`; None without padding
         places:torch.Tensor, # Where to predict, indices into the flattened rows `(N,)`
-    )->tuple[torch.Tensor, torch.Tensor]: # Logits `(N, V)` and hidden states `(B·T, H)`
+        tokens:torch.Tensor, # Places with a token `(A,)`
+    )->Predictions: # At those places; the output layer is applied where its logits are used
         "Encode all places, predict at some."
         hidden = self.model.bert(ids, attention_mask=attention).last_hidden_state.flatten(0, 1)
-        return self.model.cls(hidden[places]), hidden
+        head = self.model.cls.predictions
+        return Predictions(head.transform(hidden[places]), head.decoder.weight, head.decoder.bias, hidden[tokens])
 
 # %% ../nbs/05_distill.ipynb #00000014
 @dataclass(frozen=True)
@@ -154,23 +156,21 @@ def micro_batches(
 def micro_loss(
     student:nn.Module, # `AtPlaces`, perhaps wrapped by accelerate
     teacher:nn.Module | None, # `AtPlaces`, or None
-    objective:Objective, # Used with a teacher
+    objective:Objective | None, # Of distillation; None without a teacher
     batch:MicroBatch, # On the models' device
     totals:Totals, # Of the whole step
     accelerator:Accelerator, # For its number type
 )->dict[str, torch.Tensor]: # "loss" and its parts, this micro-batch's shares of the step's
     "The loss of a micro-batch."
-    everywhere = teacher is not None and objective.soft_targets_on == 'all'
-    places = batch.tokens if everywhere else batch.masked
-    with accelerator.autocast(): logits, hidden = student(batch.ids, batch.attention, places)
-    if teacher is None:
-        loss = mlm_loss(logits, batch.labels, totals.masked)
-        return {'loss': loss, 'mlm': loss}
-    with torch.no_grad(), accelerator.autocast():
-        their_logits, their_hidden = teacher(batch.ids, batch.attention, places)
-    masked = torch.isin(places, batch.masked)
-    return distillation_loss(objective, Predictions(logits, hidden[batch.tokens]),
-                             Predictions(their_logits, their_hidden[batch.tokens]), batch.labels, masked, totals)
+    places, labels, theirs = batch.masked, batch.labels, None
+    if teacher is not None and objective.soft_targets_on == 'all':
+        places = batch.tokens
+        labels = labels.new_full(places.shape, -100).scatter_(0, torch.searchsorted(places, batch.masked), labels)
+    scale = accelerator.scaler.get_scale() if accelerator.scaler else 1.0
+    with accelerator.autocast():
+        if teacher is not None:
+            with torch.no_grad(): theirs = teacher(batch.ids, batch.attention, places, batch.tokens)
+        return distillation_loss(objective, student(batch.ids, batch.attention, places, batch.tokens), theirs, labels, totals, scale)
 
 # %% ../nbs/05_distill.ipynb #0000001b
 def save_checkpoint(
@@ -246,8 +246,8 @@ def evaluate(
     student.eval()
     for b in (b.to(accelerator.device) for b in batches):
         with accelerator.autocast():
-            logits, _ = student(b.ids, b.attention, b.masked)
-            theirs = teacher(b.ids, b.attention, b.masked)[0] if teacher is not None else None
+            logits = student(b.ids, b.attention, b.masked, b.tokens).logits()
+            theirs = teacher(b.ids, b.attention, b.masked, b.tokens).logits() if teacher is not None else None
         kl, same = agreement(logits, theirs) if teacher is not None else (0.0, 0)
         sums += mlm_loss(logits, b.labels, 1).item(), kl, same
         n += len(b.labels)
@@ -460,7 +460,7 @@ def check_teacher(
                            'or a higher `lr_scratch` or `mask_share`.')
 
 # %% ../nbs/05_distill.ipynb #00000036
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 
 def is_trained(
     profile:Profile, # Says where T0 comes from

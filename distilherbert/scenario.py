@@ -108,6 +108,7 @@ class Profile:
     name:str # Short name, as "demo"
     text:str='world' # "world", "local" (DISTILHERBERT_DATA/text), "cc100", or a folder of .txt, .txt.gz, .txt.xz
     text_lines:int=0 # Lines read from the source; 0 for all
+    text_without:tuple[str, ...]=() # Patterns of file names that are left out, as "*-ocr-*"
     old_share:float=0.0 # Share of the documents in the part "old" (the teacher's own pre-training)
     world_size:int=0 # Documents of each part of the embedded world
     tokenizer:str='train' # "train" (on the text), "herbert" (DISTILHERBERT_DATA), a folder, or a hub name
@@ -181,16 +182,16 @@ DEMO = Profile(
 
 # %% ../nbs/00_scenario.ipynb #0000001a
 MINI = Profile(
-    'mini', text='local', old_share=0.6, tokenizer='herbert',
-    layers=4, hidden=256, heads=4, intermediate=1024, init_std=0.02, dropout=0.0,
+    'mini', text='local', text_without=('*-ocr-*',), old_share=0.6, tokenizer='herbert',
+    layers=4, hidden=128, heads=2, intermediate=512, init_std=0.02, dropout=0.0,
     max_len=128, min_piece=40, mask_share=0.15,
-    teacher_tokens=15_000_000, tokens=6_000_000, batch_rows=16, micro_rows=16,
-    lr_scratch=6e-4, lr_trained=3e-4, weight_decay=0.01, adam_beta2=0.98, clip=1.0,
-    task_source='local', task_examples=3000, task_epochs=5, task_lr=3e-4, task_max_len=128, task_seeds=(42,))
+    teacher_tokens=9_000_000, tokens=2_500_000, batch_rows=16, micro_rows=16,
+    lr_scratch=2e-3, lr_trained=1e-3, weight_decay=0.01, adam_beta2=0.98, clip=1.0, threads=1,
+    task_source='local', task_examples=2000, task_epochs=5, task_lr=5e-4, task_max_len=128, task_seeds=(42,))
 
 # %% ../nbs/00_scenario.ipynb #0000001b
 BASE = Profile(
-    'base', text='local', old_share=0.7, tokenizer='herbert', dropout=0.0, mask_share=0.15,
+    'base', text='local', text_without=('*-ocr-*',), old_share=0.7, tokenizer='herbert', dropout=0.0, mask_share=0.15,
     teacher_tokens=300_000_000, tokens=90_000_000, batch_rows=256, micro_rows=64,
     lr_scratch=4e-4, lr_trained=2e-4, weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision='bf16',
     task_source='local', task_epochs=20, task_seeds=(42,))

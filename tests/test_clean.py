@@ -278,6 +278,14 @@ def test_the_key_knows_contents_not_paths(corpus, tmp_path):
     assert text_artefact(profile_of(tmp_path/'moved')).key != a.key
 
 
+def test_files_are_left_out_by_name(corpus):
+    names = lambda **fields: [s.name for s in clean.text_sources(profile_of(corpus, **fields))]
+    everything = names()
+    assert names(text_without=(everything[0], '*-no-such-*')) == everything[1:]
+    assert text_artefact(profile_of(corpus, text_without=(everything[0],))).key != text_artefact(profile_of(corpus)).key
+    with pytest.raises(SettingsError, match=r'other than \*'): names(text_without=('*',))
+
+
 @pytest.mark.parametrize('lines', [4, 7, 100, 500])
 def test_the_first_lines_are_those_of_head(tmp_path, lines):
     text, folder = noisy_corpus(seed=5), tmp_path/'t'

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distilherbert import objective
 from distilherbert.objective import PRESETS, Marks, Predictions, Totals, distillation_loss, mask_rows, place_hash, word_starts
 from distilherbert.scenario import OBJECTIVES
 
@@ -46,10 +47,35 @@ def literal(preset, student, teacher, hs, ht, labels, M, A):
 def test_presets_equal_their_formulas(preset):
     student, teacher, hs, ht, labels, M, A = example()
     places = torch.tensor(A if preset == 'distilbert-all' else M)
-    pick = lambda z, h: Predictions(z[places], h[A])
-    got = distillation_loss(PRESETS[preset], pick(student, hs), pick(teacher, ht), labels[M],
-                            torch.isin(places, torch.tensor(M)), Totals(len(M), len(A)))
+    pick = lambda z, h: Predictions(z[places], torch.eye(z.shape[1]), torch.zeros(z.shape[1]), h[A])
+    labels_there = torch.where(torch.isin(places, torch.tensor(M)), labels[places], -100)
+    got = distillation_loss(PRESETS[preset], pick(student, hs), pick(teacher, ht), labels_there, Totals(len(M), len(A)))
     assert got['loss'].item() == pytest.approx(literal(preset, student, teacher, hs, ht, labels, M, A), abs=1e-5)
+
+
+@pytest.mark.parametrize('chunk', [1, 4, 10])
+@pytest.mark.parametrize('preset', OBJECTIVES)
+def test_the_gradient_in_chunks_is_torchs_own(preset, chunk, monkeypatch):
+    "Against autograd through all logits at once, for the inputs, the weights and the biases of the output layer."
+    g = torch.Generator().manual_seed(chunk)
+    student, teacher, hs, ht, labels, M, A = example()
+    V, D, places = student.shape[1], 6, torch.tensor(A if preset == 'distilbert-all' else M)
+    x, w, b = (torch.randn(*s, generator=g).requires_grad_() for s in ((len(places), D), (V, D), (V,)))
+    there = torch.where(torch.isin(places, torch.tensor(M)), labels[places], -100)
+    masked, o, n = there >= 0, PRESETS[preset], len(A) if preset == 'distilbert-all' else len(M)
+    z, t = x @ w.T + b, teacher[places]
+    log_p, q = (z/3).log_softmax(-1), (t/3).softmax(-1)
+    soft = -(q*log_p).sum()/n if o.soft_as == 'cross-entropy' else 9*(q*(q.log() - log_p)).sum()/n
+    wanted = o.mlm*torch.nn.functional.nll_loss(z[masked].log_softmax(-1), there[masked]) + o.soft*soft
+    if o.cosine_of == 'logits':
+        wanted = wanted + o.cosine*torch.nn.functional.cosine_embedding_loss(z[masked], t[masked], torch.ones(len(M)))
+    else: wanted = wanted + o.cosine*torch.nn.functional.cosine_embedding_loss(hs[A], ht[A], torch.ones(len(A)))
+    expected = torch.autograd.grad(wanted, (x, w, b))
+    monkeypatch.setattr(objective, 'chunk_of', lambda vocab_size, device: chunk)
+    guide = Predictions(t, torch.eye(V), torch.zeros(V), ht[A])
+    got = distillation_loss(o, Predictions(x, w, b, hs[A]), guide, there, Totals(len(M), len(A)))
+    assert got['loss'].item() == pytest.approx(wanted.item(), abs=1e-5)
+    for a, e in zip(torch.autograd.grad(got['loss'], (x, w, b)), expected, strict=True): assert torch.allclose(a, e, atol=1e-6)
 
 
 def test_every_preset_of_a_scenario_exists(): assert set(PRESETS) == set(OBJECTIVES)
