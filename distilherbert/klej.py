@@ -8,13 +8,13 @@ __all__ = ['TASKS', 'DEV_SHARE', 'METRICS', 'EVAL_TOKENS', 'SCORES_VERSION', 'TA
            'hub_offline', 'read_split', 'Examples', 'to_examples', 'hash_order', 'quotas', 'stratified',
            'find_families', 'split_dev', 'GroupData', 'strata_of', 'label_names', 'load_task', 'load_group',
            'weighted_accuracy', 'weighted_f1', 'weighted_wmae', 'weighted_ranks', 'weighted_spearman',
-           'weighted_scores', 'score', 'Encoded', 'fit_pair', 'encode', 'quiet_transformers', 'load_tokenizer_of',
+           'weighted_scores', 'score', 'Encoded', 'fit_pair', 'token_ids', 'encode', 'load_tokenizer_of',
            'load_classifier', 'layer_output', 'logits_of', 'shrink_embeddings', 'train_batches', 'eval_batches',
            'tensors', 'exact', 'autocast', 'example_loss', 'to_target', 'to_prediction', 'Evaluator', 'Tuning',
-           'train_epoch', 'renumber', 'finetune', 'run_epochs', 'data_identity', 'scores_artefact', 'make_scores',
-           'constant_answer', 'build_scores', 'chosen_epochs', 'Reading', 'load_run', 'read_scores', 'generator',
-           'draw_counts', 'replicates', 'interval', 'mean_values', 'klej_values', 'task_samples', 'difference',
-           'kept_share', 'compare', 'comparison_values']
+           'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs', 'data_identity', 'scores_artefact',
+           'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs', 'Reading', 'load_run', 'read_scores',
+           'generator', 'draw_counts', 'replicates', 'interval', 'mean_values', 'klej_values', 'task_samples',
+           'difference', 'kept_share', 'compare', 'comparison_values']
 
 # %% ../nbs/06_klej.ipynb #00000002
 import csv
@@ -35,11 +35,11 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
-from transformers.utils import logging as transformers_logging
 
 from .artefact import Artefact, Progress, fingerprint, read_manifest
 from .distill import learning_rate, model_artefact, parameter_groups
 from .scenario import Profile, Scenario, data_dir, get_profile, get_scenario, unknown_name
+from .student import quiet
 from .world import WORLD_VERSION, world_task
 
 # %% ../nbs/06_klej.ipynb #00000008
@@ -447,40 +447,40 @@ def fit_pair(
     if second <= room//2: return room - second, second
     return room - room//2, room//2
 
+def token_ids(
+    rules, # A `tokenizers.Tokenizer`
+    texts, # One or two texts an example, the same number for all
+    marks, # Ids of `<s>` and `</s>`
+    max_len, # Most tokens an example may have
+    kinds=2, # Token types that the model knows
+): # Ids and token types of each example `(T,)`, and how many examples were cut
+    "Token ids with the special tokens that BERT expects."
+    rules.no_truncation()
+    rules.no_padding()
+    cls, sep = marks
+    pair = len(texts) > 0 and len(texts[0]) == 2
+    columns = [[e.ids for e in rules.encode_batch_fast([t[i] for t in texts], add_special_tokens=False)] for i in range(1 + pair)]
+    ids, types, cut = [], [], 0
+    for tokens in zip(*columns, strict=True):
+        keep = fit_pair(*map(len, tokens), max_len - 3) if pair else (min(len(tokens[0]), max_len - 2),)
+        cut += sum(keep) < sum(map(len, tokens))
+        parts = [[*t[:k], sep] for t, k in zip(tokens, keep, strict=True)]
+        ids.append(np.array([cls, *(i for p in parts for i in p)]))
+        types.append(np.repeat(np.minimum(np.arange(len(parts)), kinds - 1), [len(p) + (j == 0) for j, p in enumerate(parts)]))
+    return ids, types, cut
+
 def encode(
     examples:Examples, # Texts or pairs of texts
     tokenizer, # A tokenizer of transformers
     max_len:int, # Most tokens an example may have
     kinds:int=2, # Token types that the model knows
 )->Encoded: # In the order of the examples
-    "Token ids with the special tokens that BERT expects."
-    rules = tokenizer.backend_tokenizer
-    rules.no_truncation()
-    rules.no_padding()
-    def tokens(texts): return [e.ids for e in rules.encode_batch_fast(texts, add_special_tokens=False)]
-    cls, sep, unk = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
-    pair = len(examples) > 0 and len(examples.texts[0]) == 2
-    columns = [tokens([t[i] for t in examples.texts]) for i in range(1 + pair)]
-    ids, types, cut = [], [], 0
-    for texts in zip(*columns, strict=True):
-        keep = fit_pair(len(texts[0]), len(texts[1]), max_len - 3) if pair else (min(len(texts[0]), max_len - 2),)
-        cut += sum(keep) < sum(map(len, texts))
-        parts = [[*t[:k], sep] for t, k in zip(texts, keep, strict=True)]
-        ids.append(np.array([cls, *(i for p in parts for i in p)]))
-        types.append(np.repeat(np.minimum(np.arange(len(parts)), kinds - 1), [len(p) + (j == 0) for j, p in enumerate(parts)]))
+    "Examples as a model wants them."
+    marks, unk = (tokenizer.cls_token_id, tokenizer.sep_token_id), tokenizer.unk_token_id
+    ids, types, cut = token_ids(tokenizer.backend_tokenizer, examples.texts, marks, max_len, kinds)
     return Encoded(ids, types, cut, int(sum((i == unk).sum() for i in ids)))
 
 # %% ../nbs/06_klej.ipynb #00000032
-@contextmanager
-def quiet_transformers(
-)->Iterator[None]: # For a `with`
-    "No warnings about a new head (it is meant), and no progress bars for a second's work."
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try: yield
-    finally: transformers_logging.set_verbosity(level)
-
 def load_tokenizer_of(
     folder:Path, # A model folder
     config, # The model's configuration
@@ -507,7 +507,7 @@ def load_classifier(
     if not (folder/'config.json').is_file(): raise TaskError(f'{folder} is no model folder: it has no config.json.')
     kind = json.loads((folder/'config.json').read_text('utf-8')).get('model_type')
     if kind != 'bert': raise TaskError(f'{folder} holds a model of type {kind!r}; only "bert" can be fine-tuned here.')
-    with quiet_transformers():
+    with quiet():
         tokenizer = load_tokenizer_of(folder, AutoConfig.from_pretrained(folder, local_files_only=True))
         torch.manual_seed(seed)
         model = BertForSequenceClassification.from_pretrained(folder, num_labels=outputs, dtype=torch.float32, local_files_only=True)
@@ -670,6 +670,7 @@ class Tuning:
     pad:int # Id of the padding
     profile:Profile # Batch, epochs, rates
     seed:int # Seed of the run
+    used:np.ndarray # Ids that the small table of embeddings holds, sorted `(U,)`
 
     def __post_init__(self):
         self.step, self.device = 0, self.model.device
@@ -714,6 +715,26 @@ def renumber(
     return used
 
 # %% ../nbs/06_klej.ipynb #0000004b
+def prepare(
+    folder:'str | Path', # A model folder
+    data:GroupData, # What to learn from, and to be scored on
+    profile:Profile, # How
+    seed:int, # Decides new weights, order and dropout
+    device:torch.device, # Where to compute
+)->tuple[Tuning, dict[str, Evaluator], dict]: # Before the first step; what is evaluated, by name; counts. Raises `TaskError`
+    "A model and its examples, ready to be fine-tuned."
+    model, tokenizer = load_classifier(folder, max(1, len(data.labels)), seed)
+    max_len = min(profile.task_max_len, model.config.max_position_embeddings)
+    parts = {'train': data.train, 'held': data.held, **data.dev}
+    encoded = {n: encode(e, tokenizer, max_len, model.config.type_vocab_size) for n, e in parts.items()}
+    counts = {'cut': {n: e.cut for n, e in encoded.items()}, 'unknown': {n: e.unknown for n, e in encoded.items()},
+              'max_len': max_len, 'tokens': {n: int(sum(map(len, e.ids))) for n, e in encoded.items()}}
+    used = renumber(list(encoded.values()), tokenizer.pad_token_id)
+    shrink_embeddings(model, used, tokenizer.pad_token_id)
+    pad, task = int(np.searchsorted(used, tokenizer.pad_token_id)), data.tasks[0]
+    tuning = Tuning(model.to(device), encoded['train'], to_target(data.train.gold, task), pad, profile, seed, used)
+    return tuning, {n: Evaluator(encoded[n], pad, device, EVAL_TOKENS[device.type]) for n in ('held', *data.dev)}, counts
+
 def finetune(
     folder:'str | Path', # A model folder
     data:GroupData, # What to learn from, and to be scored on
@@ -723,18 +744,7 @@ def finetune(
     "Fine-tune a model on one group of tasks."
     p = get_profile(profile)
     with exact(p, seed) as device:
-        model, tokenizer = load_classifier(folder, max(1, len(data.labels)), seed)
-        max_len = min(p.task_max_len, model.config.max_position_embeddings)
-        parts = {'train': data.train, 'held': data.held, **data.dev}
-        encoded = {n: encode(e, tokenizer, max_len, model.config.type_vocab_size) for n, e in parts.items()}
-        counts = {'cut': {n: e.cut for n, e in encoded.items()}, 'unknown': {n: e.unknown for n, e in encoded.items()},
-                  'max_len': max_len, 'tokens': {n: int(sum(map(len, e.ids))) for n, e in encoded.items()}}
-        used = renumber(list(encoded.values()), tokenizer.pad_token_id)
-        shrink_embeddings(model, used, tokenizer.pad_token_id)
-        pad = int(np.searchsorted(used, tokenizer.pad_token_id))
-        task = data.tasks[0]
-        tuning = Tuning(model.to(device), encoded['train'], to_target(data.train.gold, task), pad, p, seed)
-        look = {n: Evaluator(encoded[n], pad, device, EVAL_TOKENS[device.type]) for n in ('held', *data.dev)}
+        tuning, look, counts = prepare(folder, data, p, seed, device)
         return run_epochs(tuning, data, look), counts
 
 # %% ../nbs/06_klej.ipynb #0000004c

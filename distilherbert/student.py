@@ -96,12 +96,14 @@ def size_bytes(
 # %% ../nbs/03_student.ipynb #00000019
 @contextmanager
 def quiet(
-)->Iterator[None]:
-    "Silence the bars of transformers, which leave rubble in notebooks and logs; `with quiet(): ...`."
-    shown = hf_logging.is_progress_bar_enabled()
+)->Iterator[None]: # For a `with`, or as a decorator
+    "Silence transformers where what it would say is meant (a new head, a pooler left out), and its bars; `with quiet(): ...`."
+    shown, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     try: yield
     finally:
+        hf_logging.set_verbosity(level)
         if shown: hf_logging.enable_progress_bar()
 
 @quiet()

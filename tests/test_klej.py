@@ -43,7 +43,7 @@ def make_folder(folder, words=WORDS, **shape):
     config = BertConfig(**{'vocab_size': len(MARKS) + len(words), 'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2,
                            'intermediate_size': 32, 'max_position_embeddings': 32, 'pad_token_id': 1, 'initializer_range': 0.2,
                            'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0} | shape)
-    with klej.quiet_transformers(): BertForMaskedLM(config).save_pretrained(folder)
+    with klej.quiet(): BertForMaskedLM(config).save_pretrained(folder)
     return Path(folder)
 
 
@@ -340,7 +340,7 @@ def test_seed_decides_what_the_folder_lacks(folder, tmp_path):
     with_pooler = make_folder(tmp_path)
     model = BertForMaskedLM.from_pretrained(with_pooler)
     model.bert.pooler = BertModel(model.config).pooler
-    with klej.quiet_transformers(): model.save_pretrained(with_pooler)
+    with klej.quiet(): model.save_pretrained(with_pooler)
     a, c = weights(with_pooler, 0), weights(with_pooler, 1)
     assert torch.equal(a['bert.pooler.dense.weight'], c['bert.pooler.dense.weight'])
     assert not torch.equal(a['classifier.weight'], c['classifier.weight'])
@@ -413,7 +413,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     folder = make_folder(tmp_path)
     model = BertForMaskedLM.from_pretrained(folder)
     model.bert.encoder.layer[0].output.dense.weight.data[0, 0] = float('nan')
-    with klej.quiet_transformers(): model.save_pretrained(folder)
+    with klej.quiet(): model.save_pretrained(folder)
     with pytest.raises(TaskError, match='loss is nan in epoch 1, seed 7'): klej.finetune(folder, group(n=48), PROFILE, 7)
 
 
