@@ -9,7 +9,7 @@ __all__ = ['PRESETS', 'CHUNK_BYTES', 'mix', 'place_hash', 'uniform', 'Marks', 'w
 
 # %% ../nbs/04_objective.ipynb #00000002
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
