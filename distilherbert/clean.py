@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'PAGE', 'PASSES', 'DEEPEST', 'TAG', 'VOID', 'SELF_CLOSING', 'URL', 'UNWRITABLE',
-           'CHANGES', 'QUIET', 'SYMBOL', 'SHORTEST', 'RULES', 'CHUNK', 'DECODERS', 'CC100', 'FATAL', 'BLOCK', 'LONGEST',
-           'GROUP', 'ENDINGS', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'CALLED_FOR', 'Page', 'strip_markup',
-           'is_too_deep', 'is_folded', 'fold', 'settle_markup', 'has_address', 'remove_urls', 'make_writable',
-           'apply_rules', 'marks', 'too_many_symbols', 'clean_and_tell', 'explain_text', 'clean_text', 'digests_of',
-           'first_in_batch', 'insert_keys', 'Seen', 'deduplicate', 'BadText', 'decompress', 'file_chunks',
-           'how_to_fetch', 'open_at', 'pause_after', 'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block',
-           'Source', 'file_blocks', 'document_blocks', 'file_source', 'folder_sources', 'cc100_source', 'world_source',
-           'text_sources', 'part_of', 'CleanBlock', 'clean_block', 'in_order', 'first_lines', 'resume_note', 'remember',
-           'TextWriter', 'read_sources', 'ReadingProgress', 'tidy_counts', 'write_text', 'text_artefact', 'build_text',
-           'text_shards', 'read_texts', 'score_cleaning']
+           'CHANGES', 'QUIET', 'SYMBOL', 'SHORTEST', 'RULES', 'KEY', 'CHUNK', 'DECODERS', 'CC100', 'FATAL', 'BLOCK',
+           'LONGEST', 'GROUP', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PARTS', 'GAP', 'STRETCH',
+           'PROGRESS', 'TRAILING', 'CALLED_FOR', 'Page', 'strip_markup', 'is_too_deep', 'is_folded', 'fold',
+           'settle_markup', 'has_address', 'remove_urls', 'make_writable', 'apply_rules', 'marks', 'too_many_symbols',
+           'clean_and_tell', 'explain_text', 'clean_text', 'digests_of', 'are_equal', 'first_in_batch', 'home_slots',
+           'insert_keys', 'spread_keys', 'Seen', 'deduplicate', 'BadText', 'decompress', 'file_chunks', 'how_to_fetch',
+           'open_at', 'pause_after', 'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source',
+           'file_blocks', 'document_blocks', 'file_source', 'folder_sources', 'cc100_source', 'world_source',
+           'text_sources', 'odd_places', 'quick_look', 'part_of', 'CleanBlock', 'clean_block', 'in_order',
+           'first_lines', 'resume_note', 'remember', 'TextWriter', 'read_sources', 'ReadingProgress', 'tidy_counts',
+           'write_text', 'text_artefact', 'build_text', 'text_shards', 'read_texts', 'score_cleaning']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -33,7 +34,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.client import HTTPException
-from itertools import islice
+from itertools import chain, compress, islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -48,7 +49,7 @@ from .world import WORLD_VERSION, labelled_lines, world_documents
 # %% ../nbs/01_clean.ipynb #00000006
 INLINE = ('a|abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|ins|kbd|mark|nobr|q|s|samp|small|span|strike|strong|sub|sup'
           '|tt|u|var|wbr')
-BREAK = re.compile(rf'<(?=/?(?!(?:{INLINE})[\s/>])[a-z])', re.IGNORECASE)
+BREAK = re.compile(rf'<(?=/?(?:(?:p|br|img|div|li)[\s/>]|(?i:(?!(?:{INLINE})[\s/>])[a-z])))') # The frequent ones are looked for first
 SCRIPT = re.compile('<(?:script|style)', re.IGNORECASE)
 
 class Page(threading.local):
@@ -65,7 +66,7 @@ class Page(threading.local):
             self.box, self.room = page.css_first('div'), 1 << 18
         self.room -= 100 + len(markup)
         self.box.inner_html = markup
-        if SCRIPT.search(markup): self.box.strip_tags(['script', 'style'])
+        if ('<s' in markup or '<S' in markup) and SCRIPT.search(markup): self.box.strip_tags(['script', 'style'])
         return self.box.text()
 
 PAGE = Page() # One for each thread
@@ -87,7 +88,6 @@ def is_too_deep(
     text:str, # A text with markup
 )->bool: # Are more than `DEEPEST` tags open at once?
     "Guard against texts that would keep a parser busy for minutes."
-    if text.count('<') <= DEEPEST: return False
     depth = 0
     for end, name in TAG.findall(text):
         if name.lower() in VOID or name.lower() in SELF_CLOSING: continue
@@ -104,19 +104,22 @@ def is_folded(
 def fold(
     text:str, # Any text
 )->str: # The text with single spaces between its words and none around it
-    "White space of every kind, folded."
-    return text if is_folded(text) else ' '.join(text.split())
+    "White space of every kind, folded; where all can be printed, the space itself is the only kind."
+    if not text.isprintable(): return ' '.join(text.split())
+    text = text.strip(' ')
+    while '  ' in text: text = text.replace('  ', ' ')
+    return text
 
 def settle_markup(
     text:str, # A folded text
 )->str | None: # The text without markup, or None when that takes more than `PASSES` passes
     "Remove layers of markup until nothing changes."
+    before = None
     for _ in range(PASSES + 1):
-        if '<' not in text and '&' not in text: return text
-        if is_too_deep(text): return None
+        if '<' not in text and '&' not in text or text == before: return text
+        if text.count('<') > DEEPEST and is_too_deep(text): return None
         text, before = fold(strip_markup(text)), text
-        if text == before: return text
-    return None
+    return text if text == before else None
 
 # %% ../nbs/01_clean.ipynb #0000000d
 URL = re.compile(r'''(?:(?i:https?|ftp)://|(?<!\w)(?:www|Www|WWW)\.)[^\s<>"]*[^\s<>".,;:!?)\]'’”»…]''')
@@ -147,13 +150,13 @@ CHANGES:dict[str, Callable] = {'characters': make_writable, 'space': fold, 'mark
 def apply_rules(
     text:str, # Any string at all
 )->tuple[str | None, tuple[str, ...]]: # The text, or None when its markup never settles; the changes that were made
-    "Everything that cleaning may change in a text."
-    changes = []
-    for name, rule in CHANGES.items():
+    "Everything that cleaning may change in a text; a folded one needs at most the last two rules."
+    changes = ()
+    for name, rule in islice(CHANGES.items(), 2*is_folded(text), None):
         text, before = rule(text), text
         if text is None: return None, (*changes, name)
-        if text != before: changes.append(name)
-    return text, tuple(changes)
+        if text != before: changes = (*changes, name)
+    return text, changes
 
 # %% ../nbs/01_clean.ipynb #00000013
 QUIET = bytes(b for b in range(256) if chr(b).isascii() and chr(b).isalnum() or b in b' ,.' or 0x80 <= b < 0xC0 or b in (0xC4, 0xC5))
@@ -180,11 +183,9 @@ def clean_and_tell(
 )->tuple[str | None, str, tuple[str, ...]]: # Clean text or None; "kept" or the rule that rejects it; the changes made
     "The cleaning of one text, with everything the counts want to know."
     if len(text) < SHORTEST: return None, 'short', ()
-    changes = ()
-    if not is_folded(text) or '<' in text or '&' in text or has_address(text):
-        text, changes = apply_rules(text)
-        if text is None: return None, 'markup', changes
-        if len(text) < SHORTEST: return None, 'short', changes
+    text, changes = apply_rules(text)
+    if text is None: return None, 'markup', changes
+    if len(text) < SHORTEST: return None, 'short', changes
     if too_many_symbols(text): return None, 'symbols', changes
     return text, 'kept', changes
 
@@ -201,60 +202,93 @@ def clean_text(
     return clean_and_tell(text)[0]
 
 # %% ../nbs/01_clean.ipynb #0000001b
+KEY = np.complex128 # 128 bits; compared as two whole numbers
+
 def digests_of(
     texts:Iterable[bytes], # UTF-8 texts
 )->np.ndarray: # `(n, 2)` 64-bit halves of their 128-bit hashes
     "The keys by which texts are compared."
     return np.frombuffer(b''.join(map(xxh3_128_digest, texts)), np.uint64).reshape(-1, 2)
 
-def first_in_batch(
-    keys:np.ndarray, # `(n, 2)` digests
-)->np.ndarray: # Indices of those that are no repetition within the batch, rising
-    "The first occurrence of each key of one batch."
-    order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
-    ranked = keys[order]
-    new = np.ones(len(keys), bool)
-    new[1:] = (ranked[1:] != ranked[:-1]).any(1)
-    return np.sort(order[new])
+def are_equal(
+    a:np.ndarray, # `(n,)` keys
+    b:'np.ndarray | int', # `(n,)` keys, or 0 for none
+)->np.ndarray: # `(n,)` Are both halves equal?
+    "Compare keys; the answers for two halves, a byte each, are read as one number."
+    same = a.view(np.uint64) == (b.view(np.uint64) if isinstance(b, np.ndarray) else b)
+    return same.view(np.uint16) == 0x0101
 
-# %% ../nbs/01_clean.ipynb #0000001d
-def insert_keys(
-    table:np.ndarray, # `(slots, 2)` keys, zeros where a slot is free; changed in place
-    keys:np.ndarray, # `(n, 2)` digests, all different, no more than there are free slots
-)->np.ndarray: # `(n,)` True where a key was not in the table
-    "Open addressing with linear probing, for many keys at once."
-    new, waiting = np.zeros(len(keys), bool), np.arange(len(keys))
-    slot = keys[:, 0] % np.uint64(len(table))
-    while len(waiting):
-        wanted = keys[waiting]
-        free = ~table[slot].any(1)
-        table[slot[free]] = wanted[free]
-        here = (table[slot] == wanted).all(1)
-        new[waiting[free & here]] = True
-        waiting, slot = waiting[~here], (slot[~here] + np.uint64(1)) % np.uint64(len(table))
-    return new
+def first_in_batch(
+    keys:np.ndarray, # `(n,)` keys
+)->np.ndarray: # Indices of those that are no repetition within the batch, rising
+    "The first occurrence of each key of one batch: only keys that share a half are looked at closely."
+    halves = keys.view(np.uint64).reshape(-1, 2)
+    ranked = np.sort(halves[:, 0])
+    doubtful = np.flatnonzero(np.isin(halves[:, 0], ranked[1:][ranked[1:] == ranked[:-1]]))
+    first = np.ones(len(keys), bool)
+    order = doubtful[np.lexsort((doubtful, *halves[doubtful].T))]
+    first[order[1:]] = ~are_equal(keys[order[1:]], keys[order[:-1]])
+    return np.flatnonzero(first)
 
 # %% ../nbs/01_clean.ipynb #0000001e
+def home_slots(
+    keys:np.ndarray, # `(n,)` keys
+    slots:int, # Slots of the table
+)->np.ndarray: # `(n,)` where each key would like to be
+    "The upper half of a hash, scaled to the table: a product is cheaper than a remainder, and greater keys come later."
+    return ((keys.view(np.uint64)[::2] >> np.uint64(32))*np.uint64(slots) >> np.uint64(32)).astype(np.int64)
+
+def insert_keys(
+    table:np.ndarray, # `(slots,)` keys, zeros where a slot is free; changed in place
+    keys:np.ndarray, # `(n,)` keys, all different, no more than there are free slots
+)->np.ndarray: # `(n,)` True where a key was not in the table
+    "Open addressing with linear probing, for many keys at once."
+    new, waiting, slot = np.zeros(len(keys), bool), np.arange(len(keys)), home_slots(keys, len(table))
+    while len(slot):
+        found = table.take(slot)
+        free = np.flatnonzero(are_equal(found, 0))
+        table[slot[free]] = keys[free]
+        found[free] = table[slot[free]]
+        here = are_equal(found, keys)
+        new[waiting[free[here[free]]]] = True
+        left = np.flatnonzero(~here)
+        waiting, keys, slot = waiting[left], keys[left], slot[left] + 1
+        slot[slot == len(table)] = 0
+    return new
+
+# %% ../nbs/01_clean.ipynb #00000020
+def spread_keys(
+    keys:np.ndarray, # `(n,)` keys, all different
+    slots:int, # Slots of the new table, more than there are keys
+)->np.ndarray: # `(slots,)` table with these keys
+    "Fill an empty table at once."
+    home, table = home_slots(keys, slots), np.zeros(slots, KEY)
+    order, place = np.argsort(home, kind='stable'), np.arange(len(keys))
+    place += np.maximum.accumulate(home[order] - place)
+    inside = np.searchsorted(place, slots)
+    table[place[:inside]] = keys[order[:inside]]
+    insert_keys(table, keys[order[inside:]])
+    return table
+
 class Seen:
     "A growing set of 128-bit keys that takes and answers whole batches."
-    FULL, GROWTH = 0.7, 1.5 # Share of slots in use before the table grows, and by how much
+    FULL, GROWTH = 0.65, 1.5 # Share of slots in use before the table grows, and by how much: 25 to 37 bytes a key
 
     def __init__(
         self,
         slots:int=4096, # Slots to begin with [16 bytes each]
     ):
-        self.table, self.used = np.zeros((slots, 2), np.uint64), 0
+        self.table, self.used = np.zeros(slots, KEY), 0
 
     def add(
         self,
-        keys:np.ndarray, # `(n, 2)` digests
+        digests:np.ndarray, # `(n, 2)` digests
     )->np.ndarray: # `(n,)` True where a key was never seen before
         "Insert a batch; of equal keys the first counts as new."
+        keys = np.ascontiguousarray(digests).view(KEY)[:, 0]
         needed = (self.used + len(keys))/self.FULL
         if needed > len(self.table):
-            old = self.table[self.table.any(1)]
-            self.table = np.zeros((int(max(needed, self.GROWTH*len(self.table))) + 1, 2), np.uint64)
-            insert_keys(self.table, old)
+            self.table = spread_keys(self.table[~are_equal(self.table, 0)], int(max(needed, self.GROWTH*len(self.table))) + 1)
         firsts, new = first_in_batch(keys), np.zeros(len(keys), bool)
         new[firsts] = insert_keys(self.table, keys[firsts])
         self.used += int(new.sum())
@@ -270,7 +304,7 @@ def deduplicate(
         new = seen.add(digests_of(t.encode(errors='surrogatepass') for t in some))
         yield from (t for t, n in zip(some, new, strict=True) if n)
 
-# %% ../nbs/01_clean.ipynb #00000021
+# %% ../nbs/01_clean.ipynb #00000023
 class BadText(ValueError):
     "A text file that cannot be read as it should be."
 
@@ -305,7 +339,7 @@ def file_chunks(
     with open(path, 'rb') as f:
         while chunk := f.read(CHUNK): yield chunk
 
-# %% ../nbs/01_clean.ipynb #00000024
+# %% ../nbs/01_clean.ipynb #00000026
 CC100 = 'https://data.statmt.org/cc-100/pl.txt.xz' # DISTILHERBERT_CC100 names another address or a file
 FATAL = frozenset((400, 401, 403, 404, 405, 410, 412, 416)) # Answers that will not change
 
@@ -334,7 +368,7 @@ def open_at(
                       f'has changed). {how_to_fetch(address)}')
     return answer
 
-# %% ../nbs/01_clean.ipynb #00000025
+# %% ../nbs/01_clean.ipynb #00000027
 def pause_after(
     error:Exception, # What went wrong
     failures:int, # How often in a row
@@ -371,7 +405,7 @@ def http_chunks(
             if total is None and position: raise BadText(f'{address} broke after {position:,} bytes. {how_to_fetch(address)}') from e
             time.sleep(pause_after(e, failures, position, address))
 
-# %% ../nbs/01_clean.ipynb #00000029
+# %% ../nbs/01_clean.ipynb #0000002b
 BLOCK = 1 << 21 # A block ends at the last document end within so many bytes
 LONGEST = 1 << 24 # A document is cut when it is longer [bytes]
 GROUP = 2000 # Documents in a block, where they come one by one
@@ -401,7 +435,7 @@ def cut_blocks(
             else: want *= 2
     if buffer: yield bytes(buffer)
 
-# %% ../nbs/01_clean.ipynb #0000002c
+# %% ../nbs/01_clean.ipynb #0000002e
 @dataclass(frozen=True)
 class Block:
     "A stretch of text that one worker cleans at a time."
@@ -422,7 +456,7 @@ def decode_block(
         raise BadText(f'{name} is not UTF-8: byte at offset {offset + at:,} of its text (0x{data[at]:02x}), in line {lines + data[:at].count(10) + 1:,}. '
                       'Convert it, for instance with `iconv -t utf-8`.') from e
 
-# %% ../nbs/01_clean.ipynb #0000002f
+# %% ../nbs/01_clean.ipynb #00000031
 @dataclass(frozen=True)
 class Source:
     "Somewhere that text comes from."
@@ -460,7 +494,7 @@ def document_blocks(
     while some := list(islice(documents, GROUP)):
         yield Block('\n\n'.join('\n'.join(d) for d in some) + '\n', source.part, len(some))
 
-# %% ../nbs/01_clean.ipynb #00000030
+# %% ../nbs/01_clean.ipynb #00000032
 ENDINGS = ('.txt', '.txt.gz', '.txt.xz') # Text files that are read
 
 def file_source(
@@ -484,7 +518,7 @@ def folder_sources(
         raise SettingsError(f'There is no text in {folder}: it holds {there}; wanted are files that end in {", ".join(ENDINGS)}{less}.')
     return [file_source(p) for p in files]
 
-# %% ../nbs/01_clean.ipynb #00000031
+# %% ../nbs/01_clean.ipynb #00000033
 def cc100_source(
 )->Source: # Raises `SettingsError` when a local copy is named that is not there
     "CC-100 Polish: a local copy, or else its address."
@@ -519,7 +553,41 @@ def text_sources(
     if p.text == 'cc100': return [cc100_source()]
     return folder_sources(data_dir('text') if p.text == 'local' else Path(p.text).expanduser().resolve(), p.text_without)
 
-# %% ../nbs/01_clean.ipynb #00000034
+# %% ../nbs/01_clean.ipynb #00000036
+ODD = 2 # Kinds of bytes: 0 for quiet ones, 1 for marks, 2 for those that call for a closer look
+KINDS = bytes(0 if b in QUIET or b == 10 else 1 if 0x20 < b < 0x7F and b not in b'<&' or b in (0xC2, 0xC3, 0xE2) else ODD for b in range(256))
+
+def odd_places(
+    codes:np.ndarray, # `(n,)` lines in UTF-8, each between line ends, as bytes
+    kinds:np.ndarray, # `(n,)` kind of each byte
+)->np.ndarray: # Offsets of what calls for a closer look, in no order
+    "Where cleaning may have something to do; a place too many costs time, one too few would be wrong."
+    after = lambda at, n: codes.take(at + n, mode='clip')
+    space, edge = codes == 32, (codes == 32) | (codes == 10)
+    spaces = np.flatnonzero(space[1:-1] & (edge[:-2] | edge[2:])) + 1
+    c2, e2, colon, dot = (np.flatnonzero(codes == b) for b in (0xC2, 0xE2, 58, 46))
+    c2 = c2[(after(c2, 1) <= 0xA0) | (after(c2, 1) == 0xAD)]  # All but U+00A1 to U+00BF, and the soft hyphen
+    e2 = e2[(after(e2, 1) != 0x80) | (after(e2, 2) < 0x90) | (after(e2, 2) > 0xA7)]  # All but U+2010 to U+2027: dashes and quotation marks
+    colon = colon[(after(colon, 1) == 47) & (after(colon, 2) == 47)]
+    dot = dot[(after(dot, -1) | 32 == 119) & (after(dot, -2) | 32 == 119)]
+    return np.concatenate([np.flatnonzero(kinds == ODD), spaces, c2, e2, colon, dot])
+
+# %% ../nbs/01_clean.ipynb #00000037
+KEEP, SHORT, CLOSER = 0, 1, 2 # What a quick look says of a line
+
+def quick_look(
+    lines:list[str], # Lines, none with a line end inside
+)->tuple[list[bytes], np.ndarray]: # Each line in UTF-8, and a verdict on each `(n,)`
+    "Tell lines that need nothing, and those that are too short, from those to be cleaned."
+    data = '\n'.join(['', *lines, '']).encode()
+    codes, kinds = np.frombuffer(data, np.uint8), np.frombuffer(data.translate(KINDS), np.uint8)
+    ends, lengths = np.flatnonzero(codes == 10), np.fromiter(map(len, lines), np.int64, len(lines))
+    verdict = np.where(10*np.add.reduceat(kinds, ends[:-1], dtype=np.int64) > lengths, CLOSER, KEEP)
+    verdict[np.searchsorted(ends, odd_places(codes, kinds)) - 1] = CLOSER
+    verdict[lengths < SHORTEST] = SHORT
+    return data.split(b'\n')[1:-1], verdict
+
+# %% ../nbs/01_clean.ipynb #0000003a
 PARTS = ('old', 'ccsub') # The teacher's own text, and the text of everything else
 GAP = re.compile(r'\n\s*\n') # Between documents
 
@@ -534,33 +602,45 @@ def part_of(
 class CleanBlock:
     "What cleaning made of the lines of a block."
     texts:list[bytes]=field(default_factory=list) # UTF-8, in the order of the lines
-    parts:bytearray=field(default_factory=bytearray) # For each text the index of its part in `PARTS`
+    parts:bytes=b'' # For each text the index of its part in `PARTS`
     keys:bytes=b'' # 16 bytes for each text
     counts:dict[str, Counter]=field(default_factory=lambda: {part: Counter() for part in PARTS}) # By part: "documents", "rejected short", …
 
-# %% ../nbs/01_clean.ipynb #00000035
+    def count(
+        self,
+        what:str, # As "lines_read"
+        parts:np.ndarray, # Part of each thing counted, as its index in `PARTS` `(n,)`
+    )->None:
+        "Count things of several parts; what does not occur gets no entry."
+        for i, n in enumerate(np.bincount(parts).tolist()):
+            if n: self.counts[PARTS[i]][what] += n
+
+# %% ../nbs/01_clean.ipynb #0000003b
 def clean_block(
     block:Block, # Whole documents
     old_share:float, # Share of the documents in "old", where the block has no part of its own
 )->CleanBlock: # What became of them
     "Clean every line of a block."
-    done = CleanBlock()
-    for document in map(str.strip, GAP.split(block.text)):
-        if not document: continue
-        lines, part = document.split('\n'), block.part or part_of(document, old_share)
-        counts = done.counts[part]
-        counts.update(documents=1, lines_read=len(lines))
-        for line in lines:
-            text, rule, changes = clean_and_tell(line)
-            if text is None: counts[f'rejected {rule}'] += 1
-            else:
-                done.texts.append(text.encode())
-                done.parts.append(PARTS.index(part))
-                for c in changes: counts[f'changed {c}'] += 1
+    documents = [d for d in map(str.strip, GAP.split(block.text)) if d]
+    lines = [d.split('\n') for d in documents]
+    part = np.array([PARTS.index(block.part or part_of(d, old_share)) for d in documents], np.uint8)
+    parts, lines, done = np.repeat(part, [len(l) for l in lines]), list(chain.from_iterable(lines)), CleanBlock()
+    texts, verdict = quick_look(lines)
+    done.count('documents', part)
+    done.count('lines_read', parts)
+    done.count('rejected short', parts[verdict == SHORT])
+    kept, closer = (verdict == KEEP).tolist(), np.flatnonzero(verdict == CLOSER)
+    for i, part in zip(closer.tolist(), parts[closer].tolist(), strict=True):
+        text, rule, changes = clean_and_tell(lines[i])
+        if text is None: done.counts[PARTS[part]][f'rejected {rule}'] += 1
+        else:
+            texts[i], kept[i] = text.encode(), True
+            for c in changes: done.counts[PARTS[part]][f'changed {c}'] += 1
+    done.texts, done.parts = list(compress(texts, kept)), parts[kept].tobytes()
     done.keys = digests_of(done.texts).tobytes()
     return done
 
-# %% ../nbs/01_clean.ipynb #00000038
+# %% ../nbs/01_clean.ipynb #0000003e
 def in_order(
     blocks:Iterator[Block], # What to clean
     old_share:float, # Share of the documents in "old"
@@ -582,7 +662,7 @@ def in_order(
         finally:
             for _, result in waiting: result.cancel()
 
-# %% ../nbs/01_clean.ipynb #0000003a
+# %% ../nbs/01_clean.ipynb #00000040
 def first_lines(
     blocks:Iterable[Block], # Blocks
     lines:int, # Lines to keep; 0 for all
@@ -600,7 +680,7 @@ def first_lines(
         yield Block('\n'.join(b.text.split('\n', lines)[:lines]) + '\n', b.part, b.size)
         return
 
-# %% ../nbs/01_clean.ipynb #0000003d
+# %% ../nbs/01_clean.ipynb #00000043
 STRETCH = 1 << 25 # Characters read for one pair of files
 PROGRESS = 'progress.json' # The note, as long as the stage runs
 TRAILING = bytes(range(0x80, 0xC0)) # UTF-8 bytes that do not start a character
@@ -623,7 +703,7 @@ def remember(
     with open(file, 'rb') as f:
         while some := [line.rstrip(b'\n') for line in islice(f, 8192)]: seen.add(digests_of(some))
 
-# %% ../nbs/01_clean.ipynb #0000003e
+# %% ../nbs/01_clean.ipynb #00000044
 class TextWriter:
     "Deduplicates cleaned blocks and writes them in stretches."
     def __init__(
@@ -663,7 +743,7 @@ class TextWriter:
         write_json(self.work/PROGRESS, self.note)
         self.kept, self.size = {part: [] for part in PARTS}, 0
 
-# %% ../nbs/01_clean.ipynb #00000040
+# %% ../nbs/01_clean.ipynb #00000046
 def read_sources(
     sources:list[Source], # What to read
     on_bad_file:str, # "stop", or "skip" to go on with the next file
@@ -696,7 +776,7 @@ class ReadingProgress:
         self.read += block.text.count('\n') if self.lines else block.size
         self.bar.update(self.read//self.scale - self.bar.done)
 
-# %% ../nbs/01_clean.ipynb #00000041
+# %% ../nbs/01_clean.ipynb #00000047
 def tidy_counts(
     counts:Counter, # Flat counts of a part
 )->dict: # JSON-ready, nested
@@ -728,7 +808,7 @@ def write_text(
     (work/PROGRESS).unlink(missing_ok=True)
     return {'parts': parts, 'lines': writer.lines, 'sources': [s.name for s in sources], 'bad_files': bad}
 
-# %% ../nbs/01_clean.ipynb #00000042
+# %% ../nbs/01_clean.ipynb #00000048
 def text_artefact(
     profile:'str | Path | Profile', # A profile or its name
     workers:int=1, # Processes; no part of the key, since the result does not depend on it
@@ -750,7 +830,7 @@ def build_text(
     "Clean a profile's text, unless it is there already."
     return text_artefact(profile, workers, on_bad_file).build()
 
-# %% ../nbs/01_clean.ipynb #00000043
+# %% ../nbs/01_clean.ipynb #00000049
 def text_shards(
     folder:Path, # A folder that `build_text` made
     part:str, # "old" or "ccsub"
@@ -771,7 +851,7 @@ def read_texts(
     for file in text_shards(folder, part):
         with open(file, encoding='utf-8', newline='\n') as f: yield from (line.rstrip('\n') for line in f)
 
-# %% ../nbs/01_clean.ipynb #0000004a
+# %% ../nbs/01_clean.ipynb #00000050
 CALLED_FOR = {'tags': 'markup', 'entities': 'markup', 'script': 'markup', 'url': 'urls', 'menu': 'symbols', 'short': 'short', 'symbols': 'symbols'}
 
 def score_cleaning(

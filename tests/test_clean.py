@@ -75,6 +75,28 @@ def test_any_text_is_cleaned_like_the_slow_way_and_stays_clean(text):
         assert cleaned.encode().decode() == cleaned == fold(cleaned)
 
 
+ORDINARY = ['Zażółć gęślą jaźń, proszę pana', ' ', '  ', '. ', '\xa0', '«', '»', '\xad', '„', '”', '–', '\u2009', '\u2028', '€', 'ww.', 'Ww.', '://', 'ß', '×', '!', '\t', '\x7f',
+            '\r', 'słowo', 'Ж', '½', '\u2010', '\u2027', '\x85', '§', '\u0378']
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(ORDINARY), max_size=8).map(''.join) | MESSY, max_size=12))
+def test_a_quick_look_at_many_lines_is_right_about_each(lines):
+    lines = [''.join(c for c in line if not '\ud800' <= c <= '\udfff' and c != '\n') for line in lines]
+    raw, verdict = clean.quick_look(lines)
+    assert [r.decode() for r in raw] == lines and len(verdict) == len(lines)
+    for line, v in zip(lines, verdict.tolist(), strict=True):
+        if v == clean.KEEP: assert clean_and_tell(line) == (line, 'kept', ()), line
+        if v == clean.SHORT: assert clean_and_tell(line) == (None, 'short', ()), line
+        assert v != clean.CLOSER or len(line) >= 15
+
+
+def test_a_quick_look_misses_no_character():
+    odd = [c for c in map(chr, range(0x110000)) if not '\ud800' <= c <= '\udfff' and c != '\n' and (c in '<&' or not c.isprintable())]
+    verdict = clean.quick_look([f'Ala ma kota, a kot ma Alę{c} i psa.' for c in odd])[1]
+    assert [c for c, v in zip(odd, verdict.tolist(), strict=True) if v != clean.CLOSER] == []
+
+
 @pytest.mark.parametrize('text, cleaned', [
     ('<p>Pierwszy akapit</p><p>drugi akapit</p>', 'Pierwszy akapit drugi akapit'),
     ('Ala ma <b>k</b>ota, a kot ma Alę', 'Ala ma kota, a kot ma Alę'),
@@ -184,6 +206,16 @@ def test_a_document_keeps_its_part_whatever_its_neighbours():
     assert 190 < sum(p == 'old' for p in part.values()) < 290
     for d in documents[:50]: assert clean_block(Block(f'Inny tekst przed nim.\n\n{d}\n\n'), 0.6).counts[part[d]]['documents'] >= 1
     assert {clean.part_of(d, 0.0) for d in documents} == {'ccsub'}
+
+
+def test_a_table_that_grows_keeps_its_keys():
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 2**64, (20_000, 2), dtype=np.uint64)
+    keys[:50, 0] = np.arange(50, dtype=np.uint64) + np.uint64(2**64 - 50)  # At home in the last slot of every table
+    seen = Seen(2)
+    for i in range(0, len(keys), 137): assert seen.add(keys[i:i + 137]).all()
+    assert 16/Seen.FULL <= seen.table.nbytes/seen.used <= 40
+    assert seen.used == 20_000 and not seen.add(keys[rng.permutation(20_000)]).any() and seen.used == 20_000
 
 
 # The whole stage, on folders
@@ -588,6 +620,7 @@ def test_real_lines_are_cleaned_like_the_slow_way():
     rng = random.Random(0)
     for file in sorted(folder.glob('*.txt.xz')):
         with lzma.open(file, 'rt', encoding='utf-8', newline='\n') as f: lines = [line.rstrip('\n') for line in f if rng.random() < 0.02]
-        for line in lines:
+        for line, verdict in zip(lines, clean.quick_look(lines)[1].tolist(), strict=True):
             cleaned = clean_text(line)
+            assert verdict == clean.CLOSER or (cleaned == line if verdict == clean.KEEP else explain_text(line) == (None, 'short')), file.name
             assert cleaned == slow_clean(line) and (cleaned is None or clean_text(cleaned) == cleaned), file.name

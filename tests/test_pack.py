@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from array import array
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -84,7 +86,7 @@ def test_packing_is_what_the_rules_say(texts, lengths, ends, starts):
     for t in texts: packer.add(t)
     packer.close()
     rows, dropped = brute_force(texts, ends, max_len, min_piece, 0, 2, starts)
-    assert packer.rows == rows and packer.dropped_tokens == dropped
+    assert [r.tolist() for r in packer.rows] == rows and packer.dropped_tokens == dropped
     again = pack_texts((np.array(t, np.uint16) for t in texts), np.array(ends), max_len, min_piece, starts_word=starts)
     assert [r.tolist() for r in again] == rows and all(r.ndim == 1 and np.issubdtype(r.dtype, np.integer) for r in again)
 
@@ -98,7 +100,7 @@ def test_no_token_is_lost_and_no_row_too_long(texts, lengths, ends):
     packer.close()
     inside = [i for row in packer.rows for i in row[1:] if i != 2]
     assert sum(map(len, texts)) == len(inside) + packer.dropped_tokens
-    assert all(1 < len(row) <= max_len and row[0] == 0 and 0 not in row[1:] for row in packer.rows)
+    assert all(1 < len(row) <= max_len and row[0] == 0 and 0 not in row[1:].tolist() for row in packer.rows)
     assert packer.texts == sum(map(bool, texts)) and packer.split_texts <= packer.cuts
     left = iter(i for t in texts for i in t)
     assert all(any(i == j for j in left) for i in inside), 'the order is kept'
@@ -335,7 +337,7 @@ def test_rows_say_what_masking_needs(small):
     with pytest.raises(IndexError): rows.train[len(rows.train)]
 
 
-def arrays(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder).iterdir()) if f.name != 'manifest.json'}
+def arrays(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder).iterdir()) if f.name not in ('manifest.json', 'README.md')}
 
 
 def test_the_number_of_workers_changes_no_byte(small, tmp_path, monkeypatch):
@@ -388,9 +390,9 @@ def test_the_split_is_by_content_and_seed():
 def test_ids_that_do_not_fit_are_an_error_and_larger_vocabularies_have_32_bits():
     assert (pack.id_type(65_535), pack.id_type(65_536)) == (np.uint16, np.uint32)
     writer = pack.RowWriter(100, 0.0, 0)
-    with pytest.raises(OverflowError, match='Token 100 is outside the vocabulary of 100'): writer.add([[0, 100, 2]])
+    with pytest.raises(OverflowError, match='Token 100 is outside the vocabulary of 100'): writer.add([array('I', [0, 100, 2])])
     writer = pack.RowWriter(70_000, 0.0, 0)
-    writer.add([[0, 69_999, 2]])
+    writer.add([array('I', [0, 69_999, 2])])
     assert writer.ids[0].dtype == np.uint32 and writer.ids[0].tolist() == [0, 69_999, 2]
 
 
@@ -398,6 +400,55 @@ def test_a_text_of_which_no_row_comes_is_an_error(tmp_path, small):
     s = pack.PackSettings(str(tokenizer_artefact(small).build()), 32, 6, 0.1, 0)
     (tmp_path/'ccsub-00000.txt').write_text('')
     with pytest.raises(ValueError, match='Not one row'): pack.write_rows(tmp_path, [tmp_path/'ccsub-00000.txt'], s, 'Pack')
+
+
+# Faults
+
+def test_three_kills_leave_the_same_bytes():
+    "The script that leaves a record of thirty, with three and a small text."
+    done = run_program(sys.executable, 'bench/kill_data.py', '--kills', '3', '--small', timeout=900)
+    assert done.returncode == 0 and '3 kills' in done.stdout and '0 of them made again' in done.stdout, done.stdout + done.stderr
+
+
+def test_the_bench_of_the_data_runs_small():
+    done = run_program(sys.executable, 'bench/data.py', '--small', timeout=900)
+    assert done.returncode == 0 and 'A smoke run: nothing is written.' in done.stdout, done.stdout + done.stderr
+    for what in ('clean, one core', 'deduplicate, one core', 'tokenise and pack', 'whole pipeline', 'best fit', '2 times'): assert what in done.stdout
+
+
+@pytest.fixture
+def disk(tmp_path):
+    "A disk of 300 kB; its size can be changed."
+    (tmp_path/'disk').mkdir()
+    mount = lambda *options: subprocess.run(['mount', *options, 'tmpfs', str(tmp_path/'disk')], capture_output=True, text=True)
+    try: made = mount('-t', 'tmpfs', '-o', 'size=300k')
+    except FileNotFoundError: pytest.skip('there is no mount here')
+    if made.returncode: pytest.skip(f'a small disk cannot be mounted here: {made.stderr.strip()}')
+    yield tmp_path/'disk', lambda size: mount('-o', f'remount,size={size}')
+    subprocess.run(['umount', str(tmp_path/'disk')], check=True)
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_no_half_artefact(disk, monkeypatch, tmp_path):
+    folder, resize = disk
+    p = replace(get_profile('demo'), world_size=1500, vocab_size=400, max_len=32, min_piece=6)
+    monkeypatch.setattr(clean, 'STRETCH', 20_000)
+    undisturbed = arrays(build_rows(p))
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(folder/'runs'))
+    a = rows_artefact(p)
+    for a_stage in (a.inputs[0], a):  # Text and rows meet a full disk once; the tokenizer is too small to
+        with pytest.raises(OSError, match=rf'The disk is full .* while building .*{a_stage.stage}.*free some space'): fill_and_build(folder, a_stage)
+        assert a_stage.state() == 'absent' and not a_stage.path.exists()
+        resize('20m')
+        a_stage.build()
+    assert arrays(a.path) == undisturbed
+
+
+def fill_and_build(folder, artefact):
+    "Leave 100 kB free, then build."
+    free = os.statvfs(folder)
+    (folder/'ballast').write_bytes(bytes(max(0, free.f_bavail*free.f_frsize - 100_000)))
+    try: artefact.build()
+    finally: (folder/'ballast').unlink()
 
 
 # Real text

@@ -1,0 +1,124 @@
+"Spark gives what one machine gives: local[2], a few files, the same set of texts and rows that hold them."
+import os
+import random
+import re
+import shutil
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import run_program
+
+from distilherbert import spark
+from distilherbert.artefact import read_manifest
+from distilherbert.clean import Block, clean_block, deduplicate, read_texts, text_artefact
+from distilherbert.pack import Rows, load_tokenizer, rows_artefact, tokenizer_artefact, train_tokenizer, write_tokenizer
+from distilherbert.scenario import SettingsError, get_profile
+from distilherbert.spark import add_counts, clean_batches, open_session, spark_artefacts
+
+SENTENCE = 'Numer {} ma swoje zdanie, a w nim kilka zwykłych słów.'
+
+
+def noisy(documents, seed):
+    "Documents with markup, short lines, duplicates within and across files, odd gaps."
+    rng, text = random.Random(seed), []
+    for _ in range(documents):
+        for _ in range(rng.randrange(1, 5)):
+            s = SENTENCE.format(rng.randrange(500))
+            text.append(rng.choice([s, s, f'<p>{s}</p>', f'{s} http://a.example/b', 'Menu', '*** ### ***', f'  {s}\t']))
+        text.append(rng.choice(['', '', '\n', ' ']))
+    return '\n'.join(text) + '\n'
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    "Two files and a profile on them, with a small tokenizer of its own."
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
+    folder, tokenizer = tmp_path/'text', tmp_path/'tokenizer'
+    for d in (folder, tokenizer): d.mkdir()
+    for i in range(2): (folder/f'{i}.txt').write_text(noisy(300, i), 'utf-8')
+    write_tokenizer(tokenizer, train_tokenizer([SENTENCE.format(i) for i in range(100)], 150), 64)
+    demo = get_profile('demo')
+    return replace(demo, name='spark', text=str(folder), old_share=0.4, tokenizer=str(tokenizer), max_len=64, heldout_share=0.1), sorted(folder.glob('*.txt'))
+
+
+# Without Spark: what runs on a worker
+
+def test_batches_are_cleaned_as_blocks():
+    documents = [d for d in noisy(50, 3).split('\n\n')]
+    batches = [pa.record_batch({'value': documents[i:i + 7]}) for i in range(0, len(documents), 7)]
+    out = pa.Table.from_batches(list(clean_batches(batches, 0.4))).to_pylist()
+    whole = clean_block(Block('\n\n'.join(documents)), 0.4)
+    texts = [row for row in out if row['text'] is not None]
+    assert [row['text'] for row in texts] == whole.texts and bytes(row['part'] for row in texts) == whole.parts
+    assert b''.join(row['key'] for row in texts) == whole.keys
+    assert add_counts(row['counts'] for row in out if row['counts']) == whole.counts
+
+
+def test_settings_are_checked_before_java_starts(corpus, monkeypatch, tmp_path, capsys):
+    p, files = corpus
+    with pytest.raises(SettingsError, match='Unpack .xz first'): spark_artefacts(p, [tmp_path/'a.txt.xz'], None)
+    with pytest.raises(SettingsError, match='There is no part'): spark_artefacts(p, files, None, 'new')
+    assert spark_artefacts(p, files, None, partitions=2)[1].key != spark_artefacts(p, files, None, partitions=3)[1].key
+    assert spark.main([str(tmp_path/'none.txt'), '--profile', 'demo']) == 2 and 'none.txt' in capsys.readouterr().err
+
+
+def test_without_pyspark_or_java_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pyspark.sql', None)
+    with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[spark\]'"): open_session()
+
+
+# With Spark
+
+@pytest.fixture(scope='module')
+def session():
+    pytest.importorskip('pyspark', reason="PySpark is not installed: pip install 'distilherbert[spark]'")
+    if not (os.environ.get('JAVA_HOME') or shutil.which('java')): pytest.skip('there is no Java here: apt-get install default-jre-headless')
+    session = open_session('local[2]', {'spark.sql.shuffle.partitions': '2', 'spark.ui.enabled': 'false', 'spark.driver.memory': '1g'})
+    yield session
+    session.stop()
+
+
+def words_of(rows): return Counter(i for s in (rows.train, rows.heldout) for k in range(len(s)) for i in s[k].tolist() if i not in rows.special_ids)
+
+
+def test_the_kept_texts_are_those_of_one_machine(corpus, session):
+    p, files = corpus
+    text, rows = spark_artefacts(p, files, session, partitions=3)
+    rows.build()
+    kept = [(r.part, r.text.decode()) for r in session.read.parquet(str(text.path/'texts')).select('part', 'text').collect()]
+    alone = text_artefact(p).build()
+    expected = [t for part in ('old', 'ccsub') for t in read_texts(alone, part)]
+    assert len(kept) == len(expected) and {t for _, t in kept} == set(expected) == set(deduplicate(t for _, t in kept))
+    ours, theirs = read_manifest(text.path)['counts']['parts'], read_manifest(alone)['counts']['parts']
+    for part in ('old', 'ccsub'):
+        for what in ('documents', 'lines_read', 'rejected', 'changed'): assert ours[part][what] == theirs[part][what], (part, what)
+        assert ours[part]['lines_read'] == sum(ours[part]['rejected'].values()) + ours[part]['duplicates'] + ours[part]['kept']
+    for what in ('kept', 'duplicates', 'chars_kept'): assert sum(c[what] for c in ours.values()) == sum(c[what] for c in theirs.values())
+
+
+def test_the_rows_hold_the_texts_of_their_part_and_open_as_all_rows(corpus, session):
+    p, files = corpus
+    text, rows = spark_artefacts(p, files, session, partitions=3)
+    opened, tokenizer = Rows.open(rows.build()), load_tokenizer(tokenizer_artefact(p).path)
+    counts = read_manifest(rows.path)['counts']
+    texts = [r.text.decode() for r in session.read.parquet(str(text.path/'texts')).where('part = 1').collect()]
+    tokens = Counter(i for t in texts for i in tokenizer(t, add_special_tokens=False)['input_ids'])
+    assert counts['texts'] == len(texts) and counts['text_tokens'] == tokens.total() and len(opened.train) + len(opened.heldout) == counts['rows']
+    lost = tokens - words_of(opened)
+    assert lost.total() == counts['dropped_tokens'] + sum(n for i, n in tokens.items() if i in opened.special_ids)
+    assert {f.name for f in rows.path.glob('*.npy')} >= {'ends_word.npy', 'starts_word.npy'} and not list(rows.path.glob('shard-*'))
+    assert set(counts) == set(read_manifest(rows_artefact(p).build())['counts'])
+    assert np.diff(sorted(int(re.search(r'\d+', f.name)[0]) for f in rows.path.glob('ids-*.npy'))).all()
+
+
+def test_the_command_makes_rows(corpus, session, tmp_path):
+    p, files = corpus
+    (tmp_path/'p.toml').write_text(f'like = "demo"\ntokenizer = "{p.tokenizer}"\nmax_len = 64\n')
+    done = run_program(sys.executable, '-m', 'distilherbert.spark', *files, '--profile', tmp_path/'p.toml', '--partitions', '2', '--conf', 'spark.ui.enabled=false',
+                       env={'DISTILHERBERT_RUNS': tmp_path/'command', 'PYTHONPATH': os.environ.get('PYTHONPATH', '')})
+    assert done.returncode == 0, done.stderr
+    assert Rows.open(done.stdout.strip().splitlines()[-1]).max_len == 64
