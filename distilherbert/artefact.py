@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'log', 'MANIFEST', 'T', 'digest', 'digest_unchanged', 'fingerprint', 'commit', 'machine', 'provenance',
-           'flush', 'write_json', 'publish', 'DamagedArtefact', 'canonical', 'Artefact', 'read_manifest', 'verify',
-           'lock_of', 'lock_is_held', 'artefact_state', 'build_artefact', 'is_current', 'finish', 'explain_oserror',
-           'write_record', 'read_records', 'duration', 'Progress', 'progress']
+           'flush', 'write_json', 'publish', 'DamagedArtefact', 'canonical', 'Team', 'Artefact', 'read_manifest',
+           'verify', 'lock_of', 'lock_is_held', 'artefact_state', 'build_artefact', 'waiting_lock', 'make_room',
+           'is_current', 'finish', 'explain_oserror', 'write_record', 'read_records', 'duration', 'Progress',
+           'progress']
 
 # %% ../nbs/00_artefact.ipynb #00000002
 import hashlib
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -137,6 +139,12 @@ def canonical(
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(',', ':'), allow_nan=False)
 
 @dataclass(frozen=True)
+class Team:
+    "Processes that build an artefact together, as `torchrun` starts them."
+    first:bool # Is this process the one that holds the lock, writes, and gives the folder its name?
+    agree:Callable # Called by all with a value each; returns the first one's, and returns to none before all have called
+
+@dataclass(frozen=True)
 class Artefact:
     "A folder that one stage makes, described by all that decides its content."
     stage:str # What kind of thing, as "rows"
@@ -146,6 +154,7 @@ class Artefact:
     inputs:tuple['Artefact', ...] # What it is made from
     make:Callable[[Path], dict] = field(compare=False) # Fills a folder, returns the manifest's counts
     resumable:bool=False # Can `make` go on in the folder of a killed run?
+    team:Team | None=field(default=None, compare=False) # Where `make` is called by several processes at once
 
     @property
     def key(self)->str: # 12 hexadecimal digits
@@ -224,20 +233,35 @@ def build_artefact(
     a:'Artefact', # What to build
 )->Path: # Its folder; raises `DamagedArtefact` when what is there is not whole
     "Build an artefact and what it needs, once."
-    if is_current(a): return a.path
+    first, agree = (a.team.first, a.team.agree) if a.team else (True, lambda value: value)
+    if agree(first and is_current(a)): return a.path
     for i in a.inputs: i.build()
-    lock = lock_of(a)
-    if lock_is_held(lock): log.info('%s/%s is being built by another process: waiting.', a.stage, a.label)
-    with lock:
-        if is_current(a): return a.path
-        if not a.resumable and a.partial.exists(): shutil.rmtree(a.partial)
-        a.partial.mkdir(parents=True, exist_ok=True)
+    with waiting_lock(a) if first else nullcontext():
+        if agree(first and is_current(a)): return a.path
+        if first: make_room(a)
+        agree(None)
         start = time.perf_counter()
         try: counts = a.make(a.partial)
         except OSError as e: raise explain_oserror(e, a) from e
-        finish(a, counts, time.perf_counter() - start)
+        if first: finish(a, counts, time.perf_counter() - start)
+        agree(None)
     log.info('%s/%s is there: %s', a.stage, a.label, a.path)
     return a.path
+
+def waiting_lock(
+    a:'Artefact', # What to build
+)->FileLock: # For a `with`
+    "The lock of an artefact; says so when it has to be waited for."
+    lock = lock_of(a)
+    if lock_is_held(lock): log.info('%s/%s is being built by another process: waiting.', a.stage, a.label)
+    return lock
+
+def make_room(
+    a:'Artefact', # About to be built
+)->None:
+    "The folder in which it is built: as a killed run left it where that helps, else empty."
+    if not a.resumable and a.partial.exists(): shutil.rmtree(a.partial)
+    a.partial.mkdir(parents=True, exist_ok=True)
 
 def is_current(
     a:'Artefact', # An artefact
@@ -257,7 +281,7 @@ def finish(
 )->None:
     "Write the manifest and give the folder its name."
     files = {p.relative_to(a.partial).as_posix(): {'bytes': p.stat().st_size, 'sha256': digest(p)}
-             for p in sorted(a.partial.rglob('*')) if p.is_file() and p.name != MANIFEST}
+             for p in sorted(a.partial.rglob('*')) if p.is_file() and p.name not in (MANIFEST, f'.{MANIFEST}.part')}
     write_json(a.partial/MANIFEST, {**a.identity(), 'key': a.key, 'counts': counts, 'files': files,
                                     'seconds': round(seconds, 3), 'provenance': provenance()})
     publish(a.partial, a.path)

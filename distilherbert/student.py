@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['bert_config', 'random_model', 'check_layer_map', 'truncate', 'attach_pooler', 'count_parameters', 'size_bytes',
-           'quiet', 'load_masked_lm', 'missing_model', 'save_model']
+           'quiet', 'load_config', 'load_masked_lm', 'missing_model', 'save_model']
 
 # %% ../nbs/03_student.ipynb #00000002
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,7 @@ def quiet(
 )->Iterator[None]: # For a `with`, or as a decorator
     "Silence transformers where what it would say is meant (a new head, a pooler left out), and its bars; `with quiet(): ...`."
     shown, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    if not torch.cuda.is_available(): os.environ.setdefault('DS_ACCELERATOR', 'cpu')  # Or DeepSpeed, where it is installed, warns that there is no GPU
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     try: yield
@@ -107,15 +109,24 @@ def quiet(
         if shown: hf_logging.enable_progress_bar()
 
 @quiet()
+def load_config(
+    source:'str | Path', # A folder, or a name on the hub
+    revision:str='main', # Revision on the hub
+)->BertConfig: # Shape of the model; raises `SettingsError`
+    "The configuration of a BERT, without its weights."
+    try: config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as e: raise SettingsError(missing_model(source, e)) from e
+    if config.model_type != 'bert':
+        raise SettingsError(f'{source} is a {config.model_type} model; teachers and students here are BERTs (model_type "bert").')
+    return config
+
+@quiet()
 def load_masked_lm(
     source:'str | Path', # A folder, or a name on the hub
     revision:str='main', # Revision on the hub
 )->BertForMaskedLM: # In evaluation mode, float32; raises `SettingsError`
     "Load a BERT for masked language modelling, with its pooler where the file has one."
-    try: config = AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as e: raise SettingsError(missing_model(source, e)) from e
-    if config.model_type != 'bert':
-        raise SettingsError(f'{source} is a {config.model_type} model; teachers and students here are BERTs (model_type "bert").')
+    load_config(source, revision)
     try: model, info = BertForMaskedLM.from_pretrained(source, revision=revision, dtype=torch.float32, output_loading_info=True)
     except OSError as e: raise SettingsError(missing_model(source, e)) from e
     if info['missing_keys']:

@@ -1,4 +1,6 @@
 "The loop as a program: killed, stopped, damaged, repeated; and the step against DistilBERT's definition."
+import hashlib
+import importlib.util
 import json
 import random
 import signal
@@ -18,9 +20,9 @@ from torch.nn import functional as F
 
 from distilherbert import distill as D
 from distilherbert.artefact import read_manifest
-from distilherbert.objective import PRESETS, Marks
-from distilherbert.scenario import SCENARIOS, get_profile
-from distilherbert.student import bert_config, random_model
+from distilherbert.objective import Marks, even_map
+from distilherbert.scenario import PRESETS, SCENARIOS, Objective, get_profile
+from distilherbert.student import bert_config, random_model, truncate
 
 PROFILE = """like = "demo"
 world_size = 400
@@ -144,6 +146,71 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
     assert D.load_checkpoint(tmp_path/'c') is None
 
 
+def test_a_full_disk_keeps_the_last_good_checkpoint(undisturbed, tmp_path, environment):
+    "On a small disk of its own: the run stops with words, and goes on where there is room."
+    top, calm = undisturbed
+    copy_inputs(top, tmp_path/'runs')
+    (tmp_path/'disk').mkdir()
+    inside = f'mount -t tmpfs -o size=700k tmpfs {tmp_path}/disk && cp -r {tmp_path}/runs/. {tmp_path}/disk && DISTILHERBERT_RUNS={tmp_path}/disk "$@"; ' \
+             f'code=$?; cp -r {tmp_path}/disk {tmp_path}/after; exit $code'
+    if subprocess.run(['unshare', '-Urm', 'mount', '-t', 'tmpfs', 'tmpfs', tmp_path/'disk'], capture_output=True).returncode:
+        pytest.skip('a small file system needs `unshare -Urm`, which this system does not allow')
+    done = subprocess.run(['unshare', '-Urm', 'sh', '-c', inside, 'sh', *program(top/'small.toml')], cwd=TOP, env=environment, capture_output=True, text=True)
+    assert done.returncode and 'The disk is full' in done.stderr and 'run the same command again' in done.stderr, done.stderr
+    partial, = (tmp_path/'after'/'model').glob('.S4-*.partial')
+    kept = D.load_checkpoint(partial/'checkpoints')
+    assert kept['step'] > 0 and not (partial/'checkpoints'/'part').exists()
+    finished = run_program(*program(top/'small.toml'), env={'DISTILHERBERT_RUNS': tmp_path/'after'})
+    assert finished.returncode == 0 and f'Goes on after step {kept["step"]} of' in finished.stdout
+    assert content(Path(finished.stdout.strip().splitlines()[-1])) == content(calm)
+
+
+def test_a_run_from_elsewhere_is_picked_up_or_refused(undisturbed, tmp_path, environment):
+    top, calm = undisturbed
+    copy_inputs(top, tmp_path/'runs')
+    process = begin(top, tmp_path/'runs', environment)
+    assert wait_for_steps(tmp_path/'runs', process, 40)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    partial, = (tmp_path/'runs'/'model').glob('.S4-*.partial')
+    partial.rename(tmp_path/'elsewhere')
+    other = tmp_path/'other.toml'
+    other.write_text(PROFILE + 'weight_decay = 0.5\nattention = "text"\n')
+    refused = run_program(*program(other), '--resume', tmp_path/'elsewhere', env={'DISTILHERBERT_RUNS': tmp_path/'runs'})
+    assert refused.returncode and "settings.training.weight_decay: 0.01 there, 0.5 asked for" in refused.stderr
+    assert "settings.training.attention: 'absent' there, 'text' asked for" in refused.stderr and 'seed' not in refused.stderr
+    done = run_program(*program(top/'small.toml'), '--resume', tmp_path/'elsewhere', env={'DISTILHERBERT_RUNS': tmp_path/'runs'})
+    assert done.returncode == 0 and 'Goes on after step' in done.stdout, done.stderr
+    assert content(Path(done.stdout.strip().splitlines()[-1])) == content(calm)
+
+
+MINE = """like = "S4"
+layer_map = [1]
+[objective]
+like = "distilbert"
+hidden = 3.0
+hidden_map = [1]
+hidden_as = "directions"
+"""
+
+
+def test_a_scenario_of_ones_own_is_a_toml_file(undisturbed, tmp_path):
+    "Another layer map, another objective, no code; and papermill takes it by its path."
+    top, calm = undisturbed
+    copy_inputs(top, tmp_path/'runs')
+    (tmp_path/'mine.toml').write_text(MINE)
+    pytest.importorskip('papermill')
+    done = run_program('papermill', 'nbs/05_distill.ipynb', tmp_path/'out.ipynb', '-p', 'scenario', tmp_path/'mine.toml', '-p', 'profile', top/'small.toml',
+                       '--no-progress-bar', env={'DISTILHERBERT_RUNS': tmp_path/'runs', 'DISTILHERBERT_TENSORBOARD': tmp_path/'board'})
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder, = (tmp_path/'runs'/'model').glob('mine-*')
+    log = D.read_metrics(folder)
+    assert folder.name != calm.name and log[-1]['hid'] < log[1]['hid']
+    for l in log[1:]: assert l['loss'] == pytest.approx(2*l['mlm'] + 5*l['soft'] + l['cos'] + 3*l['hid'], rel=1e-5)
+    written = list((tmp_path/'board').glob('mine-*/events*')) if importlib.util.find_spec('tensorboard') else []
+    assert len(written) == (1 if importlib.util.find_spec('tensorboard') else 0)
+
+
 def test_an_unfit_teacher_is_refused(undisturbed, tmp_path):
     top, _ = undisturbed
     strict = tmp_path/'strict.toml'
@@ -160,6 +227,18 @@ def test_a_teacher_stays_as_it_is(undisturbed):
     from distilherbert.artefact import verify
     assert verify(teacher) == [] and manifest['files']['model.safetensors']
     assert read_manifest(calm)['inputs']['model/T0'] == manifest['key']
+
+
+def test_training_never_moves_the_teacher(tmp_path):
+    rows = type('Few', (list,), {'tokens': property(lambda self: sum(map(len, self)))})(ROWS)
+    data = SimpleNamespace(train=rows, heldout=rows[:2], vocab_size=40, pad_id=1, mask_id=4, special_ids=range(5), ends_word=MARKS.ends, starts_word=MARKS.starts)
+    teacher = random_model(bert_config(SMALL, 40, 2), seed=1)
+    state = lambda: hashlib.sha256(b''.join(t.numpy().tobytes() for t in teacher.state_dict().values())).hexdigest()
+    before, student = state(), truncate(teacher)
+    first = student.bert.embeddings.word_embeddings.weight.detach().clone()
+    D.train(D.Run(student, teacher, data, D.train_settings(replace(SMALL, tokens=1000), SCENARIOS['S4']), tmp_path), 'S4')
+    assert state() == before and all(p.grad is None for p in teacher.parameters())
+    assert not torch.equal(first, student.bert.embeddings.word_embeddings.weight)
 
 
 SMALL = replace(get_profile('demo'), layers=2, hidden=16, heads=2, intermediate=32, dropout=0.0, max_len=12, min_piece=2, batch_rows=7,
@@ -211,6 +290,88 @@ def test_a_step_does_not_depend_on_how_it_is_cut(objective, micro_rows):
     assert pieces[0] == pytest.approx(whole[0], abs=1e-5)
     assert torch.allclose(pieces[1], whole[1], atol=1e-6)
     assert all(p.grad is None for p in pieces[3].parameters())
+
+
+@pytest.mark.parametrize('objective', [Objective('h', mlm=1.0, hidden=2.0, hidden_map=(1,)), Objective('e', hidden=1.0, hidden_as='directions')])
+def test_hidden_states_of_a_step_are_those_of_transformers(objective):
+    "Against transformers' own list of hidden states, where the embeddings come first; whole and cut."
+    student, teacher = (random_model(bert_config(SMALL, 40, n), seed=s) for n, s in ((1, 0), (2, 1)))
+    student.train(), teacher.eval()
+    which, losses, gradients = objective.hidden_map or even_map(1, 2), [], []
+    for micro_rows in (7, 3):
+        pieces, totals = D.micro_batches(ROWS, np.arange(7), np.zeros(7, int), micro_rows, MARKS, 1, 12, 0.4, seed=3)
+        parts = [D.micro_loss(D.AtPlaces(student, (0,)), D.AtPlaces(teacher, which), objective, p, totals, Accelerator(cpu=True)) for p in pieces]
+        losses.append(sum(p['hid'].item() for p in parts))
+        student.zero_grad()
+        sum(p['loss'] for p in parts).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+    b, = D.micro_batches(ROWS, np.arange(7), np.zeros(7, int), 7, MARKS, 1, 12, 0.4, seed=3)[0]
+    s, t = (m(b.ids, attention_mask=b.attention, output_hidden_states=True).hidden_states[1:] for m in (student, teacher))
+    s, t = s[0][b.attention.bool()], t[which[0]][b.attention.bool()]
+    wanted = F.mse_loss(s, t) if objective.hidden_as == 'mse' else (2 - 2*F.cosine_similarity(s, t, dim=-1)).mean()
+    assert losses == pytest.approx([wanted.item()]*2, abs=1e-5)
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def packed(*texts):
+    return np.concatenate([[0], *([*t, 2] for t in texts)])
+
+
+def logits_in_texts(rows, model):
+    data = D.micro_batches(rows, np.arange(len(rows)), np.zeros(len(rows), int), len(rows), MARKS, 1, 16, 1e-9, seed=0, sep_id=2)[0][0]
+    return model(data.ids, attention_mask=data.attention, position_ids=data.positions).logits
+
+
+def test_texts_of_a_row_are_strangers():
+    "Changing one text moves its own logits and no other's; a text alone in a row has the same ones."
+    model = random_model(bert_config(replace(SMALL, max_len=16, init_std=0.3), 40, 2), seed=0).eval()
+    first, second, third, other = [5, 6, 7], [8, 9, 10, 11], [12, 13], [20, 21, 22, 23]
+    with torch.no_grad():
+        before, after = logits_in_texts([packed(first, second, third)], model)[0], logits_in_texts([packed(first, other, third)], model)[0]
+        assert torch.equal(before[:5], after[:5]) and torch.equal(before[10:], after[10:])
+        assert (before[5:9] != after[5:9]).any(-1).all()
+        alone = model(torch.tensor([[*second, 2]])).logits[0]
+        assert torch.allclose(before[5:10], alone, atol=1e-5)
+        seen = model(torch.from_numpy(packed(first, second, third))[None]).logits[0]
+        assert (seen[5:10] - before[5:10]).abs().max() > 0.01  # In a row that sees itself whole it is different
+
+
+def test_a_run_with_texts_apart_trains_and_has_its_own_key(tmp_path):
+    base, apart = (D.train_settings(replace(SMALL, tokens=300, attention=a), SCENARIOS['S1']) for a in ('row', 'text'))
+    assert 'attention' not in D.settings_key(base) and D.settings_key(apart) == D.settings_key(base) | {'attention': 'text'}
+    rows = type('Few', (list,), {'tokens': property(lambda self: sum(map(len, self)))})([packed([5, 6, 7], [8, 9, 10, 11, 12]) for _ in range(7)])
+    data = SimpleNamespace(train=rows, heldout=rows[:2], vocab_size=40, pad_id=1, mask_id=4, sep_id=2, special_ids=range(5), ends_word=MARKS.ends, starts_word=MARKS.starts)
+    run = D.Run(random_model(bert_config(SMALL, 40, 1), seed=0), None, data, apart, tmp_path)
+    D.train(run, 'apart')
+    assert D.read_metrics(tmp_path)[-1]['mlm'] < D.read_metrics(tmp_path)[1]['mlm']
+
+
+def test_a_step_of_the_optimiser_is_torchs_own(tmp_path):
+    "Schedule, decay groups and clipping of the loop against transformers' schedule, its choice of what decays, and torch's clipping and AdamW."
+    from transformers import get_cosine_schedule_with_warmup
+    from transformers.trainer_pt_utils import get_parameter_names
+    rows = type('Few', (list,), {'tokens': property(lambda self: sum(map(len, self)))})(ROWS)
+    data = SimpleNamespace(train=rows, heldout=rows[:2], vocab_size=40, pad_id=1, mask_id=4, special_ids=range(5), ends_word=MARKS.ends, starts_word=MARKS.starts)
+    settings = D.train_settings(replace(SMALL, tokens=1000, clip=0.05, weight_decay=0.3, mask_share=0.4), SCENARIOS['S1'])
+    run = D.Run(random_model(bert_config(SMALL, 40, 1), seed=0), None, data, settings, tmp_path)
+    mine = random_model(bert_config(SMALL, 40, 1), seed=0)
+    decays = [n for n in get_parameter_names(mine, [torch.nn.LayerNorm]) if not n.endswith('bias')]
+    named = dict(mine.named_parameters())
+    optimizer = torch.optim.AdamW([{'params': [p for n, p in named.items() if n in decays], 'weight_decay': 0.3},
+                                   {'params': [p for n, p in named.items() if n not in decays], 'weight_decay': 0.0}], lr=settings.learning_rate, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(0.1*run.steps), run.steps)
+    for step in range(6):
+        index, epoch = run.stream.at(step)
+        b, = D.micro_batches(rows, index, epoch, 7, run.marks, 1, 12, 0.4, settings.seed)[0]
+        labels = torch.full(b.ids.shape, -100).flatten().index_put_((b.masked,), b.labels)
+        loss = mine(b.ids, attention_mask=b.attention, labels=labels.reshape(b.ids.shape)).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(mine.parameters(), 0.05)
+        rate = optimizer.param_groups[0]['lr']
+        optimizer.step(), schedule.step(), optimizer.zero_grad()
+        line = D.train_step(run)
+        assert (line['loss'], line['grad_norm'], line['lr']) == pytest.approx((loss.item(), norm.item(), rate), rel=1e-4) and norm > 0.05
+    for a, b in zip(run.student.model.parameters(), mine.parameters(), strict=True): assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_padding_never_influences_a_result():

@@ -1,5 +1,8 @@
 "Losses, masks and the student against references that were written independently of the library."
+import lzma
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilherbert import objective
-from distilherbert.objective import PRESETS, Marks, Predictions, Totals, distillation_loss, mask_rows, place_hash, word_starts
-from distilherbert.scenario import OBJECTIVES
+from distilherbert.objective import (
+    Marks,
+    Predictions,
+    Totals,
+    check_hidden_map,
+    distillation_loss,
+    even_map,
+    hidden_loss,
+    mask_rows,
+    place_hash,
+    word_starts,
+)
+from distilherbert.scenario import PRESETS, SettingsError
 
 V, H = 11, 6
 
@@ -43,7 +57,7 @@ def literal(preset, student, teacher, hs, ht, labels, M, A):
     return 5*soft + 2*mlm + cos
 
 
-@pytest.mark.parametrize('preset', OBJECTIVES)
+@pytest.mark.parametrize('preset', PRESETS)
 def test_presets_equal_their_formulas(preset):
     student, teacher, hs, ht, labels, M, A = example()
     places = torch.tensor(A if preset == 'distilbert-all' else M)
@@ -54,7 +68,7 @@ def test_presets_equal_their_formulas(preset):
 
 
 @pytest.mark.parametrize('chunk', [1, 4, 10])
-@pytest.mark.parametrize('preset', OBJECTIVES)
+@pytest.mark.parametrize('preset', PRESETS)
 def test_the_gradient_in_chunks_is_torchs_own(preset, chunk, monkeypatch):
     "Against autograd through all logits at once, for the inputs, the weights and the biases of the output layer."
     g = torch.Generator().manual_seed(chunk)
@@ -78,7 +92,38 @@ def test_the_gradient_in_chunks_is_torchs_own(preset, chunk, monkeypatch):
     for a, e in zip(torch.autograd.grad(got['loss'], (x, w, b)), expected, strict=True): assert torch.allclose(a, e, atol=1e-6)
 
 
-def test_every_preset_of_a_scenario_exists(): assert set(PRESETS) == set(OBJECTIVES)
+@pytest.mark.parametrize('preset', PRESETS)
+def test_a_part_without_a_masked_place_adds_nothing(preset):
+    "A micro-batch of one short row may have none."
+    x, w, b = (torch.randn(*s).requires_grad_() for s in ((0, H), (V, H), (V,)))
+    h = torch.randn(4, H)
+    out = distillation_loss(PRESETS[preset], Predictions(x, w, b, h), Predictions(x.detach(), w.detach(), b.detach(), h), torch.zeros(0, dtype=torch.long), Totals(5, 9))
+    assert {k: v.item() for k, v in out.items()} == pytest.approx({'loss': 0, 'mlm': 0, 'soft': 0, 'cos': 0}, abs=1e-6)
+    assert all(not g.any() for g in torch.autograd.grad(out['loss'], (w, b)))
+
+
+@pytest.mark.parametrize('kind', ['mse', 'directions'])
+def test_hidden_states_are_matched_as_published(kind):
+    "TinyBERT's mean squared error and patient distillation's distance of unit vectors, place by place in double precision, over two parts of a step."
+    g = torch.Generator().manual_seed(3)
+    student, teacher = ([torch.randn(7, H, generator=g) for _ in range(3)] for _ in range(2))
+    unit = lambda v: [x/math.sqrt(sum(y*y for y in v)) for x in v]
+    total = 0.0
+    for s, t in zip(student, teacher):
+        for a, b in zip(s.double().tolist(), t.double().tolist()):
+            if kind == 'mse': total += sum((x - y)**2 for x, y in zip(a, b))/H
+            else: total += sum((x - y)**2 for x, y in zip(unit(a), unit(b)))
+    parts = [hidden_loss(kind, [s[part] for s in student], [t[part] for t in teacher], 7).item() for part in (slice(0, 3), slice(3, 7))]
+    assert sum(parts) == pytest.approx(total/(3*7), abs=1e-6)
+    if kind == 'mse': assert sum(parts) == pytest.approx(sum(torch.nn.functional.mse_loss(s, t).item() for s, t in zip(student, teacher))/3, abs=1e-6)
+
+
+def test_layers_are_spread_as_in_tinybert():
+    "The student's layer m (from 1) learns from the teacher's layer m·N/M."
+    for student, teacher in ((1, 12), (2, 12), (3, 12), (4, 12), (6, 12), (12, 12), (2, 4)):
+        assert even_map(student, teacher) == tuple(m*teacher//student - 1 for m in range(1, student + 1))
+    assert check_hidden_map((0, 2, 4, 7, 9, 11), 6, 12) == (0, 2, 4, 7, 9, 11)
+    with pytest.raises(SettingsError, match='from 0 to 11'): check_hidden_map((0, 12), 2, 12)
 
 
 def brute_words(row, marks):
@@ -141,3 +186,32 @@ def test_hash_is_splitmix64():
     from distilherbert.objective import mix
     assert int(mix(np.array([0x9E3779B97F4A7C15], np.uint64))[0]) == 0xE220A8397B1DCDAF
     assert len(np.unique(place_hash(0, np.zeros(100), np.arange(100), 100))) == 10_000
+
+
+@pytest.mark.skipif('DISTILHERBERT_DATA' not in os.environ, reason='needs HerBERT\'s tokenizer and real text: set DISTILHERBERT_DATA')
+def test_masks_of_a_million_real_tokens():
+    "HerBERT's tokens of real text: shares, whole words as the tokenizer's own strings show them, no special token, another mask in another epoch."
+    from distilherbert.pack import ends_word, load_tokenizer
+    data = Path(os.environ['DISTILHERBERT_DATA'])
+    tokenizer, ids = load_tokenizer(data/'herbert-base-cased'), []
+    with lzma.open(sorted((data/'text').glob('web*.txt.xz'))[0], 'rt', encoding='utf-8') as f:
+        while len(ids) < 512*2000: ids += tokenizer(f.readline(), add_special_tokens=False)['input_ids'] + [tokenizer.sep_token_id]
+    ids, V = np.array(ids[:512*2000]).reshape(2000, 512), len(tokenizer)
+    special = np.zeros(V, bool)
+    special[tokenizer.all_special_ids] = True
+    marks = Marks(special, ends_word(tokenizer), np.zeros(V, bool), tokenizer.mask_token_id)
+    row, epoch = np.arange(2000), np.zeros(2000, int)
+    seen, chosen = mask_rows(ids, row, epoch, 42, 0.15, marks)
+    plain = ~special[ids]
+    assert plain.sum() > 950_000 and not chosen[~plain].any()
+    assert chosen.sum()/plain.sum() == pytest.approx(0.15, abs=0.003)
+    masked, same = seen[chosen] == marks.mask_id, seen[chosen] == ids[chosen]
+    assert masked.mean() == pytest.approx(0.8, abs=0.005) and same.mean() == pytest.approx(0.1, abs=0.005)
+    assert (~masked & ~same).mean() == pytest.approx(0.1, abs=0.005) and not special[seen[chosen & (seen != marks.mask_id)]].any()
+    inside = np.array([not t.endswith('</w>') for t in tokenizer.convert_ids_to_tokens(range(V))])  # Does the word go on after this token?
+    goes_on = inside[ids[:, :-1]] & plain[:, :-1] & plain[:, 1:]
+    assert goes_on.sum() > 100_000 and (chosen[:, :-1] == chosen[:, 1:])[goes_on].all()
+    other = mask_rows(ids, row, epoch + 1, 42, 0.15, marks)[1]
+    assert (chosen & other).sum()/plain.sum() == pytest.approx(0.15**2, abs=0.003)
+    half = mask_rows(ids[::-2], row[::-2], epoch[::-2], 42, 0.15, marks)
+    assert (half[0] == seen[::-2]).all() and (half[1] == chosen[::-2]).all()

@@ -1,13 +1,15 @@
 "Students and models from outside: layers, folders in the hub's layout, and what is refused."
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
 
-from distilherbert.scenario import SettingsError
-from distilherbert.student import load_masked_lm, random_model, truncate
+from distilherbert.distill import first_weights
+from distilherbert.scenario import SCENARIOS, SettingsError, get_profile
+from distilherbert.student import count_parameters, load_masked_lm, random_model, size_bytes, truncate
 
 SHAPE = dict(vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=32, max_position_embeddings=34)
 
@@ -76,3 +78,31 @@ def test_without_a_network_the_error_says_what_to_do(run):
     done = run(sys.executable, '-c', 'from distilherbert.student import load_masked_lm; load_masked_lm("allegro/herbert-base-cased")',
                env={'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HOME': '/nonexistent'})
     assert done.returncode and 'hf download allegro/herbert-base-cased --local-dir FOLDER' in done.stderr
+
+
+def test_sizes_of_the_report(tmp_path):
+    "Real models of HerBERT's shape: the teacher 124M parameters and 475 MiB with its pooler, the student 81M and 325 MB as a file."
+    from safetensors.torch import save_file
+    from transformers import BertModel
+    herbert = BertConfig(vocab_size=50_000, max_position_embeddings=514)
+    teacher = BertForMaskedLM(herbert)
+    student = truncate(teacher)
+    assert round(count_parameters(BertModel(herbert))/1e6) == 124 and round(size_bytes(BertModel(herbert))/2**20) == 475
+    assert round(count_parameters(student.bert)/1e6) == 81 and student.cls.predictions.decoder.weight is student.bert.embeddings.word_embeddings.weight
+    save_file({n: t.contiguous() for n, t in student.bert.state_dict().items()}, tmp_path/'student.safetensors')
+    assert (tmp_path/'student.safetensors').stat().st_size/1e6 == pytest.approx(325.34, abs=0.05)
+
+
+def test_a_random_student_of_a_found_teacher_needs_no_weights(hub_layout, tmp_path):
+    "Its shape comes from `config.json` alone; the same model as from the teacher's own configuration."
+    folder, _ = hub_layout
+    profile, config = replace(get_profile('demo'), teacher=str(folder), init_std=0.07, seed=3), load_masked_lm(folder).config
+    (folder/'pytorch_model.bin').unlink()
+    made = first_weights(profile, SCENARIOS['S0'], 60, {})
+    config.num_hidden_layers, config.initializer_range = 1, 0.07
+    reference = random_model(config, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), reference.state_dict().values(), strict=True))
+    for name, model in (('made', made), ('reference', reference)):
+        model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = profile.dropout
+        model.save_pretrained(tmp_path/name)
+    assert (tmp_path/'made'/'config.json').read_text() == (tmp_path/'reference'/'config.json').read_text()
