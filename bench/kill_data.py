@@ -49,11 +49,11 @@ def finished(runs):
     "Files of finished work with their times of change. In a folder that is not complete, those that its own notes call finished."
     files = {}
     for folder in [*runs.glob('text/*/'), *runs.glob('rows/*/')]:
-        complete, note = (folder/'manifest.json').is_file(), folder/'progress.json'
+        complete, note = (folder/'manifest.json').is_file(), folder/'.progress.json'
         stretches = json.loads(note.read_text())['stretches'] if note.is_file() else 0
         for f in folder.glob('*-?????.*'):
             number = f.stem.rsplit('-', 1)[1]
-            there = complete or (f.suffix == '.txt' and int(number) < stretches) or (f.suffix == '.npy' and (folder/f'shard-{number}.json').is_file())
+            there = complete or (f.suffix == '.txt' and int(number) < stretches) or (f.suffix == '.npy' and (folder/f'.shard-{number}.json').is_file())
             if there and f.suffix in ('.txt', '.npy'): files[folder.name.strip('.').removesuffix('.partial'), f.name] = f.stat().st_mtime_ns
     return files
 

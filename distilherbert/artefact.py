@@ -6,8 +6,8 @@
 __all__ = ['PACKAGES', 'log', 'MANIFEST', 'T', 'digest', 'digest_unchanged', 'fingerprint', 'commit', 'machine', 'provenance',
            'flush', 'write_json', 'publish', 'DamagedArtefact', 'canonical', 'Team', 'Artefact', 'read_manifest',
            'verify', 'lock_of', 'lock_is_held', 'artefact_state', 'build_artefact', 'waiting_lock', 'make_room',
-           'is_current', 'finish', 'explain_oserror', 'write_record', 'read_records', 'duration', 'Progress',
-           'progress']
+           'is_current', 'is_finished', 'finish', 'explain_oserror', 'write_record', 'read_records', 'duration',
+           'Progress', 'progress']
 
 # %% ../nbs/00_artefact.ipynb #00000002
 import hashlib
@@ -119,7 +119,8 @@ def publish(
     work:Path, # A finished folder
     final:Path, # The name it gets
 )->None:
-    "Flush a folder with everything in it, then rename it."
+    "Flush a folder with everything in it but notes, then rename it."
+    for note in work.glob('.*'): note.unlink()
     for p in work.rglob('*'): flush(p)
     flush(work)
     os.replace(work, final)
@@ -240,10 +241,12 @@ def build_artefact(
         if agree(first and is_current(a)): return a.path
         if first: make_room(a)
         agree(None)
-        start = time.perf_counter()
-        try: counts = a.make(a.partial)
-        except OSError as e: raise explain_oserror(e, a) from e
-        if first: finish(a, counts, time.perf_counter() - start)
+        if not agree(first and is_finished(a)):
+            start = time.perf_counter()
+            try: counts = a.make(a.partial)
+            except OSError as e: raise explain_oserror(e, a) from e
+            if first: finish(a, counts, time.perf_counter() - start)
+        if first: publish(a.partial, a.path)
         agree(None)
     log.info('%s/%s is there: %s', a.stage, a.label, a.path)
     return a.path
@@ -274,17 +277,22 @@ def is_current(
     return state == 'current'
 
 # %% ../nbs/00_artefact.ipynb #00000016
+def is_finished(
+    a:'Artefact', # About to be built
+)->bool: # Was a run killed when all was done but the renaming?
+    "A manifest in the folder in which it is built, and every file as it says."
+    return (a.partial/MANIFEST).is_file() and not verify(a.partial)
+
 def finish(
     a:'Artefact', # What was built
     counts:dict, # What `make` returned
     seconds:float, # How long this run took [s]; a resumed one counts from its last start
 )->None:
-    "Write the manifest and give the folder its name."
+    "Write the manifest. Files whose names begin with a dot are a stage's own notes, and no part of the artefact."
     files = {p.relative_to(a.partial).as_posix(): {'bytes': p.stat().st_size, 'sha256': digest(p)}
-             for p in sorted(a.partial.rglob('*')) if p.is_file() and p.name not in (MANIFEST, f'.{MANIFEST}.part')}
+             for p in sorted(a.partial.rglob('*')) if p.is_file() and p.name != MANIFEST and not p.name.startswith('.')}
     write_json(a.partial/MANIFEST, {**a.identity(), 'key': a.key, 'counts': counts, 'files': files,
                                     'seconds': round(seconds, 3), 'provenance': provenance()})
-    publish(a.partial, a.path)
 
 def explain_oserror(
     e:OSError, # What went wrong

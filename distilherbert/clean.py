@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'PAGE', 'PASSES', 'DEEPEST', 'TAG', 'VOID', 'SELF_CLOSING', 'URL', 'UNWRITABLE',
-           'CHANGES', 'QUIET', 'SYMBOL', 'SHORTEST', 'RULES', 'KEY', 'CHUNK', 'DECODERS', 'CC100', 'FATAL', 'BLOCK',
-           'LONGEST', 'GROUP', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PARTS', 'GAP', 'STRETCH',
+           'CHANGES', 'LATER', 'QUIET', 'SYMBOL', 'SHORTEST', 'RULES', 'KEY', 'CHUNK', 'DECODERS', 'CC100', 'FATAL',
+           'BLOCK', 'LONGEST', 'GROUP', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PARTS', 'GAP', 'STRETCH',
            'PROGRESS', 'TRAILING', 'CALLED_FOR', 'Page', 'strip_markup', 'is_too_deep', 'is_folded', 'fold',
            'settle_markup', 'has_address', 'remove_urls', 'make_writable', 'apply_rules', 'marks', 'too_many_symbols',
            'clean_and_tell', 'explain_text', 'clean_text', 'digests_of', 'are_equal', 'first_in_batch', 'home_slots',
@@ -117,7 +117,7 @@ def settle_markup(
     before = None
     for _ in range(PASSES + 1):
         if '<' not in text and '&' not in text or text == before: return text
-        if text.count('<') > DEEPEST and is_too_deep(text): return None
+        if len(text) > DEEPEST and text.count('<') > DEEPEST and is_too_deep(text): return None
         text, before = fold(strip_markup(text)), text
     return text if text == before else None
 
@@ -146,14 +146,16 @@ def make_writable(
     return text if text.isprintable() else UNWRITABLE.sub('\ufffd', text)
 
 CHANGES:dict[str, Callable] = {'characters': make_writable, 'space': fold, 'markup': settle_markup, 'urls': remove_urls} # In order
+LATER = [*CHANGES.items()][2:] # All that a folded text may need
 
 def apply_rules(
     text:str, # Any string at all
 )->tuple[str | None, tuple[str, ...]]: # The text, or None when its markup never settles; the changes that were made
     "Everything that cleaning may change in a text; a folded one needs at most the last two rules."
     changes = ()
-    for name, rule in islice(CHANGES.items(), 2*is_folded(text), None):
-        text, before = rule(text), text
+    for name, rule in LATER if is_folded(text) else CHANGES.items():
+        before, text = text, rule(text)
+        if text is before: continue
         if text is None: return None, (*changes, name)
         if text != before: changes = (*changes, name)
     return text, changes
@@ -579,13 +581,14 @@ def quick_look(
     lines:list[str], # Lines, none with a line end inside
 )->tuple[list[bytes], np.ndarray]: # Each line in UTF-8, and a verdict on each `(n,)`
     "Tell lines that need nothing, and those that are too short, from those to be cleaned."
-    data = '\n'.join(['', *lines, '']).encode()
+    texts = list(map(str.encode, lines))
+    data = b'\n'.join([b'', *texts, b''])
     codes, kinds = np.frombuffer(data, np.uint8), np.frombuffer(data.translate(KINDS), np.uint8)
     ends, lengths = np.flatnonzero(codes == 10), np.fromiter(map(len, lines), np.int64, len(lines))
-    verdict = np.where(10*np.add.reduceat(kinds, ends[:-1], dtype=np.int64) > lengths, CLOSER, KEEP)
+    verdict = np.where(10*np.add.reduceat(kinds, ends[:-1], dtype=np.int32) > lengths, CLOSER, KEEP)
     verdict[np.searchsorted(ends, odd_places(codes, kinds)) - 1] = CLOSER
     verdict[lengths < SHORTEST] = SHORT
-    return data.split(b'\n')[1:-1], verdict
+    return texts, verdict
 
 # %% ../nbs/01_clean.ipynb #0000003a
 PARTS = ('old', 'ccsub') # The teacher's own text, and the text of everything else
@@ -596,7 +599,7 @@ def part_of(
     old_share:float, # Share of the documents in "old"
 )->str: # "old" or "ccsub"
     "The part of a document, by its hash."
-    return PARTS[xxh3_64_intdigest(document.encode(), seed=1) >= old_share*2**64]
+    return PARTS[not old_share or xxh3_64_intdigest(document.encode(), seed=1) >= old_share*2**64]
 
 @dataclass
 class CleanBlock:
@@ -682,7 +685,7 @@ def first_lines(
 
 # %% ../nbs/01_clean.ipynb #00000043
 STRETCH = 1 << 25 # Characters read for one pair of files
-PROGRESS = 'progress.json' # The note, as long as the stage runs
+PROGRESS = '.progress.json' # The note, as long as the stage runs
 TRAILING = bytes(range(0x80, 0xC0)) # UTF-8 bytes that do not start a character
 
 def resume_note(
@@ -805,7 +808,6 @@ def write_text(
     if not sum(p['kept'] for p in parts.values()):
         raise BadText(f'Nothing is left of {", ".join(s.name for s in sources)}: {writer.lines:,} lines, rejected by rule: '
                       f'{dict(Counter({r: sum(p["rejected"][r] for p in parts.values()) for r in RULES}))}. {" ".join(bad)}'.rstrip())
-    (work/PROGRESS).unlink(missing_ok=True)
     return {'parts': parts, 'lines': writer.lines, 'sources': [s.name for s in sources], 'bad_files': bad}
 
 # %% ../nbs/01_clean.ipynb #00000048

@@ -455,7 +455,7 @@ def pack_shard(
 )->dict: # Counts of the shard
     "Tokenize and pack one file of texts."
     shard, file = job
-    note = work/f'shard-{shard:05d}.json'
+    note = work/f'.shard-{shard:05d}.json'
     if note.is_file(): return json.loads(note.read_text('utf-8'))
     tokenizer, ends, starts = open_tokenizer(s.tokenizer)
     packer = Packer(ends, s.max_len, s.min_piece, tokenizer.cls_token_id, tokenizer.sep_token_id, starts)
@@ -550,7 +550,6 @@ def write_rows(
         with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool: finished(pool.map(pack, jobs))
     counts = sum_counts(shards, s.max_len)
     if not counts['rows']: raise ValueError(f'Not one row came out of {len(files)} files with {counts["texts"]:,} texts.')
-    for note in work.glob('shard-*.json'): note.unlink()
     return counts
 
 def describe_tokens(

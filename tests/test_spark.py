@@ -110,7 +110,7 @@ def test_the_rows_hold_the_texts_of_their_part_and_open_as_all_rows(corpus, sess
     assert counts['texts'] == len(texts) and counts['text_tokens'] == tokens.total() and len(opened.train) + len(opened.heldout) == counts['rows']
     lost = tokens - words_of(opened)
     assert lost.total() == counts['dropped_tokens'] + sum(n for i, n in tokens.items() if i in opened.special_ids)
-    assert {f.name for f in rows.path.glob('*.npy')} >= {'ends_word.npy', 'starts_word.npy'} and not list(rows.path.glob('shard-*'))
+    assert {f.name for f in rows.path.glob('*.npy')} >= {'ends_word.npy', 'starts_word.npy'} and not list(rows.path.glob('.*'))
     assert set(counts) == set(read_manifest(rows_artefact(p).build())['counts'])
     assert np.diff(sorted(int(re.search(r'\d+', f.name)[0]) for f in rows.path.glob('ids-*.npy'))).all()
 
