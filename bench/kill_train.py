@@ -141,7 +141,7 @@ def main():
     if args.no_record: return
     file = write_record('bench', 'kill_train', values, units={'seconds': 's'}, n=sum(v['kills'] for v in values.values()), seed=args.seed,
                         seconds=round(time.perf_counter() - start, 1), command='python bench/kill_train.py')
-    print(f'written to {file.relative_to(TOP)} ({duration(time.perf_counter() - start)})')
+    print(f'written to {file} ({duration(time.perf_counter() - start)})')
 
 
 if __name__ == '__main__': main()

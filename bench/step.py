@@ -29,7 +29,6 @@ from distilherbert.objective import Marks, mask_rows
 from distilherbert.scenario import get_profile
 from distilherbert.student import bert_config, random_model, truncate
 
-TOP = Path(__file__).resolve().parents[1]
 SHAPES = {  # name: profile's fields, vocabulary, rows of a step, micro-batch
     'tiny': (dict(layers=2, hidden=32, heads=2, intermediate=64, max_len=32), 500, 8, 4),
     'mini': (dict(layers=4, hidden=128, heads=2, intermediate=512, max_len=128), 50_000, 16, 16),
@@ -55,7 +54,7 @@ def make_data(n, max_len, vocab):
                            special_ids=range(5), ends_word=ends, starts_word=np.zeros(vocab, bool))
 
 
-def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, attention='row', threads=2):
+def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, attention='row', threads=2, zero=0):
     fields, vocab, batch, micro = SHAPES[shape]
     profile = replace(get_profile('demo'), **fields, dropout=0.0)
     data = make_data(4*(rows or batch), profile.max_len, vocab)
@@ -63,7 +62,7 @@ def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, attentio
     settings = TrainSettings(tokens=10**6, objective=objective, learning_rate=1e-4, batch_rows=rows or batch, micro_rows=micro_rows or micro, max_len=profile.max_len,
                              mask_share=0.15, warmup_share=0.1, weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision=precision, threads=threads, seed=0,
                              attention=attention)
-    return Run(truncate(teacher), teacher, data, settings, Path(folder))
+    return Run(truncate(teacher), teacher, data, settings, Path(folder), zero)
 
 
 def baseline_step(run, optimizer):
@@ -72,6 +71,7 @@ def baseline_step(run, optimizer):
     student, teacher = run.student.model, run.teacher.model
     index, epoch = run.stream.at(run.step)
     pieces, totals = micro_batches(run.rows.train, index, epoch, s.micro_rows, run.marks, run.rows.pad_id, s.max_len, s.mask_share, s.seed)
+    whole = 0.0
     for piece in pieces:
         b = piece.to(acc.device)
         labels = torch.full(b.ids.shape, -100, device=acc.device).flatten()
@@ -88,11 +88,12 @@ def baseline_step(run, optimizer):
             cos = F.cosine_embedding_loss(h, g, torch.ones(len(h), device=acc.device), reduction='sum')/totals.tokens
             loss = o.soft*soft + o.mlm*mlm + o.cosine*cos
         loss.backward()
+        whole += loss.item()
     torch.nn.utils.clip_grad_norm_(student.parameters(), s.clip)
     optimizer.step()
     optimizer.zero_grad()
     run.step += 1
-    return loss.item()
+    return whole
 
 
 def timed(action, device):
@@ -116,6 +117,8 @@ def candidates(shape, precision, folder, threads):
     for name, objective in (('masked', 'distilbert'), ('all', 'distilbert-all')):
         mine, theirs = (make_run(shape, objective, precision, folder, threads=threads) for _ in range(2))
         plain = torch.optim.AdamW(theirs.student.model.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01)
+        loss, other = train_step(mine)['loss'], baseline_step(theirs, plain)
+        if abs(loss - other) > 0.01*loss: raise SystemExit(f'The baseline computes something else: its loss is {other}, ours {loss}.')
         actions[f'step, {name}'] = lambda run=mine: train_step(run)
         actions[f'baseline, {name}'] = lambda run=theirs, o=plain: baseline_step(run, o)
     alone = make_run(shape, 'distilbert', precision, folder, attention='text', threads=threads)
@@ -146,23 +149,25 @@ def compare(shape, precision, rounds, device, folder, threads):
 
 
 def python_masker(ids, marks, share, rng):
-    "A whole-word masker as one writes it in Python: words of each row, a random choice of them, token by token."
+    "Whole-word masking as BERT's collators do it: for each row group tokens to words, shuffle the words, take them until the share is reached, then 80/10/10."
     out, special, ends = ids.copy(), marks.special.tolist(), marks.ends.tolist()
     for b, row in enumerate(ids.tolist()):
-        words, open_word = [], None
+        words, open_word = [], False
         for i, t in enumerate(row):
-            if special[t]:
-                open_word = None
-                continue
-            if open_word is None: words.append(open_word := [])
-            open_word.append(i)
-            if ends[t]: open_word = None
+            if special[t]: open_word = False
+            elif open_word: words[-1].append(i)
+            else: words.append([i])
+            open_word = not special[t] and not ends[t]
+        rng.shuffle(words)
+        wanted, covered = max(1, round(share*len(row))), set()
         for word in words:
-            if rng.random() >= share: continue
-            for i in word:
-                fate = rng.random()
-                if fate < 0.8: out[b, i] = marks.mask_id
-                elif fate < 0.9: out[b, i] = rng.randrange(5, len(special))
+            if len(covered) >= wanted: break
+            if len(covered) + len(word) <= wanted: covered.update(word)
+        labels = [i in covered for i in range(len(row))]
+        for i in np.flatnonzero(labels).tolist():
+            fate = rng.random()
+            if fate < 0.8: out[b, i] = marks.mask_id
+            elif fate < 0.9: out[b, i] = rng.randrange(5, len(special))
     return out
 
 
@@ -241,7 +246,7 @@ def main():
     where = torch.cuda.get_device_name(0) if args.where == 'cuda' else 'cpu'
     file = write_record('bench', 'step', known | {where: values}, units={'seconds': 's', 'peak_gib': 'GiB'}, n=args.rounds, seconds=round(time.perf_counter() - start, 1),
                         command=f'python bench/step.py --where {args.where}')
-    print(f'written to {file.relative_to(TOP)} ({duration(time.perf_counter() - start)})')
+    print(f'written to {file} ({duration(time.perf_counter() - start)})')
 
 
 if __name__ == '__main__': main()

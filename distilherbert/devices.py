@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'processes', 'wanted_zero', 'join_processes', 'make_accelerator', 'own_rows', 'everyones', 'first_says',
-           'make_team', 'exchanging', 'unwrapped', 'same_pieces', 'loss_scale', 'optimizer_state', 'load_optimizer']
+           'make_team', 'exchanging', 'unwrapped', 'same_pieces', 'loss_scale', 'optimizer_state', 'load_optimizer',
+           'memory_of_process']
 
 # %% ../nbs/18_devices.ipynb #00000002
 import os
@@ -175,3 +176,15 @@ def load_optimizer(
     own.optimizer.load_state_dict(part['base'])
     for mine, saved in zip(own.single_partition_of_fp32_groups, part['exact'], strict=True): mine.data.copy_(saved)
     vars(own.loss_scaler).update(part['scale'])
+
+# %% ../nbs/18_devices.ipynb #00000017
+def memory_of_process(
+    trained:int, # Parameters that are trained
+    frozen:int, # Parameters of a teacher
+    many:int, # Processes, N
+    zero:int, # 0 for DDP, 2 for ZeRO-2
+    weight_bytes:int=4, # Of the trained weights with ZeRO-2: 4, or 2 in half precision; DDP always has 4
+)->float: # GiB, without activations
+    "What one process holds of weights, gradients and the optimiser."
+    own = 4 + 4 + 8 if zero == 0 else weight_bytes + (weight_bytes + 4 + 8)/many  # Weights, gradients, the exact copy, Adam
+    return (trained*own + 4*frozen)/2**30

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,8 @@ teacher_margin = -10.0
 threads = 1
 checkpoint_minutes = 0.001
 """
-DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None, reason='DeepSpeed is not installed: pip install -e ".[deepspeed]"')
+DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None or shutil.which('g++') is None,
+                               reason='ZeRO-2 needs DeepSpeed (pip install -e ".[deepspeed]") and g++')
 TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2')
 LAUNCH = (sys.executable, '-m', 'accelerate.commands.launch')
 
@@ -149,10 +151,13 @@ def test_two_processes_killed_end_with_the_same_weights(alone, tmp_path, zero):
         for p in (*psutil.Process(process.pid).children(recursive=True), process): p.kill()  # torchrun gives each of its processes a session of its own
         process.communicate()
     assert list((runs/'model').glob('.T0-*.partial/checkpoints/*.pt'))
+    if zero:
+        alone = run_program(sys.executable, *program(profile, 'T0'), env={'DISTILHERBERT_RUNS': runs})
+        assert alone.returncode and 'saved with ZeRO-2 by 2 processes: go on in the same way' in alone.stderr
     assert content(train(runs, profile, 'T0', *zero, launcher=TORCHRUN)) == content(calm)
 
 
-def test_sigterm_stops_both_processes(alone, tmp_path):
+def test_sigterm_stops_both_processes_and_one_goes_on(alone, tmp_path):
     top, _ = alone
     runs = link(top/'runs', tmp_path/'runs')
     process = begin(runs, top/'small-15.toml')
@@ -162,6 +167,9 @@ def test_sigterm_stops_both_processes(alone, tmp_path):
     log, = (runs/'model').glob('.T0-*.partial/metrics.jsonl')
     last = json.loads(log.read_text().splitlines()[-1])['step']
     assert int(sorted(log.parent.glob('checkpoints/*.pt'))[-1].name.split('-')[0]) == last
+    done = run_program(sys.executable, *program(top/'small-15.toml', 'T0'), env={'DISTILHERBERT_RUNS': runs})
+    assert done.returncode == 0 and 'So far 2 processes trained it, now 1 do: the same to rounding' in done.stdout
+    same_curve(next((top/'runs'/'model').glob('T0-*')), Path(done.stdout.strip().splitlines()[-1]))
 
 
 def test_too_many_processes_are_refused(alone, tmp_path):

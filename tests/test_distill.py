@@ -391,3 +391,12 @@ def test_a_loss_that_is_no_number_names_its_step(tmp_path):
     run = D.Run(student, None, data, D.train_settings(replace(SMALL, tokens=500), SCENARIOS['S1']), tmp_path)
     with torch.no_grad(): student.bert.embeddings.LayerNorm.weight.fill_(float('nan'))
     with pytest.raises(D.NonFiniteLoss, match='step 1 of'): D.train(run, 'broken')
+
+
+def test_the_benches_work_at_a_small_size():
+    "bench/step.py refuses a baseline that computes another loss; bench/kill_train.py a run that ends differently."
+    env = {'CUDA_VISIBLE_DEVICES': ''}
+    done = run_program(sys.executable, 'bench/step.py', '--shapes', 'tiny', '--rounds', '1', '--threads', '1', '--no-record', env=env)
+    assert done.returncode == 0 and 'times the baseline: masked' in done.stdout, done.stderr
+    done = run_program(sys.executable, 'bench/kill_train.py', '--kills', '2', '--processes', '1', '--no-record', env=env)
+    assert done.returncode == 0 and '1 process(es): 2 kills' in done.stdout, done.stdout + done.stderr
