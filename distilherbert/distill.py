@@ -737,6 +737,7 @@ def training_counts(
             'train_seconds': round(sum(l.get('seconds', 0.0) for l in lines), 1),
             'heldout': {k.removeprefix('heldout_'): v for k, v in last.items() if k.startswith('heldout_')},
             'heldout_masked': len(labels),
+            **({'processes': run.accelerator.num_processes} if run.accelerator.num_processes > 1 else {}),
             'unigram_entropy': unigram_entropy(run.rows.train, labels, run.rows.vocab_size, run.marks.special)}
 
 # %% ../nbs/05_distill.ipynb #00000046

@@ -105,6 +105,7 @@ def test_zero_follows_the_curve_of_one(alone, tmp_path):
     one = train(link(top/'runs', tmp_path/'one'), profile, 'T0')
     two = train(link(top/'runs', tmp_path/'two'), profile, 'T0', '--zero', '2', launcher=TORCHRUN)
     same_curve(one, two)
+    assert read_manifest(two)['counts']['processes'] == 2
 
 
 @DEEPSPEED
@@ -115,12 +116,15 @@ def test_accelerate_launches_deepspeed(alone, tmp_path):
     same_curve(train(link(top/'runs', tmp_path/'one'), profile, 'T0'), train(link(top/'runs', tmp_path/'two'), profile, 'T0', launcher=launcher))
 
 
-def test_accelerate_launches_one_process(alone, tmp_path):
-    "On a processor `accelerate launch --cpu` starts one process, whatever number it is given."
-    top, one = alone
-    runs = link(top/'runs', tmp_path/'runs')
-    launched = train(runs, top/'small-15.toml', 'T0', launcher=(*LAUNCH, '--cpu', '--num_processes', '2'))
-    assert content(launched) == content(next((top/'runs'/'model').glob('T0-*')))
+def test_accelerate_launches_processes(alone, tmp_path):
+    "On a processor, too, `--multi_gpu` starts several; with `--cpu` it is one process, whatever number is given."
+    top, _ = alone
+    one = next((top/'runs'/'model').glob('T0-*'))
+    launched = train(link(top/'runs', tmp_path/'one'), top/'small-15.toml', 'T0', launcher=(*LAUNCH, '--cpu', '--num_processes', '2'))
+    assert content(launched) == content(one) and 'processes' not in read_manifest(launched)['counts']
+    two = train(link(top/'runs', tmp_path/'two'), top/'small-15.toml', 'T0', launcher=(*LAUNCH, '--multi_gpu', '--num_processes', '2', '--mixed_precision', 'no'))
+    same_curve(one, two)
+    assert read_manifest(two)['counts']['processes'] == 2
 
 
 def begin(runs, profile, *more):
