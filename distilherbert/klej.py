@@ -127,8 +127,9 @@ def missing_file(
 # %% ../nbs/06_klej.ipynb #00000011
 def read_hub(
     task:Task, # A task
-    split:str, # "train" or "dev"
+    split:str, # "train", "dev" or "test"
     folder:Path | None=None, # A folder with copies of the hub's data sets; None for the hub itself
+    columns:Sequence[str]=(), # Columns that must be there; texts and label when empty
 )->list[dict[str, str]]: # One dict a row; raises `TaskError`
     "The rows of a split from the hub, or from a copy of its data set."
     from datasets import load_dataset
@@ -139,8 +140,10 @@ def read_hub(
     except (OSError, ValueError) as e:
         raise TaskError(f'{task.title}: the data set {name} cannot be loaded ({type(e).__name__}: {str(e)[:200]}). Check the network, or '
                         'use local files: set DISTILHERBERT_DATA and task_source = "local" in the profile.') from e
-    missing = [c for c in (*task.texts, task.label) if c not in data.column_names]
+    columns = columns or (*task.texts, task.label)
+    missing = [c for c in columns if c not in data.column_names]
     if missing: raise TaskError(f'{name}, {split}: {task.title} needs {", ".join(missing)}; there is {", ".join(data.column_names)}.')
+    if split == 'test': data = data.select_columns(list(columns)) # its labels are no labels
     names = {c: f.names for c, f in data.features.items() if hasattr(f, 'names')}
     return [{c: names[c][v] if c in names else str(v) for c, v in row.items()} for row in data]
 

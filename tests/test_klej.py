@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 from distilherbert import klej
@@ -37,6 +37,7 @@ def make_folder(folder, words=WORDS, **shape):
     "A random BERT for masked language modelling with a whole-word tokenizer."
     rules = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*MARKS, *words])}, unk_token='<unk>'))
     rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    rules.post_processor = processors.TemplateProcessing(single='<s> $A </s>', pair='<s> $A </s> $B:1 </s>:1', special_tokens=[('<s>', 0), ('</s>', 2)])
     names = dict(zip(['cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token'], MARKS, strict=True))
     PreTrainedTokenizerFast(tokenizer_object=rules, **names).save_pretrained(folder)
     torch.manual_seed(0)

@@ -77,8 +77,8 @@ def imported(file):
         yield from (n.split('.')[0] for n in names)
 
 
-# Looked for at run time, and explained where missing: papermill runs notebooks, deepspeed and pyspark (with pyarrow) are extras, IPython shows pictures in notebooks.
-OPTIONAL = {'papermill', 'nbformat', 'nbconvert', 'nbclient', 'deepspeed', 'IPython', 'pyspark', 'pyarrow'}
+# Looked for at run time, and explained where missing: papermill runs notebooks, deepspeed, onnxruntime and pyspark (with pyarrow) are extras, IPython shows pictures in notebooks.
+OPTIONAL = {'papermill', 'nbformat', 'nbconvert', 'nbclient', 'deepspeed', 'IPython', 'onnxruntime', 'pyspark', 'pyarrow'}
 # Makes pages from notebooks, which only a checkout has: its imports come with [dev].
 DEVELOPMENT = {'site'}
 # Used by name only: by transformers (a model's loading, the tokenizer's classes) and by datasets (HTTP).
