@@ -11,8 +11,8 @@ __all__ = ['TASKS', 'PUBLISHED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', '
            'score_cell', 'mean_cell', 'kept_cell', 'published_cell', 'table_scores', 'scores_caption', 'inflation',
            'readings_cell', 'table_readings', 'inflation_sentence', 'table_published', 'parts_of', 'waterfall',
            'table_cleaning', 'table_rules', 'table_rows', 'table_models', 'table_profiles', 'size_sentence',
-           'teacher_sentence', 'cleaning_sentence', 'cost_sentence', 'half_width', 'noise_sentence', 'record_state',
-           'table_records', 'how_to_make', 'in_tabs']
+           'teacher_sentence', 'cleaning_sentence', 'cost_sentence', 'half_width', 'noise_sentence', 'table_deployment',
+           'deployment_lengths', 'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -648,6 +648,45 @@ def noise_sentence(
     return f'The 95 % half-width of one accuracy such as that of S4 is {noise}. {"; ".join(said).replace("of", "Of", 1)}.'
 
 # %% ../nbs/10_evidence.ipynb #00000044
+def table_deployment(
+    e:Evidence, # The records
+    label:str='', # Identifier for cross-references
+)->str: # Markdown
+    "Size, memory, speed and accuracy of every form of every model."
+    rows, lengths = [], deployment_lengths(e)
+    def cell(value, form, scale=1.0): return NOTHING if value is None else linked(e, 'deployment', f'{value*scale:{form}}')
+    for s, r in e.get('deployment', 'rows', default={}).items():
+        for form, f in r['forms'].items():
+            speed = [c for n in lengths for c in (cell(f['latency'][n], '.2f', 1e3), cell(f['throughput'][n], '.0f'))]
+            rows.append((f'**{s}**', form, cell(f.get('bytes'), '.1f', 1e-6), cell(f.get('peak_bytes'), '.0f', 1e-6), *speed, cell(f.get('score'), '.1f')))
+    head = ['Model', 'Form', 'File [MB]', 'Memory [MB]'] + [t for n in lengths for t in (f'Latency, {n} tokens [ms]', f'Texts/s, {n} tokens')] + ['Accuracy [%]']
+    v = e.get('deployment', default={})
+    caption = (f'What fine-tuned models of profile `{e.profile}` cost on {TASKS.get(v.get("task"), v.get("task"))}: medians of {v.get("rounds")} rounds, '
+               f'{v.get("threads")} thread{"" if v.get("threads") == 1 else "s"}; texts in batches of {v.get("batch")}.')
+    return markdown_table(head, rows, caption, label, 'll' + 'r'*(len(head) - 2))
+
+def deployment_lengths(
+    e:Evidence, # The records
+)->list[str]: # Numbers of tokens, as the record has them
+    "The lengths at which any model was measured."
+    forms = [f for r in e.get('deployment', 'rows', default={}).values() for f in r['forms'].values()]
+    return [n for n in (forms[0]['latency'] if forms else ()) if any(f['latency'][n] is not None for f in forms)]
+
+# %% ../nbs/10_evidence.ipynb #00000047
+def contamination_sentence(
+    e:Evidence, # The records
+)->str: # A sentence in Markdown
+    "How many examples of the dev sets occur in the text."
+    found = e.get('contamination', default={})
+    tasks = [t for t in tasks_of(e) or TASKS if any('dev' in part.get('tasks', {}).get(t, {}) for part in found.values())]
+    if not tasks: return f'Whether the text of the profile `{e.profile}` holds examples of the tasks has not been searched.'
+    said = []
+    for t in tasks:
+        seen = [part['tasks'][t]['dev'] for part in found.values() if 'dev' in part.get('tasks', {}).get(t, {})]
+        said.append(linked(e, 'contamination', f'{max(x["found"] for x in seen):,} of {seen[0]["n"]:,}') + f' examples of the dev set of {TASKS.get(t, t)}')
+    return f'In the profile `{e.profile}` the search found {" and ".join(said)} in a part of the text.'
+
+# %% ../nbs/10_evidence.ipynb #0000004a
 def record_state(
     e:Evidence, # The records
     what:str, # Name of a record
@@ -673,7 +712,7 @@ def table_records(
     head = ('Record', 'Made by', 'Commit', 'Machine', 'Date', 'State')
     return markdown_table(head, rows, f'Records of profile `{e.profile}`.', label, 'llllll')
 
-# %% ../nbs/10_evidence.ipynb #00000047
+# %% ../nbs/10_evidence.ipynb #0000004d
 COMMANDS:Mapping[str, str] = MappingProxyType({
     'demo': 'make report',
     'mini': 'DISTILHERBERT_DATA=/path/to/data distilherbert reproduce --profile mini',
@@ -682,9 +721,11 @@ COMMANDS:Mapping[str, str] = MappingProxyType({
 
 def how_to_make(
     profile:str, # Name of a profile
+    what:str='', # The record that is missing
 )->str: # Markdown
     "What to type for the records of a profile."
-    return f'No records yet. On a machine of the right size, `{COMMANDS.get(profile, f"distilherbert reproduce --profile {profile}")}` makes them.'
+    if what == 'deployment': return f'Not measured here yet: `distilherbert deployment --profile {profile}`, on a machine that does nothing else.'
+    return f'No records of this yet. On a machine of the right size, `{COMMANDS.get(profile, f"distilherbert reproduce --profile {profile}")}` makes them.'
 
 def in_tabs(
     evidence:Mapping[str, Evidence], # Profile to its records
@@ -697,6 +738,7 @@ def in_tabs(
     for i, (profile, e) in enumerate(evidence.items()):
         there = all(any(w == n or w.startswith(f'{n}-') for w in e.records) for n in needs)
         name = '' if i else label
-        missing = f':::: {{#{name}}}\n{how_to_make(profile)}\n\nNot measured yet.\n::::' if name else how_to_make(profile)
+        how = how_to_make(profile, needs[0] if needs else '')
+        missing = f':::: {{#{name}}}\n{how}\n\nNot measured yet.\n::::' if name else how
         tabs.append(f'##### {profile}\n\n{show(e, name) if there else missing}\n')
     return '::: {.panel-tabset group="profile"}\n\n' + '\n'.join(tabs) + '\n:::'

@@ -10,8 +10,8 @@ __all__ = ['DIRECTIVE', 'FENCE', 'IMAGE', 'CAPTION', 'EQUATION', 'HEADING', 'KIN
            'with_code', 'symbol_html', 'inline_code', 'cell_html', 'read_page', 'identifier', 'number_things',
            'number_captions', 'read_bib', 'short_name', 'long_name', 'replace_text', 'resolve', 'bibliography',
            'find_problems', 'to_pages', 'defined_in', 'link_symbols', 'nbs_dir', 'chapters', 'navigation', 'contents',
-           'neighbours', 'polish', 'search_entries', 'Site', 'load_site', 'write_site', 'for_github', 'together',
-           'readme']
+           'neighbours', 'polish', 'search_entries', 'module_of', 'api_pages', 'Site', 'load_site', 'source_links',
+           'write_site', 'for_github', 'together', 'readme']
 
 # %% ../nbs/12_site.ipynb #00000002
 import ast
@@ -637,9 +637,38 @@ def search_entries(
             if sum(map(len, words)) > size: break
         where = f'{name}.html#{head["id"]}' if head else f'{name}.html'
         entries.append([where, title, head.get_text() if head else '', ' '.join(' '.join(words).split())[:size]])
+    if name.startswith('api_'): return [[f'{name}.html#{c["id"]}', title, c.b.get_text(), c.parent.get_text(' ', strip=True)[:200]]
+                                        for c in soup.select('summary > code[id]')]
     return entries
 
 # %% ../nbs/12_site.ipynb #00000032
+def module_of(
+    cells:Sequence[Mapping], # Cells of a notebook
+)->str: # Name of its module; empty where it has none
+    "The module that a notebook exports."
+    names = [d['default_exp'] for c in cells if c['cell_type'] == 'code' and 'default_exp' in (d := split_directives(joined(c['source']))[0])]
+    return names[0] if names else ''
+
+def api_pages(
+    folder:Path, # Folder of the notebooks
+    names:Sequence[str], # Chapters, in order
+)->dict[str, Page]: # Name of each page to its content, as "api_clean"
+    "A page of names for each module."
+    made = {}
+    for chapter in names:
+        cells = json.loads((folder/f'{chapter}.ipynb').read_text('utf-8'))['cells']
+        module = module_of(cells)
+        sources = [split_directives(joined(c['source'])) for c in cells if c['cell_type'] == 'code']
+        found = [x for d, source in sources if 'export' in d for x in symbols(source)]
+        if not module or not found: continue
+        page = Page(f'api_{module}', title=f'distilherbert.{module}', subtitle=f'Names of the module; [the chapter]({chapter}.html) explains them.')
+        for kind, title in (('class', 'Classes'), ('def', 'Functions')):
+            some = sorted((x for x in found if x.kind == kind), key=lambda x: x.name)
+            if some: page.body.append(f'<h2>{title}</h2>' + ''.join(symbol_html(x).replace('id="symbol-', 'id="api-') for x in some))
+        made[page.name] = page
+    return made
+
+# %% ../nbs/12_site.ipynb #00000035
 @dataclass(frozen=True)
 class Site:
     "All pages, ready to be written."
@@ -648,6 +677,7 @@ class Site:
     pages:dict[str, Page] # By name
     soups:dict[str, BeautifulSoup] # Their content, by name
     problems:list[str] # What is broken
+    git_url:str='' # Address of the repository; empty where pages should not lead there
 
 def load_site(
     folder:Path | None=None, # Folder of the notebooks; that of the checkout when left out
@@ -657,6 +687,9 @@ def load_site(
     folder = folder or nbs_dir()
     sections = chapters(folder)
     pages = {n: read_page(folder/f'{n}.ipynb') for _, names in sections for n in names}
+    modules = api_pages(folder, list(pages))
+    pages |= modules
+    if modules: sections = [*sections, ('Modules', list(modules))]
     bib = read_bib(folder/'references.bib')
     soups = {n: resolve(p, bib) for n, p in pages.items()}
     places = defined_in(soups)
@@ -666,9 +699,18 @@ def load_site(
         polish(soup)
     media = {m for p in pages.values() for m in p.media}
     problems = [x for p in pages.values() for x in p.problems] + find_problems(soups, folder, media)
-    return Site(folder, sections, pages, soups, problems)
+    return Site(folder, sections, pages, soups, problems, git_url)
 
-# %% ../nbs/12_site.ipynb #00000033
+# %% ../nbs/12_site.ipynb #00000036
+def source_links(
+    site:Site, # All pages
+    name:str, # One of them
+)->str: # HTML
+    "Where a page's notebook can be read, changed and complained about."
+    if not site.git_url or not (site.folder/f'{name}.ipynb').is_file(): return ''
+    links = {'Source': f'blob/main/nbs/{name}.ipynb', 'Edit this page': f'edit/main/nbs/{name}.ipynb', 'Report a problem': 'issues/new'}
+    return ' · '.join(f'<a href="{site.git_url}/{to}">{what}</a>' for what, to in links.items())
+
 def write_site(
     site:Site, # From `load_site`
     out:Path, # Folder for the pages; made when it is not there
@@ -683,7 +725,7 @@ def write_site(
         text = template.substitute(
             title=html.escape(page.title), subtitle=plain_markdown(page.subtitle), body=with_code(page, str(site.soups[name])), name=name,
             navigation=navigation(site.sections, titles, name), contents=contents(site.soups[name]),
-            neighbours=neighbours(site.sections, titles, name), home=html.escape(titles.get('index', '')))
+            neighbours=neighbours(site.sections, titles, name), source=source_links(site, name))
         (out/f'{name}.html').write_text(text, 'utf-8')
         for file, data in page.media.items(): (out/'media'/file).write_bytes(data)
     found = [e for n in site.pages for e in search_entries(n, titles[n], site.soups[n])]
@@ -693,7 +735,7 @@ def write_site(
     if results and results.is_dir(): shutil.copytree(results, out/'results', dirs_exist_ok=True)
     return out/'index.html'
 
-# %% ../nbs/12_site.ipynb #00000035
+# %% ../nbs/12_site.ipynb #00000038
 def for_github(
     text:str, # Markdown of the home page
 )->str: # Markdown of README
@@ -719,7 +761,7 @@ def together(
         else: out.append(cell)
     return out
 
-# %% ../nbs/12_site.ipynb #00000036
+# %% ../nbs/12_site.ipynb #00000039
 def readme(
     notebook:Path | None=None, # The home page; `nbs/index.ipynb` when left out
 )->str: # Text of README.md

@@ -66,6 +66,13 @@ def write_scores(profile):
     write(profile, 'comparisons', {'pairs': pairs, 'kept': kept})
 
 
+def write_deployment(profile):
+    def form(share): return {'bytes': 4_000_000*share, 'peak_bytes': 3e8, 'score': 70.0, 'difference': 0.0, 'low': -1.0, 'high': 1.0, 'n': 2000,
+                             'latency': {'32': 0.002*share, '128': None}, 'throughput': {'32': 900.0, '128': None}}
+    rows = {s: {'parameters': 9, 'forms': {'torch': form(1.0), 'onnx': form(0.6), 'int8': form(0.3)}} for s in ('T0', 'S4')}
+    write(profile, 'deployment', {'task': 'nkjp-ner', 'threads': 1, 'batch': 32, 'rounds': 7, 'rows': rows})
+
+
 def write_all(profile='demo'):
     "A full set of invented records under `results_dir()`."
     settings = {'profile': json.loads(json.dumps(asdict(PROFILES[profile]))), 'T0_fit': {'heldout_loss': 4.86, 'unigram_entropy': 6.1, 'floor': 4.5}}
@@ -73,4 +80,5 @@ def write_all(profile='demo'):
     write_text(profile)
     write_models(profile)
     write_scores(profile)
+    write_deployment(profile)
     write(profile, 'time', {'total': 1500.0, 'warm': 20.0, 'render': 30.0, 'S4 cold': 240.0, 'S4 warm': 9.0}, seconds=1500.0)

@@ -9,10 +9,11 @@ import pytest
 import synthetic
 from conftest import TOP, run_program
 
+from distilherbert import cards
 from distilherbert import evidence as ev
 from distilherbert import figures as fig
 from distilherbert.artefact import write_record
-from distilherbert.report import not_current, stale_records
+from distilherbert.report import PAGES, not_current, other_pictures, stale_records
 from distilherbert.scenario import PROFILES, SCENARIOS, results_dir
 
 
@@ -143,7 +144,7 @@ def test_a_waterfall_that_loses_a_line_is_an_error():
 
 
 @pytest.mark.parametrize('draw', [fig.draw_losses, fig.draw_agreement, fig.draw_scores, fig.draw_waterfall, fig.draw_lengths, fig.draw_inflation,
-                                  fig.draw_times, fig.draw_size], ids=lambda f: f.__name__)
+                                  fig.draw_times, fig.draw_size, fig.draw_deployment], ids=lambda f: f.__name__)
 def test_figures_are_the_same_twice_and_described(full, draw):
     picture = draw(full)
     assert fig.svg(picture.figure) == fig.svg(draw(full).figure)
@@ -165,7 +166,7 @@ def test_a_profile_without_records_says_what_makes_them():
     assert '`make report`' in said and '`distilherbert reproduce --profile paper`' in said and '{#tbl-x}' in said
 
 
-@pytest.mark.parametrize('name', ['07_report', 'index'])
+@pytest.mark.parametrize('name', PAGES)
 def test_the_stored_page_is_what_the_committed_records_give(name, monkeypatch):
     monkeypatch.delenv('DISTILHERBERT_RESULTS', raising=False)
     monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
@@ -186,6 +187,48 @@ def test_a_page_that_is_not_current_is_found(tmp_path):
         return tmp_path/'x.ipynb'
     assert not_current(page('typed')) == 'x.ipynb: “typed…” would now be “made…”'
     assert not_current(page('made')) == ''
+
+
+def test_a_picture_may_move_by_a_hair_and_no_more(full, tmp_path):
+    picture = fig.draw_scores(full)
+    made, kept = tmp_path/'made'/'demo', tmp_path/'kept'/'demo'
+    for folder in (made, kept): folder.mkdir(parents=True)
+    text = fig.svg(picture.figure)
+    (made/'scores.svg').write_text(text)
+    assert other_pictures(made.parent, kept.parent) == ['figures/demo/scores.svg'], 'a missing one'
+    moved = re.sub(r'M (\d+\.\d+) ', lambda m: f'M {float(m[1]) + 0.3:.3f} ', text)
+    for other, differs in ((text, False), (moved, False), (text.replace('Accuracy', 'Precision'), True), (text.replace('#d55e00', '#000000'), True)):
+        (kept/'scores.svg').write_text(other)
+        assert bool(other_pictures(made.parent, kept.parent)) == differs
+    changed = ev.Evidence('demo', {**full.records, 'klej-S4': full.records['klej-S1']}, {})
+    (kept/'scores.svg').write_text(fig.svg(fig.draw_scores(changed).figure))
+    assert other_pictures(made.parent, kept.parent), 'another score is another picture'
+
+
+def test_a_card_is_what_the_hub_reads(full):
+    from huggingface_hub import ModelCard
+    card = ModelCard(cards.card(full, PROFILES['demo'], 'S4'))
+    assert card.data.language == 'pl' and card.data.license == 'apache-2.0' and card.data.metrics == ['accuracy']
+    scores = {r.dataset_type: r.metric_value for r in card.data.eval_results}
+    assert scores == {t: round(full.get('klej-S4', t, 'readings', 'honest', 'mean'), 2) for t in ev.TASKS}
+    for words in ('every second layer of T0', '2.0 M tokens', 'an invented machine', 'no Polish', '66.5 (64', 'distilherbert collect'):
+        assert words in card.text, words
+
+
+def test_a_card_needs_no_scores_and_no_training(results):
+    synthetic.write_models('mini')
+    e = ev.load_evidence('mini')
+    text = cards.card(e, PROFILES['mini'], 'S0')
+    assert 'No scores have been recorded' in text and 'none beyond the first weights' in text and 'license: other' in text and 'model-index' not in text
+
+
+def test_a_few_rows_alone_are_shown(full):
+    "A profile in which only T0 and S4 are there."
+    e = ev.Evidence('demo', {w: r for w, r in full.records.items() if w.partition('-')[2] in ('', 'T0', 'S4') and w != 'comparisons'}, {})
+    for draw in (fig.draw_losses, fig.draw_agreement, fig.draw_scores, fig.draw_inflation, fig.draw_times, fig.draw_size): fig.svg(draw(e).figure)
+    table = ev.table_scores(e)
+    assert '#record-demo-klej-s4' in table and '#record-demo-klej-s1' not in table
+    assert 'better' not in ev.answers(e).replace('better teacher?', '').replace('better model itself?', '')
 
 
 def test_the_command_needs_a_checkout_and_says_so(tmp_path):

@@ -98,6 +98,28 @@ def test_a_page_is_whole_and_light(pages, file):
     assert len(ids) == len(set(ids)), sorted(i for i in set(ids) if ids.count(i) > 1)
 
 
+def test_every_module_has_a_page_of_names(pages):
+    for f in (TOP/'distilherbert').glob('[a-z]*.py'):
+        text = (pages/f'api_{f.stem}.html').read_text('utf-8')
+        names = re.findall(r'^(?:def|class) ([A-Za-z]\w*)', f.read_text('utf-8'), re.M)
+        assert names and not [n for n in names if f'id="api-{n}"' not in text], f.stem
+
+
+def test_a_page_leads_to_its_notebook(loaded):
+    url = 'https://git.example/x'
+    links = site.source_links(site.Site(loaded.folder, loaded.sections, loaded.pages, loaded.soups, [], url), '01_clean')
+    assert f'{url}/edit/main/nbs/01_clean.ipynb' in links and f'{url}/blob/main/nbs/01_clean.ipynb' in links
+    assert site.source_links(loaded, '01_clean') == '', 'no address, no link'
+
+
+def test_the_citation_says_the_same_version():
+    ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
+    ini.read(TOP/'settings.ini')
+    cff, bib = yaml.safe_load((TOP/'CITATION.cff').read_text('utf-8')), (TOP/'CITATION.bib').read_text('utf-8')
+    assert cff['version'] == ini['DEFAULT']['version'] and f'version = {{{cff["version"]}}}' in bib
+    assert cff['repository-code'] == ini['DEFAULT']['git_url'] and f'## {cff["version"]}' in (TOP/'CHANGELOG.md').read_text('utf-8')
+
+
 def test_the_site_is_light(pages):
     assert sum(f.stat().st_size for f in pages.rglob('*') if f.is_file()) < 15e6
 
