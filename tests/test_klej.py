@@ -2,6 +2,8 @@
 import itertools
 import json
 import os
+import re
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import run_program
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -578,3 +581,12 @@ def test_the_bootstrap_is_fast():
 def test_profiles_name_only_known_tasks():
     for name in ('demo', 'mini', 'base', 'paper'): assert sum(map(len, klej.profile_groups(name).values())) == len(get_profile(name).tasks)
     with pytest.raises(SettingsError, match='Did you mean cbd'): klej.profile_groups(Profile('mine', tasks=('cbdd',)))
+
+
+def test_the_bench_of_fine_tuning_at_a_size_of_seconds(tmp_path):
+    "Both sides learn from the same examples, so both report; a small run leaves no record."
+    done = run_program(sys.executable, 'bench/finetune.py', '--small', '--seeds', '2', env={'DISTILHERBERT_RESULTS': tmp_path, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r'^(\S+) +([\d.]+) examples/s, Trainer +([\d.]+): ([\d.]+) times; .*difference [+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\)$', done.stdout, re.M)
+    assert [name for name, *_ in lines] == ['NKJP-NER', 'PolEmo2.0-IN'] and not list(tmp_path.iterdir())
+    assert all(min(map(float, numbers)) > 0 for _, *numbers in lines)
