@@ -1,13 +1,14 @@
 """Fine-tuning against transformers' Trainer with its defaults, in one process run: examples/s, and the accuracy that both reach.
 
-    .venv/bin/python bench/finetune.py               NKJP-NER and PolEmo2.0-IN, a small model on the processor (about 15 minutes)
-    .venv/bin/python bench/finetune.py --small       the embedded world's tasks, seconds, no record: to see that it works
+    .venv/bin/python bench/finetune.py                            NKJP-NER and PolEmo2.0-IN, a small model on the processor (about 20 minutes)
+    .venv/bin/python bench/finetune.py --max-len 128 --epochs 4   the same with texts cut as the profile mini cuts them: most reviews fill a row
+    .venv/bin/python bench/finetune.py --small                    the embedded world's tasks, seconds, no record: to see that it works
 
 Same model, examples, batch size, epochs, longest text and maximum learning rate on both sides; everything else of the Trainer is its default (linear
 schedule, random batches padded to their longest text, all positions of all layers, all embeddings). Both are timed from texts to a trained model, with loading
 and tokens, without evaluation. The model has random weights (its speed is that of trained ones) and the shape and settings of the profile mini; real data is
 read from DISTILHERBERT_DATA. Seeds alternate between both sides; the difference in accuracy on dev has the interval of the paired bootstrap over examples and
-seeds. Written to results/bench/finetune.json.
+seeds. Written to results/bench/finetune.json, under the longest text.
 """
 import argparse
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from transformers import BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
-from distilherbert.artefact import write_record
+from distilherbert.artefact import read_records, write_record
 from distilherbert.klej import (
     EVAL_TOKENS,
     TASKS,
@@ -99,12 +100,14 @@ def main():
     p = argparse.ArgumentParser(description='Fine-tuning against the Trainer of transformers.')
     p.add_argument('--small', action='store_true', help='seconds, on the embedded world, without a record')
     p.add_argument('--examples', type=int, default=3000, help='training examples of a task')
-    p.add_argument('--epochs', type=int, default=4)
+    p.add_argument('--epochs', type=int, default=2)
+    p.add_argument('--max-len', type=int, default=512, help='longest text [tokens]')
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--threads', type=int, default=1)
     a = p.parse_args()
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
-    profile = replace(get_profile('mini'), tasks=NAMES, task_examples=a.examples, task_epochs=a.epochs, task_seeds=tuple(range(1, a.seeds + 1)), threads=a.threads)
+    profile = replace(get_profile('mini'), tasks=NAMES, task_examples=a.examples, task_epochs=a.epochs, task_seeds=tuple(range(1, a.seeds + 1)), threads=a.threads,
+                      max_len=a.max_len, task_max_len=a.max_len)
     if a.small:
         profile = replace(profile, task_source='world', task_examples=80, task_epochs=2, vocab_size=500, layers=2, hidden=32, heads=2, intermediate=64,
                           max_len=64, task_max_len=64)
@@ -121,9 +124,10 @@ def main():
                   f"{d['difference']:+.1f} ({d['low']:+.1f} to {d['high']:+.1f})", flush=True)
     if a.small: return
     shape = {f: getattr(profile, f) for f in ('layers', 'hidden', 'heads', 'intermediate', 'precision', 'threads', 'task_batch', 'task_epochs', 'task_lr', 'task_max_len')}
-    values = {'device': 'cuda' if torch.cuda.is_available() else 'cpu', 'parameters': size, 'settings': shape, 'tasks': tasks}
+    values = read_records('bench').get('finetune', {}).get('values', {})
+    values[str(a.max_len)] = {'device': 'cuda' if torch.cuda.is_available() else 'cpu', 'parameters': size, 'settings': shape, 'tasks': tasks}
     print(write_record('bench', 'finetune', values, units={'examples_per_s': '1/s', 'seconds': 's', 'accuracy': '%', 'difference': 'points'}, n=a.seeds,
-                       seconds=round(time.perf_counter() - start, 1), command='.venv/bin/python bench/finetune.py').name)
+                       seconds=round(time.perf_counter() - start, 1), command=f'.venv/bin/python bench/finetune.py --max-len {a.max_len} --epochs {a.epochs}').name)
 
 
 if __name__ == '__main__': main()

@@ -360,12 +360,16 @@ def train_memory(
     scenario:Scenario, # The row
 )->int: # Bytes
     "Estimate of the memory that training takes."
+    import torch
+
+    from distilherbert.objective import CHUNK_BYTES
     p, layers = shape.profile, layers_of(shape, scenario)
     places, half = p.micro_rows*p.max_len, 1 if p.precision == 'fp32' else 0.5
     kept = 4*half*places*layers*(9*p.hidden + 2*p.intermediate)
-    logits = 4*places*p.mask_share*shape.vocab_size*(5 if scenario.teacher else 3)
+    logits = min(4*places*p.mask_share*shape.vocab_size, CHUNK_BYTES['cuda' if torch.cuda.is_available() else 'cpu'])
+    head = (8 if scenario.teacher else 4)*logits + 4*shape.vocab_size*p.hidden
     teacher = 4*parameters_of(shape, layers_of(shape, get_scenario(scenario.teacher))) if scenario.teacher else 0
-    return int(16*parameters_of(shape, layers) + teacher + kept + logits)
+    return int(16*parameters_of(shape, layers) + teacher + kept + head)
 
 # %% ../nbs/13_plan.ipynb #00000031
 def example_length(

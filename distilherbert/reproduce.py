@@ -4,28 +4,37 @@
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'STAGE_BAR', 'POINTS', 'CURVE', 'LOOKS', 'EPILOG', 'run', 'ChapterError', 'executed', 'mark_of', 'is_done',
-           'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given', 'Job', 'jobs', 'announce', 'reproduce',
-           'execute_report', 'thin_out', 'rounded', 'model_values', 'current', 'newest', 'keep', 'collect_text',
-           'collect_models', 'collect_scores', 'teacher_fit', 'stage_seconds', 'collect_settings', 'collect',
-           'is_collected', 'subcommand', 'parser', 'version', 'carry_out', 'main', 'report_error']
+           'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given', 'Job', 'jobs', 'announce', 'at_once',
+           'is_ready', 'execute_job', 'execute_all', 'reproduce', 'execute_report', 'thin_out', 'rounded',
+           'model_values', 'current', 'newest', 'keep', 'collect_text', 'collect_models', 'collect_scores',
+           'teacher_fit', 'stage_seconds', 'collect_settings', 'collect', 'is_collected', 'subcommand',
+           'model_commands', 'carry_out_model', 'parser', 'version', 'carry_out', 'show_contamination', 'main',
+           'report_error']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
+import contextlib
 import io
 import json
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from .artefact import Artefact, digest, duration, fingerprint, read_manifest, read_records, write_json, write_record
 from .plan import cost, grid_order, in_order, measured_time, plan, row_artefacts, status
-from .scenario import SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, results_dir, runs_dir
+from distilherbert.scenario import (
+    SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, required, results_dir, runs_dir,
+)
 
 # %% ../nbs/09_reproduce.ipynb #00000006
 def run(
@@ -86,7 +95,8 @@ class ProgressLines(io.TextIOBase):
     def write(self, text:str)->int:
         *lines, self.rest = (self.rest + text).split('\n')
         for line in lines:
-            if STAGE_BAR.search(line): print(f'  {line}', file=self.to, flush=True)
+            if STAGE_BAR.search(line): self.to.write(f'  {line}\n')
+        self.to.flush()
         return len(text)
 
     def writable(self)->bool: return True
@@ -180,7 +190,58 @@ def announce(
     print(f'Profile {profile.name}: {len(todo)} of {total} chapters to execute, for {rows}. {measured_time(profile.name)}'.rstrip())
     print('It can be stopped with Ctrl-C; the same command goes on from there.', flush=True)
 
-# %% ../nbs/09_reproduce.ipynb #00000018
+# %% ../nbs/09_reproduce.ipynb #00000019
+def at_once(
+    threads:int, # Of one run
+    cores:int, # Of this machine
+    gpu:bool, # Is there one?
+)->int: # At least 1
+    "How many chapters are executed at the same time."
+    return 1 if gpu else max(1, cores//threads)
+
+def is_ready(
+    job:Job, # One that is not done
+    unfinished:Sequence[Job], # All that are not done, those being executed too
+)->bool: # Can it start?
+    "Are the models of other chapters there that this one needs?"
+    needed = set(required(get_scenario(job.scenario))) | ({job.scenario} if job.chapter != '05_distill' else set())
+    return not any(u.chapter == '05_distill' and u.scenario in needed for u in unfinished if u != job)
+
+# %% ../nbs/09_reproduce.ipynb #0000001b
+def execute_job(
+    job:tuple, # Arguments of `execute`
+)->float: # Seconds
+    "Execute a chapter, in a process of its own."
+    start = time.perf_counter()
+    execute(*job)
+    return time.perf_counter() - start
+
+def execute_all(
+    todo:Sequence[Job], # In the order wished
+    profile:str, # As a chapter's parameter wants it
+    workers:int, # Chapters at the same time
+)->None: # Raises the first error; the other chapters are stopped then, and go on from there the next time
+    "Execute chapters, each as soon as it is ready."
+    waiting, running, others = list(todo), {}, set(active_children())
+    with ProcessPoolExecutor(workers, get_context('spawn'), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            while waiting or running:
+                ready = [j for j in waiting if is_ready(j, [*waiting, *running.values()])]
+                for j in ready[:workers - len(running)]:
+                    print(f'[{len(todo) - len(waiting) + 1}/{len(todo)}] {Path(j.scenario).stem} {j.chapter}', flush=True)
+                    waiting.remove(j)
+                    arguments = j.source, j.out, {'scenario': j.scenario, 'profile': profile}, mark_of(j.source, j.artefacts)
+                    running[pool.submit(execute_job, arguments)] = j
+                for f in wait(running, return_when=FIRST_COMPLETED).done:
+                    j = running.pop(f)
+                    print(f'  {Path(j.scenario).stem} {j.chapter}: {duration(f.result())}', flush=True)
+        except BrokenProcessPool as e:
+            raise ChapterError('A process that executed a chapter was killed, perhaps for want of memory. The same command goes on from there.') from e
+        finally:
+            if running:
+                for child in set(active_children()) - others: child.terminate()
+
+# %% ../nbs/09_reproduce.ipynb #0000001c
 def reproduce(
     profile:'str | Profile'='demo', # Name, TOML file, or profile
     scenarios:Iterable[str]=tuple(SCENARIOS), # Rows to make, with those they need
@@ -191,11 +252,9 @@ def reproduce(
     all_jobs = jobs(p, scenarios)
     todo = [j for j in all_jobs if not j.done()]
     announce(p, todo, len(all_jobs))
-    for n, j in enumerate(todo, 1):
-        print(f'[{n}/{len(todo)}] {Path(j.scenario).stem} {j.chapter}', flush=True)
-        start = time.perf_counter()
-        execute(j.source, j.out, {'scenario': j.scenario, 'profile': given(profile)}, mark_of(j.source, j.artefacts))
-        print(f'  {duration(time.perf_counter() - start)}', flush=True)
+    if todo:
+        import torch
+        execute_all(todo, given(profile), at_once(p.threads, os.cpu_count() or 1, torch.cuda.is_available()))
     if todo or not is_collected(p): print(f'{len(collect(p))} records in {results_dir()/p.name}', flush=True)
     return [*(j.out for j in all_jobs), execute_report(p)]
 
@@ -211,7 +270,7 @@ def execute_report(
     execute(source, out, {'profile': profile.name} if 'profile' in known else {}, mark)
     return out
 
-# %% ../nbs/09_reproduce.ipynb #0000001a
+# %% ../nbs/09_reproduce.ipynb #0000001e
 POINTS = 200 # Of a curve, at most
 
 def thin_out(
@@ -231,7 +290,7 @@ def rounded(
     "Six digits are more than a curve or a score can mean."
     return float(f'{value:.6g}') if isinstance(value, float) else value
 
-# %% ../nbs/09_reproduce.ipynb #0000001d
+# %% ../nbs/09_reproduce.ipynb #00000021
 CURVE = ('step', 'tokens', 'loss', 'mlm', 'soft', 'cos', 'lr')
 LOOKS = {'heldout_mlm': 'mlm', 'heldout_kl': 'kl', 'heldout_agreement': 'agreement'}
 
@@ -252,7 +311,7 @@ def model_values(
             'agreement': rounded(heldout.get('agreement')), 'unigram_entropy': rounded(c.get('unigram_entropy')),
             'train': thin_out([l for l in lines if 'loss' in l], CURVE), 'heldout': looks}
 
-# %% ../nbs/09_reproduce.ipynb #00000020
+# %% ../nbs/09_reproduce.ipynb #00000024
 def current(
     artefacts:Iterable[Artefact], # Any
 )->list[dict] | None: # Their manifests, or None when one of them is not there
@@ -279,7 +338,7 @@ def keep(
     return write_record(profile.name, what, values, key=combined_key([m['key'] for m in manifests]), made=newest(manifests),
                         seconds=round(sum(m['seconds'] for m in manifests), 1), command=f'{command} --profile {profile.name}', **more)
 
-# %% ../nbs/09_reproduce.ipynb #00000023
+# %% ../nbs/09_reproduce.ipynb #00000027
 def collect_text(
     profile:Profile, # On what and how much
 )->list[Path]: # Records
@@ -308,7 +367,7 @@ def collect_models(
                                 seed=profile.seed, n=m['counts'].get('heldout_masked'), units={'heldout_loss': 'nats', 'tokens_per_s': '1/s'}))
     return written
 
-# %% ../nbs/09_reproduce.ipynb #00000025
+# %% ../nbs/09_reproduce.ipynb #00000029
 def collect_scores(
     profile:Profile, # On what and how much
 )->list[Path]: # Records
@@ -329,7 +388,7 @@ def collect_scores(
         written.append(keep(profile, 'comparisons', values, all_manifests, 'distilherbert reproduce', units={'pairs': 'points', 'kept': 'share'}))
     return written
 
-# %% ../nbs/09_reproduce.ipynb #00000027
+# %% ../nbs/09_reproduce.ipynb #0000002b
 def teacher_fit(
     profile:Profile, # On what and how much
 )->dict: # "heldout_loss" and "unigram_entropy", in the world "floor" too [nats]; empty when T0 is not there or not trained here
@@ -346,7 +405,7 @@ def teacher_fit(
     pieces = lru_cache(maxsize=None)(lambda word: len(tokenizer.encode(word, add_special_tokens=False)))
     return fit | {'floor': rounded(world_entropy('old', pieces))}
 
-# %% ../nbs/09_reproduce.ipynb #00000028
+# %% ../nbs/09_reproduce.ipynb #0000002c
 def stage_seconds(
     manifests:Sequence[dict], # Of everything that is there
 )->dict[str, float]: # Seconds by stage, and "total"
@@ -367,7 +426,7 @@ def collect_settings(
     return [write_record(profile.name, 'settings', values, seed=profile.seed, **more),
             write_record(profile.name, 'time', times, units={name: 's' for name in times}, **more)]
 
-# %% ../nbs/09_reproduce.ipynb #0000002a
+# %% ../nbs/09_reproduce.ipynb #0000002e
 def collect(
     profile:'str | Profile'='demo', # Name, TOML file, or profile
 )->list[Path]: # Records, in `results/<profile>/`
@@ -384,7 +443,7 @@ def is_collected(
     now = json.loads(json.dumps(asdict(profile)))
     return bool(record and built) and record['provenance'] == newest(built) and record['values']['profile'] == now
 
-# %% ../nbs/09_reproduce.ipynb #0000002c
+# %% ../nbs/09_reproduce.ipynb #00000030
 EPILOG = """examples:
   distilherbert run S4                       distil and score S4 on the embedded world (minutes)
   distilherbert reproduce                    all rows of the table, then the report (needs a checkout)
@@ -407,7 +466,49 @@ def subcommand(
     p.add_argument('-v', '--verbose', action='store_true', help='say more; show where an error came from')
     return p
 
-# %% ../nbs/09_reproduce.ipynb #0000002d
+# %% ../nbs/09_reproduce.ipynb #00000031
+def model_commands(
+    sub, # What `add_subparsers` returned
+)->None:
+    "The words about fine-tuned models."
+    known = 'a folder, or a row of the table: S0 to S5, T0, T1, or a TOML file'
+    def about_task(p): p.add_argument('-t', '--task', default='', metavar='T', help='task of a row, as nkjp-ner (the first of the profile)')
+    p = subcommand(sub, 'predict', 'classify texts with a fine-tuned model', 'distilherbert predict S4 --task nkjp-ner "Jadę do Krakowa ."')
+    p.add_argument('model', help=known)
+    p.add_argument('texts', nargs='*', metavar='TEXT', help='texts (standard input, a text a line, when left out); pairs have a tab between them')
+    about_task(p)
+    p = subcommand(sub, 'export', 'write a fine-tuned model as a folder that runs without PyTorch', 'distilherbert export S4 --format onnx --int8')
+    p.add_argument('model', help=known)
+    p.add_argument('--format', choices=['onnx'], default='onnx', help='onnx')
+    p.add_argument('--int8', action='store_true', help='weights of 8 bits')
+    p.add_argument('-o', '--output', default='', metavar='FOLDER', help='folder to write (MODEL-onnx when left out)')
+    about_task(p)
+    p = subcommand(sub, 'deployment', 'measure what fine-tuned models cost, next to their teacher', 'distilherbert deployment T0 S4 --task nkjp-ner')
+    p.add_argument('rows', nargs='*', metavar='SCENARIO', help='rows to measure (all when left out)')
+    about_task(p)
+    p = subcommand(sub, 'submit', "write the zip for KLEJ's leaderboard", 'distilherbert submit S4 --tasks all --profile mini')
+    p.add_argument('scenario', help='S0 to S5, T0, T1, or a TOML file')
+    p.add_argument('--tasks', default='', metavar='T', help='all, or names with commas between them (those of the profile when left out)')
+
+def carry_out_model(
+    a:argparse.Namespace, # Parsed arguments of one of the words above
+)->None:
+    "Predict, export, measure or submit; what is printed on the way goes to standard error."
+    from distilherbert import deploy, submit
+    with contextlib.redirect_stdout(sys.stderr):
+        if a.command == 'predict':
+            texts = a.texts or [line.rstrip('\n') for line in sys.stdin]
+            lines = deploy.predict(a.model, texts, a.profile, a.task)
+        elif a.command == 'export':
+            folder = deploy.find_classifier(a.model, a.profile, a.task)
+            lines = [deploy.export_onnx(folder, a.output or f'{Path(a.model).stem}-{a.format}', a.int8)]
+        elif a.command == 'deployment':
+            file = deploy.deployment(a.profile, a.rows, a.task)
+            lines = [*deploy.deployment_lines(json.loads(file.read_text('utf-8'))['values']), file]
+        else: lines = submit.submission_lines(submit.build_submission(a.profile, a.scenario, a.tasks))
+    print('\n'.join(map(str, lines)))
+
+# %% ../nbs/09_reproduce.ipynb #00000032
 def parser(
 )->argparse.ArgumentParser: # For `main`
     "All words of `distilherbert`."
@@ -424,7 +525,9 @@ def parser(
     cost_.add_argument('rows', nargs='*', metavar='SCENARIO', help='rows to look at (all when left out)')
     cost_.add_argument('-s', '--scenario', action='append', default=[], metavar='S', help='the same as an option')
     cost_.add_argument('--no-probe', action='store_true', help='only arithmetic: answers at once')
+    subcommand(sub, 'contamination', 'list which examples of KLEJ occur in the text', 'distilherbert contamination --profile mini')
     subcommand(sub, 'collect', 'write the records of what is there', 'distilherbert collect --profile demo')
+    model_commands(sub)
     return p
 
 def version(
@@ -433,7 +536,7 @@ def version(
     from distilherbert import __version__
     return __version__
 
-# %% ../nbs/09_reproduce.ipynb #00000030
+# %% ../nbs/09_reproduce.ipynb #00000035
 def carry_out(
     a:argparse.Namespace, # Parsed arguments
 )->None:
@@ -441,8 +544,24 @@ def carry_out(
     if a.command == 'run': run(a.scenario, a.profile)
     elif a.command == 'reproduce': reproduce(a.profile, a.rows)
     elif a.command == 'status': print(status(a.profile))
+    elif a.command in ('predict', 'export', 'deployment', 'submit'): carry_out_model(a)
     elif a.command == 'cost': print(cost(a.profile, [*a.rows, *a.scenario] or None, seconds=0 if a.no_probe else 5))
+    elif a.command == 'contamination': show_contamination(a.profile)
     else: print('\n'.join(map(str, collect(a.profile))))
+
+def show_contamination(
+    profile:str, # Name or TOML file
+)->None:
+    "Search the text for examples of KLEJ, and bring the data cards up to date."
+    from distilherbert.clean import text_artefact
+    from distilherbert.corpus import contamination, contamination_artefact, contamination_table, write_card
+    from distilherbert.pack import rows_artefact
+    p = get_profile(profile)
+    values = contamination(p)
+    print(contamination_table(values))
+    for part in values:
+        print(f'Each example: {contamination_artefact(p, part).path}/examples.tsv')
+        if (rows := rows_artefact(p, part)).state() == 'current': print(f'Data card: {write_card(rows, text_artefact(p), p)}')
 
 def main(
     arguments:Sequence[str] | None=None, # Those of the command line when left out
@@ -471,5 +590,5 @@ def report_error(
     if code == 1 and not verbose: print('Where it came from: the same command with -v.', file=sys.stderr)
     return code
 
-# %% ../nbs/09_reproduce.ipynb #00000033
+# %% ../nbs/09_reproduce.ipynb #00000038
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())

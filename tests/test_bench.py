@@ -1,0 +1,33 @@
+"The scripts in bench/ at a size of seconds."
+import json
+import os
+import sys
+
+from conftest import TOP, run_program
+from test_cli import tiny
+
+
+def test_the_grid_goes_on_from_command_to_command(tmp_path):
+    "Stopped by its own clock, started again until everything is there; the rows and seeds are those asked for."
+    file, out = tiny(tmp_path, teacher_tokens=200_000), tmp_path/'out'
+    env = {'DISTILHERBERT_RUNS': tmp_path/'runs', 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, 'bench/grid.py', '--profile', file, '--out', out, '--teacher-minutes', '0.01', '--student-minutes', '0.005',
+               '--seeds', '1', '--at-once', '2', '--rows', 'T0', 'S4']
+    first = run_program(*command, '--minutes', '0.1', env=env, cwd=TOP, timeout=600)
+    assert first.returncode == 0 and 'Time is over' in first.stdout, first.stdout + first.stderr
+    budget = (tmp_path/'runs'/'tiny.toml').read_text()
+    assert 'hidden = 16' in budget and 'teacher_tokens = 200000' not in budget, 'the device was measured'
+    last = run_program(*command, '--minutes', '9', env=env, cwd=TOP, timeout=900)
+    assert (tmp_path/'runs'/'tiny.toml').read_text() == budget, 'and only once'
+    assert last.returncode == 0 and 'Everything is there' in last.stdout, last.stdout + last.stderr
+    assert 'complete seeds: [1]' in last.stdout
+    records = {f.stem: json.loads(f.read_text()) for f in (out/'results'/'tiny').iterdir()}
+    rows = records['grid']['values']['rows']
+    assert set(rows) == {'S4', 'T0'} and all(r['tokens_per_s'] > 0 for r in rows.values())
+    assert records['klej-S4']['values']['nkjp-ner']['readings']['last']['seeds'].keys() == {'1'}
+    assert len(list(out.glob('runs/scores/*/predictions.npz'))) == 2*2 and not list(out.rglob('*.safetensors'))
+
+
+def test_gathering_names_what_is_missing(tmp_path):
+    done = run_program(sys.executable, 'bench/grid.py', '--gather', tmp_path, '--data', tmp_path/'to', env=dict(os.environ), cwd=TOP)
+    assert done.returncode and f'There is no folder {tmp_path}/text' in done.stderr
