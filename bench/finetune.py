@@ -1,8 +1,8 @@
 """Fine-tuning against transformers' Trainer with its defaults, in one process run: examples/s, and the accuracy that both reach.
 
-    .venv/bin/python bench/finetune.py                            NKJP-NER and PolEmo2.0-IN, a small model on the processor (about 20 minutes)
+    .venv/bin/python bench/finetune.py                                            NKJP-NER and PolEmo2.0-IN, a small model on the processor (about 20 minutes)
     .venv/bin/python bench/finetune.py --max-len 128 --epochs 4   the same with texts cut as the profile mini cuts them: most reviews fill a row
-    .venv/bin/python bench/finetune.py --small                    the embedded world's tasks, seconds, no record: to see that it works
+    .venv/bin/python bench/finetune.py --small                                    the embedded world's tasks, seconds, no record: to see that it works
 
 Same model, examples, batch size, epochs, longest text and maximum learning rate on both sides; everything else of the Trainer is its default (linear
 schedule, random batches padded to their longest text, all positions of all layers, all embeddings). Both are timed from texts to a trained model, with loading
