@@ -1,9 +1,10 @@
 """Wall-clock times of the commands that README names, into results/demo/time.json.
 
-    .venv/bin/python bench/times.py            S4 cold and warm, a warm report, a rendering (about 10 minutes)
+    .venv/bin/python bench/times.py            S4 and the report, cold and warm, and a rendering (up to 40 minutes)
     .venv/bin/python bench/times.py --test     `make test` as well
 
-Run it on a machine that does nothing else, after `make report`.
+Run it on a machine that does nothing else, with `.venv` in place. Whatever is run goes to a temporary folder; the last
+rendering puts the pages back to the committed records.
 """
 import argparse
 import os
@@ -35,9 +36,9 @@ def main():
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as d:
         command = [word.format(out=d) for word in S4]
-        for name in ('S4 cold', 'S4 warm'): times[name] = seconds(command, DISTILHERBERT_RUNS=d)
-    seconds(['make', 'report'])
-    for name, target in (('warm', 'report'), ('render', 'render'), *([('test', 'test')] if args.test else [])): times[name] = seconds(['make', target])
+        for name in ('S4 cold', 'S4 warm'): times[name] = seconds(command, DISTILHERBERT_RUNS=f'{d}/S4')
+        for name in ('cold', 'warm'): times[name] = seconds(['make', 'report'], DISTILHERBERT_RUNS=f'{d}/all', DISTILHERBERT_RESULTS=f'{d}/results')
+    for target in ('render', *(['test'] if args.test else [])): times[target] = seconds(['make', target])
     for name, s in times.items(): print(f'{name:10} {duration(s)}')
     known = read_records('demo')['time']
     file = write_record('demo', 'time', known['values'] | times, units=known['units'] | {name: 's' for name in times}, command=known['command'])

@@ -18,7 +18,7 @@ __all__ = ['TASKS', 'PUBLISHED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', '
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from types import MappingProxyType
 
 from .artefact import Artefact, duration, read_records
@@ -106,9 +106,10 @@ def changed_settings(
     profile:Profile, # The profile as the code has it
     recorded:Mapping, # Its fields as the record `settings` has them
 )->list[str]: # Changed fields, as "tokens: 5 then, 6 now"
-    "The fields of a profile that differ from those of the recorded run."
+    "The fields of a profile that differ from those of the recorded run; one that it did not have yet stood at its default."
     now = json.loads(json.dumps(asdict(profile)))
-    return [f'{k}: {recorded.get(k, "absent")} then, {v} now' for k, v in now.items() if recorded.get(k, 'absent') != v]
+    then = {f.name: json.loads(json.dumps(f.default)) for f in fields(profile) if f.default is not MISSING} | dict(recorded)
+    return [f'{k}: {then.get(k, "absent")} then, {v} now' for k, v in now.items() if then.get(k, 'absent') != v]
 
 def needs_data(
     profile:Profile, # A profile

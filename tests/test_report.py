@@ -5,7 +5,9 @@ import re
 import sys
 from dataclasses import asdict, replace
 
+import matplotlib
 import pytest
+import seaborn as sns
 import synthetic
 from conftest import TOP, run_program
 
@@ -123,6 +125,13 @@ def test_other_settings_make_records_stale_and_are_named(results, profile):
     assert bool(e.stale['pack']) == (profile == 'mini'), 'the key decides where it can be computed, the settings elsewhere'
 
 
+def test_a_record_from_before_a_field_is_judged_by_its_default(results):
+    settings = json.loads(json.dumps(asdict(PROFILES['mini'])))
+    assert settings.pop('drop_klej') is False and settings.pop('name') == 'mini'
+    assert ev.changed_settings(PROFILES['mini'], settings) == ['name: absent then, mini now']
+    assert 'drop_klej: False then, True now' in ev.changed_settings(replace(PROFILES['mini'], drop_klej=True), settings)
+
+
 def test_a_new_version_of_a_stage_makes_records_of_real_data_stale(results):
     stages = ev.stage_versions()
     assert {'text', 'model', 'scores'} <= set(stages)
@@ -147,7 +156,10 @@ def test_a_waterfall_that_loses_a_line_is_an_error():
                                   fig.draw_times, fig.draw_size, fig.draw_deployment], ids=lambda f: f.__name__)
 def test_figures_are_the_same_twice_and_described(full, draw):
     picture = draw(full)
-    assert fig.svg(picture.figure) == fig.svg(draw(full).figure)
+    text = fig.svg(picture.figure)
+    with matplotlib.rc_context():
+        sns.set_theme(context='poster', style='dark')
+        assert text == fig.svg(draw(full).figure), 'whatever style another notebook has set'
     assert len(picture.alt) > 40 and picture.caption.endswith('.')
     assert picture.figure.get_suptitle(), 'a title that says what to see'
     for ax in picture.figure.axes: assert ax.get_xlabel()
