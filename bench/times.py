@@ -1,10 +1,10 @@
 """Wall-clock times of the commands that README names, into results/demo/time.json.
 
-    .venv/bin/python bench/times.py            S4 and the report, cold and warm, and a rendering (up to 40 minutes)
-    .venv/bin/python bench/times.py --test     `make test` as well
+    .venv/bin/python bench/times.py              S4 and the report, cold and warm, a rendering and the tests (about an hour)
+    .venv/bin/python bench/times.py S4 test      these alone; what else is known stays in the record
 
-Run it on a machine that does nothing else, with `.venv` in place. Whatever is run goes to a temporary folder; the last
-rendering puts the pages back to the committed records.
+Run it on a machine that does nothing else, with `.venv` in place. Whatever is trained goes to a temporary folder; the
+rendering at the end of `report` puts the pages back to the committed records.
 """
 import argparse
 import os
@@ -17,6 +17,7 @@ from pathlib import Path
 from distilherbert.artefact import duration, read_records, write_record
 
 TOP = Path(__file__).resolve().parents[1]
+PARTS = ['S4', 'report', 'test']
 S4 = ['papermill', 'nbs/05_distill.ipynb', '{out}/S4.ipynb', '-p', 'scenario', 'S4', '--no-progress-bar']
 
 
@@ -29,20 +30,28 @@ def seconds(command, **env):
     return round(time.perf_counter() - start, 1)
 
 
+def measure(what, folder):
+    "The times of a part, by name."
+    if what == 'test': return {what: seconds(['make', what])}
+    env = {'DISTILHERBERT_RUNS': f'{folder}/{what}', 'DISTILHERBERT_RESULTS': f'{folder}/results'}
+    if what == 'S4': return {f'S4 {name}': seconds([word.format(out=folder) for word in S4], **env) for name in ('cold', 'warm')}
+    return {name: seconds(['make', 'report'], **env) for name in ('cold', 'warm')} | {'render': seconds(['make', 'render'])}
+
+
+def record(times):
+    "Write times beside those that are known."
+    known = read_records('demo')['time']
+    return write_record('demo', 'time', known['values'] | times, units=known['units'] | {name: 's' for name in times}, command=known['command'])
+
+
 def main():
     p = argparse.ArgumentParser(description='Times of the commands in README.')
-    p.add_argument('--test', action='store_true', help='time `make test` as well')
-    times = {}
-    args = p.parse_args()
+    p.add_argument('what', nargs='*', choices=PARTS, default=PARTS, help=f'default: {" ".join(PARTS)}')
     with tempfile.TemporaryDirectory() as d:
-        command = [word.format(out=d) for word in S4]
-        for name in ('S4 cold', 'S4 warm'): times[name] = seconds(command, DISTILHERBERT_RUNS=f'{d}/S4')
-        for name in ('cold', 'warm'): times[name] = seconds(['make', 'report'], DISTILHERBERT_RUNS=f'{d}/all', DISTILHERBERT_RESULTS=f'{d}/results')
-    for target in ('render', *(['test'] if args.test else [])): times[target] = seconds(['make', target])
-    for name, s in times.items(): print(f'{name:10} {duration(s)}')
-    known = read_records('demo')['time']
-    file = write_record('demo', 'time', known['values'] | times, units=known['units'] | {name: 's' for name in times}, command=known['command'])
-    print(f'written to {file.relative_to(TOP)}')
+        for what in p.parse_args().what:
+            times = measure(what, d)
+            for name, s in times.items(): print(f'{name:10} {duration(s)}', flush=True)
+            print(f'written to {record(times).relative_to(TOP)}')
 
 
 if __name__ == '__main__': main()
