@@ -12,7 +12,8 @@ __all__ = ['TASKS', 'PUBLISHED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', '
            'readings_cell', 'table_readings', 'inflation_sentence', 'table_published', 'parts_of', 'waterfall',
            'table_cleaning', 'table_rules', 'table_rows', 'table_models', 'table_profiles', 'size_sentence',
            'teacher_sentence', 'cleaning_sentence', 'cost_sentence', 'half_width', 'noise_sentence', 'table_deployment',
-           'deployment_lengths', 'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
+           'deployment_lengths', 'table_ablations', 'ablation_sentence', 'contamination_sentence', 'record_state',
+           'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -674,6 +675,41 @@ def deployment_lengths(
     return [n for n in (forms[0]['latency'] if forms else ()) if any(f['latency'][n] is not None for f in forms)]
 
 # %% ../nbs/10_evidence.ipynb #00000047
+def table_ablations(
+    e:Evidence, # The records
+    label:str='', # Identifier for cross-references
+)->str: # Markdown
+    "S3 and S4 with one change each, the lowest held-out loss first."
+    def cell(value, form): return NOTHING if value is None else linked(e, 'ablations', f'{value:{form}}')
+    def against(v, row):
+        d = v['minus'].get(row)
+        return NOTHING if d is None else linked(e, 'ablations', f'{signed(d["difference"])} [{signed(d["low"])}, {signed(d["high"])}]')
+    tried = sorted(e.get('ablations', 'variants', default=[]), key=lambda v: v['heldout_loss'])
+    rows = [(f'**{v["row"]}**', v['change'] or '*as it is*', cell(v['heldout_loss'], '.3f'), cell(v['agreement'], '.3f'), cell(v['score'], '.1f'),
+             against(v, 'S3'), against(v, 'S4')) for v in tried]
+    head = ('Row', 'Change', 'Held-out loss [nats]', 'Agreement', 'Mean of tasks [%]', 'Minus S3', 'Minus S4')
+    seeds = ', '.join(map(str, e.get('ablations', 'seeds', default=[])))
+    return markdown_table(head, rows, f'One change at a time, profile `{e.profile}`, fine-tuning seeds {seeds}; differences in points with paired 95 % intervals.',
+                          label, 'llrrrrr')
+
+def ablation_sentence(
+    e:Evidence, # The records
+)->str: # Sentences in Markdown
+    "What lowers the held-out loss of S4, and whether it then passes S3."
+    tried = e.get('ablations', 'variants', default=[])
+    if not tried: return f'For the profile `{e.profile}`, {how_to_make(e.profile, "ablations")[0].lower()}{how_to_make(e.profile, "ablations")[1:]}'
+    def loss(v): return linked(e, 'ablations', f'{v["heldout_loss"]:.3f}')
+    def words(found): return ', '.join(f'*{v["change"]}* ({loss(v)})' for v in sorted(found, key=lambda v: v['heldout_loss']))
+    plain = {v['row']: v for v in tried if not v['change']}
+    changed = [v for v in tried if v['change'] and v['row'] == 'S4']
+    better = [v for v in changed if v['heldout_loss'] < plain['S4']['heldout_loss']]
+    above = [v['change'] for v in changed if verdict(v['minus']['S3']) > 0]
+    below = sum(verdict(v['minus']['S3']) < 0 for v in changed)
+    return (f'In the profile `{e.profile}`, S4 has a held-out loss of {loss(plain["S4"])} nats and S3 of {loss(plain["S3"])}. Of {len(changed)} changes to S4, '
+            f'{len(better)} lower it{": " + words(better) if better else ""}. On the tasks, {len(above)} of the changed S4 are better than S3 as it is'
+            f'{" (" + ", ".join(f"*{c}*" for c in above) + ")" if above else ""}, {below} are worse, and for {len(changed) - len(above) - below} the interval holds zero.')
+
+# %% ../nbs/10_evidence.ipynb #0000004a
 def contamination_sentence(
     e:Evidence, # The records
 )->str: # A sentence in Markdown
@@ -687,7 +723,7 @@ def contamination_sentence(
         said.append(linked(e, 'contamination', f'{max(x["found"] for x in seen):,} of {seen[0]["n"]:,}') + f' examples of the dev set of {TASKS.get(t, t)}')
     return f'In the profile `{e.profile}` the search found {" and ".join(said)} in a part of the text.'
 
-# %% ../nbs/10_evidence.ipynb #0000004a
+# %% ../nbs/10_evidence.ipynb #0000004d
 def record_state(
     e:Evidence, # The records
     what:str, # Name of a record
@@ -713,7 +749,7 @@ def table_records(
     head = ('Record', 'Made by', 'Commit', 'Machine', 'Date', 'State')
     return markdown_table(head, rows, f'Records of profile `{e.profile}`.', label, 'llllll')
 
-# %% ../nbs/10_evidence.ipynb #0000004d
+# %% ../nbs/10_evidence.ipynb #00000050
 COMMANDS:Mapping[str, str] = MappingProxyType({
     'demo': 'make report',
     'mini': 'DISTILHERBERT_DATA=/path/to/data distilherbert reproduce --profile mini',
@@ -725,6 +761,7 @@ def how_to_make(
     what:str='', # The record that is missing
 )->str: # Markdown
     "What to type for the records of a profile."
+    if what == 'ablations': return f'Not measured here yet: `python bench/ablations.py --profile {profile}`.'
     if what == 'deployment': return f'Not measured here yet: `distilherbert deployment --profile {profile}`, on a machine that does nothing else.'
     return f'No records of this yet. On a machine of the right size, `{COMMANDS.get(profile, f"distilherbert reproduce --profile {profile}")}` makes them.'
 

@@ -73,6 +73,14 @@ def write_deployment(profile):
     write(profile, 'deployment', {'task': 'nkjp-ner', 'threads': 1, 'batch': 32, 'rounds': 7, 'rows': rows})
 
 
+def write_ablations(profile):
+    minus = {'difference': 1.0, 'low': -0.5, 'high': 2.5, 'n': 6000, 'seeds': 2}
+    tried = [{'row': row, 'change': change, 'tokens': 9, 'heldout_loss': loss, 'kl': None, 'agreement': None, 'score': 60.0,
+              'minus': {r: minus for r in ('S3', 'S4') if r != row or change}}
+             for row, change, loss in (('S3', '', 1.5), ('S4', '', 1.6), ('S4', 'no cosine', 1.55), ('S3', 'twice the tokens', 1.4))]
+    write(profile, 'ablations', {'seeds': [0, 1], 'variants': tried})
+
+
 def write_all(profile='demo'):
     "A full set of invented records under `results_dir()`."
     settings = {'profile': json.loads(json.dumps(asdict(PROFILES[profile]))), 'T0_fit': {'heldout_loss': 4.86, 'unigram_entropy': 6.1, 'floor': 4.5}}
@@ -81,4 +89,5 @@ def write_all(profile='demo'):
     write_models(profile)
     write_scores(profile)
     write_deployment(profile)
+    write_ablations(profile)
     write(profile, 'time', {'total': 1500.0, 'cold': 900.0, 'warm': 20.0, 'render': 30.0, 'S4 cold': 240.0, 'S4 warm': 9.0}, seconds=1500.0)

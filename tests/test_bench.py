@@ -31,3 +31,13 @@ def test_the_grid_goes_on_from_command_to_command(tmp_path):
 def test_gathering_names_what_is_missing(tmp_path):
     done = run_program(sys.executable, 'bench/grid.py', '--gather', tmp_path, '--data', tmp_path/'to', env=dict(os.environ), cwd=TOP)
     assert done.returncode and f'There is no folder {tmp_path}/text' in done.stderr
+
+
+def test_each_ablation_is_a_model_of_its_own(tmp_path):
+    file = tiny(tmp_path, teacher_tokens=5_000, tokens=5_000, task_examples=30, task_epochs=1)
+    env = {'DISTILHERBERT_RUNS': tmp_path/'runs', 'DISTILHERBERT_RESULTS': tmp_path/'results', 'OMP_NUM_THREADS': '1'}
+    done = run_program(sys.executable, 'bench/ablations.py', '--profile', file, '--seeds', '1', env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tried = json.loads((tmp_path/'results'/'tiny'/'ablations.json').read_text())['values']['variants']
+    assert len({(v['row'], v['change']) for v in tried}) == len(tried) == len(list((tmp_path/'runs'/'model').glob('S?-*')))
+    assert all(v['heldout_loss'] > 0 and set(v['minus']) == {'S3', 'S4'} - ({v['row']} if not v['change'] else set()) for v in tried)

@@ -132,6 +132,14 @@ def test_a_record_from_before_a_field_is_judged_by_its_default(results):
     assert 'drop_klej: False then, True now' in ev.changed_settings(replace(PROFILES['mini'], drop_klej=True), settings)
 
 
+def test_ablations_are_sorted_and_summed_up(full):
+    rows = ev.table_ablations(full).splitlines()[2:6]
+    assert [r.split('|')[2].strip() for r in rows] == ['twice the tokens', '*as it is*', 'no cosine', '*as it is*']
+    said = re.sub(r'\[([\d.]+)\]\(.*?\)', r'\1', ev.ablation_sentence(full))
+    assert 'Of 1 changes to S4, 1 lower it: *no cosine* (1.550)' in said and 'for 1 the interval holds zero' in said, said
+    assert 'bench/ablations.py --profile mini' in ev.ablation_sentence(ev.Evidence('mini', {}, {}))
+
+
 def test_a_new_version_of_a_stage_makes_records_of_real_data_stale(results):
     stages = ev.stage_versions()
     assert {'text', 'model', 'scores'} <= set(stages)
