@@ -1,4 +1,5 @@
 """KLEJ: files, slices, metrics, fine-tuning and the bootstrap, each against something independent of it."""
+import importlib.util
 import itertools
 import json
 import os
@@ -587,6 +588,38 @@ def test_the_bench_of_fine_tuning_at_a_size_of_seconds(tmp_path):
     "Both sides learn from the same examples, so both report; a small run leaves no record."
     done = run_program(sys.executable, 'bench/finetune.py', '--small', '--seeds', '2', env={'DISTILHERBERT_RESULTS': tmp_path, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr
-    lines = re.findall(r'^(\S+) +([\d.]+) examples/s, Trainer +([\d.]+): ([\d.]+) times; .*difference [+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\)$', done.stdout, re.M)
+    lines = re.findall(r'^(\S+) +([\d.]+) examples/s, Trainer +([\d.]+): ([\d.]+) times \(([\d.]+) in processor time\); '
+                       r'.*difference [+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\)$', done.stdout, re.M)
     assert [name for name, *_ in lines] == ['NKJP-NER', 'PolEmo2.0-IN'] and not list(tmp_path.iterdir())
     assert all(min(map(float, numbers)) > 0 for _, *numbers in lines)
+
+
+@pytest.fixture(scope='module')
+def bench():
+    spec = importlib.util.spec_from_file_location('bench_finetune', Path(__file__).parent.parent/'bench/finetune.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_bench_leaves_the_trainer_its_defaults(bench, tmp_path):
+    "What differs is what both sides share, and what would be written or printed."
+    given = bench.arguments(str(tmp_path), get_profile('mini'), 42, torch.device('cpu')).to_dict()
+    plain = bench.TrainingArguments(str(tmp_path), use_cpu=True).to_dict() # on a machine without a GPU that is the default
+    assert {k for k in plain if given[k] != plain[k]} <= {
+        'per_device_train_batch_size', 'num_train_epochs', 'learning_rate', 'seed', 'save_strategy', 'report_to', 'disable_tqdm'}
+    assert (given['optim'], given['train_sampling_strategy'], given['eval_strategy']) == ('adamw_torch_fused', 'random', 'no')
+
+
+def test_the_bench_gives_both_sides_the_same(bench, tmp_path, monkeypatch):
+    "The Trainer's batches are padded to their longest text, and hold the same tokens as ours."
+    profile = replace(PROFILE, task_examples=60, task_epochs=1, task_batch=4, selection_share=0.0)
+    data, seen = klej.load_group(['nkjp-ner'], profile), []
+    folder = make_folder(tmp_path/'model', sorted({w for (t,) in data.train.texts for w in t.split()}))
+    def train(self): seen.extend((b['input_ids'], b['attention_mask']) for b in self.get_train_dataloader())
+    monkeypatch.setattr(bench.Trainer, 'train', train)
+    bench.trainers(folder, data, profile, 1)
+    assert all(mask.sum(1).max() == ids.shape[1] for ids, mask in seen) and len({ids.shape[1] for ids, _ in seen}) > 1
+    theirs = sorted(tuple(i[m == 1].tolist()) for ids, mask in seen for i, m in zip(ids, mask, strict=True))
+    with klej.exact(profile, 1) as device: tuning, _, _ = klej.prepare(folder, data, profile, 1, device)
+    assert theirs == sorted(tuple(tuning.used[i].tolist()) for i in tuning.encoded.ids) and len(theirs) == len(data.train) == 60
