@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'PAGE', 'PASSES', 'DEEPEST', 'TAG', 'VOID', 'SELF_CLOSING', 'URL', 'UNWRITABLE',
            'CHANGES', 'LATER', 'QUIET', 'SYMBOL', 'SHORTEST', 'RULES', 'KEY', 'CHUNK', 'DECODERS', 'CC100', 'FATAL',
-           'BLOCK', 'LONGEST', 'GROUP', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PARTS', 'GAP', 'STRETCH',
-           'PROGRESS', 'TRAILING', 'CALLED_FOR', 'Page', 'strip_markup', 'is_too_deep', 'is_folded', 'fold',
-           'settle_markup', 'has_address', 'remove_urls', 'make_writable', 'apply_rules', 'marks', 'too_many_symbols',
-           'clean_and_tell', 'explain_text', 'clean_text', 'digests_of', 'are_equal', 'first_in_batch', 'home_slots',
-           'insert_keys', 'spread_keys', 'Seen', 'deduplicate', 'BadText', 'decompress', 'file_chunks', 'how_to_fetch',
-           'open_at', 'pause_after', 'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source',
-           'file_blocks', 'document_blocks', 'file_source', 'folder_sources', 'cc100_source', 'world_source',
-           'text_sources', 'odd_places', 'quick_look', 'part_of', 'CleanBlock', 'clean_block', 'in_order',
-           'first_lines', 'resume_note', 'remember', 'TextWriter', 'read_sources', 'ReadingProgress', 'tidy_counts',
-           'write_text', 'text_artefact', 'build_text', 'text_shards', 'read_texts', 'score_cleaning']
+           'BLOCK', 'LONGEST', 'GROUP', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PLAIN', 'PLAIN_BREAK',
+           'PLAIN_INLINE', 'PLAIN_ENTITY', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'CALLED_FOR', 'Page',
+           'strip_markup', 'is_too_deep', 'is_folded', 'fold', 'settle_markup', 'has_address', 'remove_urls',
+           'make_writable', 'apply_rules', 'marks', 'too_many_symbols', 'clean_and_tell', 'explain_text', 'clean_text',
+           'digests_of', 'are_equal', 'first_in_batch', 'home_slots', 'insert_keys', 'spread_keys', 'Seen',
+           'deduplicate', 'BadText', 'decompress', 'file_chunks', 'how_to_fetch', 'open_at', 'pause_after',
+           'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks', 'document_blocks',
+           'file_source', 'folder_sources', 'cc100_source', 'world_source', 'text_sources', 'odd_places', 'quick_look',
+           'fold_spaces', 'settle_lines', 'part_of', 'CleanBlock', 'clean_block', 'in_order', 'first_lines',
+           'resume_note', 'remember', 'TextWriter', 'read_sources', 'ReadingProgress', 'tidy_counts', 'write_text',
+           'text_artefact', 'build_text', 'text_shards', 'read_texts', 'score_cleaning']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -36,6 +37,7 @@ from fnmatch import fnmatch
 from http.client import HTTPException
 from itertools import chain, compress, islice
 from multiprocessing import get_context
+from operator import ne
 from pathlib import Path
 
 import numpy as np
@@ -565,8 +567,10 @@ def odd_places(
 )->np.ndarray: # Offsets of what calls for a closer look, in no order
     "Where cleaning may have something to do; a place too many costs time, one too few would be wrong."
     after = lambda at, n: codes.take(at + n, mode='clip')
-    space, edge = codes == 32, (codes == 32) | (codes == 10)
-    spaces = np.flatnonzero(space[1:-1] & (edge[:-2] | edge[2:])) + 1
+    edge = (codes == 32) | (codes == 10)
+    spaces = np.flatnonzero(edge[1:] & edge[:-1])
+    spaces = np.where(codes[spaces] == 32, spaces, spaces + 1)
+    spaces = spaces[codes[spaces] == 32]
     c2, e2, colon, dot = (np.flatnonzero(codes == b) for b in (0xC2, 0xE2, 58, 46))
     c2 = c2[(after(c2, 1) <= 0xA0) | (after(c2, 1) == 0xAD)]  # All but U+00A1 to U+00BF, and the soft hyphen
     e2 = e2[(after(e2, 1) != 0x80) | (after(e2, 2) < 0x90) | (after(e2, 2) > 0xA7)]  # All but U+2010 to U+2027: dashes and quotation marks
@@ -581,8 +585,8 @@ def quick_look(
     lines:list[str], # Lines, none with a line end inside
 )->tuple[list[bytes], np.ndarray]: # Each line in UTF-8, and a verdict on each `(n,)`
     "Tell lines that need nothing, and those that are too short, from those to be cleaned."
-    texts = list(map(str.encode, lines))
-    data = b'\n'.join([b'', *texts, b''])
+    data = '\n'.join(['', *lines, '']).encode()
+    texts = data.split(b'\n')[1:-1]
     codes, kinds = np.frombuffer(data, np.uint8), np.frombuffer(data.translate(KINDS), np.uint8)
     ends, lengths = np.flatnonzero(codes == 10), np.fromiter(map(len, lines), np.int64, len(lines))
     verdict = np.where(10*np.add.reduceat(kinds, ends[:-1], dtype=np.int32) > lengths, CLOSER, KEEP)
@@ -591,6 +595,31 @@ def quick_look(
     return texts, verdict
 
 # %% ../nbs/01_clean.ipynb #0000003a
+PLAIN = r'</?(?:{})(?: [a-z-]+="[ !#-;=-~\xa1-\xac\xae-\u0236\u2010-\u2027]*")* ?/?>' # Values without `<`, of what can be printed
+PLAIN_BREAK, PLAIN_INLINE = (re.compile(PLAIN.format(names)) for names in
+                             ('p|br|img|div|ul|ol|li|hr|h[1-6]|blockquote|figure', 'a|b|i|em|strong|span|u|small|sup|sub'))
+PLAIN_ENTITY = re.compile('&(?:[a-zA-Z][a-z]{1,7}|#(?:160|[2-9][0-9]{2}|[1-9][0-9]{3}));') # No line end, no control character
+
+def fold_spaces(
+    text:str, # A line
+)->str: # It, folded as far as spaces and no-break spaces go
+    "Fold the two frequent kinds of white space only; a quick look will find any other."
+    text = text.replace('\xa0', ' ').strip(' ')
+    while '  ' in text: text = text.replace('  ', ' ')
+    return text
+
+def settle_lines(
+    lines:list[str], # Lines without line ends and lone surrogates
+)->tuple[list[str], list[str]]: # The folded lines, and those without markup; a line itself where that takes a closer look
+    "Remove plain tags and entities."
+    folded = list(map(fold_spaces, lines))
+    text = PLAIN_INLINE.sub('\ud800', PLAIN_BREAK.sub('\ud801', '\n'.join(['', *folded]))) # Something stays in the place of a tag,
+    text = PLAIN_ENTITY.sub(lambda m: html.unescape(m[0]), text)                           # lest `&#1<b>23;` becomes an entity
+    settled = map(fold_spaces, text.replace('\ud800', '').replace('\ud801', ' ').split('\n')[1:])
+    return folded, [line if '<' in s or '&' in s or len(line) > DEEPEST and line.count('<') > DEEPEST else s
+                    for line, s in zip(lines, settled, strict=True)]
+
+# %% ../nbs/01_clean.ipynb #0000003d
 PARTS = ('old', 'ccsub') # The teacher's own text, and the text of everything else
 GAP = re.compile(r'\n\s*\n') # Between documents
 
@@ -618,7 +647,7 @@ class CleanBlock:
         for i, n in enumerate(np.bincount(parts).tolist()):
             if n: self.counts[PARTS[i]][what] += n
 
-# %% ../nbs/01_clean.ipynb #0000003b
+# %% ../nbs/01_clean.ipynb #0000003e
 def clean_block(
     block:Block, # Whole documents
     old_share:float, # Share of the documents in "old", where the block has no part of its own
@@ -631,6 +660,15 @@ def clean_block(
     texts, verdict = quick_look(lines)
     done.count('documents', part)
     done.count('lines_read', parts)
+    closer = np.flatnonzero(verdict == CLOSER)
+    raw = [lines[i] for i in closer.tolist()]
+    folded, settled = settle_lines(raw)
+    found, again = quick_look(settled)
+    for i, t in zip(closer.tolist(), found, strict=True): texts[i] = t
+    for what, before, after in (('space', raw, folded), ('markup', folded, settled)):
+        changed = (again == KEEP) & np.fromiter(map(ne, before, after), bool, len(raw))
+        done.count(f'changed {what}', parts[closer[changed]])
+    verdict[closer] = again
     done.count('rejected short', parts[verdict == SHORT])
     kept, closer = (verdict == KEEP).tolist(), np.flatnonzero(verdict == CLOSER)
     for i, part in zip(closer.tolist(), parts[closer].tolist(), strict=True):
@@ -643,7 +681,7 @@ def clean_block(
     done.keys = digests_of(done.texts).tobytes()
     return done
 
-# %% ../nbs/01_clean.ipynb #0000003e
+# %% ../nbs/01_clean.ipynb #00000041
 def in_order(
     blocks:Iterator[Block], # What to clean
     old_share:float, # Share of the documents in "old"
@@ -665,7 +703,7 @@ def in_order(
         finally:
             for _, result in waiting: result.cancel()
 
-# %% ../nbs/01_clean.ipynb #00000040
+# %% ../nbs/01_clean.ipynb #00000043
 def first_lines(
     blocks:Iterable[Block], # Blocks
     lines:int, # Lines to keep; 0 for all
@@ -683,7 +721,7 @@ def first_lines(
         yield Block('\n'.join(b.text.split('\n', lines)[:lines]) + '\n', b.part, b.size)
         return
 
-# %% ../nbs/01_clean.ipynb #00000043
+# %% ../nbs/01_clean.ipynb #00000046
 STRETCH = 1 << 25 # Characters read for one pair of files
 PROGRESS = '.progress.json' # The note, as long as the stage runs
 TRAILING = bytes(range(0x80, 0xC0)) # UTF-8 bytes that do not start a character
@@ -706,7 +744,7 @@ def remember(
     with open(file, 'rb') as f:
         while some := [line.rstrip(b'\n') for line in islice(f, 8192)]: seen.add(digests_of(some))
 
-# %% ../nbs/01_clean.ipynb #00000044
+# %% ../nbs/01_clean.ipynb #00000047
 class TextWriter:
     "Deduplicates cleaned blocks and writes them in stretches."
     def __init__(
@@ -746,7 +784,7 @@ class TextWriter:
         write_json(self.work/PROGRESS, self.note)
         self.kept, self.size = {part: [] for part in PARTS}, 0
 
-# %% ../nbs/01_clean.ipynb #00000046
+# %% ../nbs/01_clean.ipynb #00000049
 def read_sources(
     sources:list[Source], # What to read
     on_bad_file:str, # "stop", or "skip" to go on with the next file
@@ -779,7 +817,7 @@ class ReadingProgress:
         self.read += block.text.count('\n') if self.lines else block.size
         self.bar.update(self.read//self.scale - self.bar.done)
 
-# %% ../nbs/01_clean.ipynb #00000047
+# %% ../nbs/01_clean.ipynb #0000004a
 def tidy_counts(
     counts:Counter, # Flat counts of a part
 )->dict: # JSON-ready, nested
@@ -810,7 +848,7 @@ def write_text(
                       f'{dict(Counter({r: sum(p["rejected"][r] for p in parts.values()) for r in RULES}))}. {" ".join(bad)}'.rstrip())
     return {'parts': parts, 'lines': writer.lines, 'sources': [s.name for s in sources], 'bad_files': bad}
 
-# %% ../nbs/01_clean.ipynb #00000048
+# %% ../nbs/01_clean.ipynb #0000004b
 def text_artefact(
     profile:'str | Path | Profile', # A profile or its name
     workers:int=1, # Processes; no part of the key, since the result does not depend on it
@@ -832,7 +870,7 @@ def build_text(
     "Clean a profile's text, unless it is there already."
     return text_artefact(profile, workers, on_bad_file).build()
 
-# %% ../nbs/01_clean.ipynb #00000049
+# %% ../nbs/01_clean.ipynb #0000004c
 def text_shards(
     folder:Path, # A folder that `build_text` made
     part:str, # "old" or "ccsub"
@@ -853,7 +891,7 @@ def read_texts(
     for file in text_shards(folder, part):
         with open(file, encoding='utf-8', newline='\n') as f: yield from (line.rstrip('\n') for line in f)
 
-# %% ../nbs/01_clean.ipynb #00000050
+# %% ../nbs/01_clean.ipynb #00000053
 CALLED_FOR = {'tags': 'markup', 'entities': 'markup', 'script': 'markup', 'url': 'urls', 'menu': 'symbols', 'short': 'short', 'symbols': 'symbols'}
 
 def score_cleaning(

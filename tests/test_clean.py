@@ -1,5 +1,6 @@
 "Cleaning, reading and deduplication against slow references, bad files, a bad network, and kills."
 import gzip
+import html.entities
 import http.server
 import lzma
 import os
@@ -95,6 +96,64 @@ def test_a_quick_look_misses_no_character():
     odd = [c for c in map(chr, range(0x110000)) if not '\ud800' <= c <= '\udfff' and c != '\n' and (c in '<&' or not c.isprintable())]
     verdict = clean.quick_look([f'Ala ma kota, a kot ma Alę{c} i psa.' for c in odd])[1]
     assert [c for c, v in zip(odd, verdict.tolist(), strict=True) if v != clean.CLOSER] == []
+
+
+def line_by_line(text, old_share):
+    "What `clean_block` should say, each line through `clean_and_tell`."
+    texts, parts, counts = [], [], {part: Counter() for part in clean.PARTS}
+    for document in (d.strip() for d in clean.GAP.split(text) if d.strip()):
+        part = clean.part_of(document, old_share)
+        counts[part]['documents'] += 1
+        for line in document.split('\n'):
+            cleaned, rule, changes = clean_and_tell(line)
+            counts[part]['lines_read'] += 1
+            if cleaned is None: counts[part][f'rejected {rule}'] += 1
+            else:
+                texts.append(cleaned.encode())
+                parts.append(clean.PARTS.index(part))
+                counts[part].update(f'changed {c}' for c in changes)
+    return texts, bytes(parts), digests_of(texts).tobytes(), counts
+
+
+def assert_block_is_clean(text, old_share=0.0):
+    done = clean_block(Block(text), old_share)
+    assert (done.texts, done.parts, done.keys, done.counts) == line_by_line(text, old_share)
+
+
+TAGGED = ['<p>', '</p>', '<p/>', '<br />', '<b>', '</b>', '<i>', '<a href="x://y?a=b&c">', '</a>', '<img alt="a > b" src="c"/>', '<img alt="a  b">', '<img alt="\xa0">',
+          '<img alt="\u202f">', '<img alt="<b>">', "<img alt='c'>", '<li>', '<h1>', '</h2>', '<hr>', '<div class="">', '<span>', '<em>', '</em>', '<sup>', '<ul>', '</ol>',
+          '<figure>', '<blockquote>', '<u>', '<B>', '<p ', 'p>', 'b>', '<', '&', '&oacute;', '&nbsp;', '&#160;', '&#8211;', '&#1', '23;', '&NewLine;', '&Tab;', '&shy;',
+          '&ensp;', '&#129;', '&#133;', '&notit;', '&amp;', 'amp;', 'lt;', '&o', 'acute;', '\u202f', '\u2028', '\x85', '\r', '\0', '\x0b', '\xad', '\ufeff', '🙂', ' ', '  ',
+          'kot', ' ma ', 'zwykłe słowa, jakich pełno', 'www.a.pl', '\n', '\n\n', '\n \n', '*', '<td>', '<table>', '<script>', '</script>', '<!--', '<title>', '<select>']
+LINES = st.lists(st.sampled_from(TAGGED) | st.sampled_from(PIECES) | st.text(max_size=20), max_size=40).map(''.join)
+
+
+@settings(max_examples=800, deadline=None)
+@given(LINES.map(lambda t: re.sub('[\ud800-\udfff]', '', t)), st.sampled_from([0.0, 0.5]))
+@example('', 0.0)
+@example('<<b>p>'*5, 0.0)
+@example('&#1<b>23;</b> i jeszcze kilka słów', 0.0)
+@example('<a<br> href="x">zwykłe słowa, jakich pełno</a>', 0.0)
+@example('<p>zwykłe\u202fsłowa,&#160; jakich pełno</p>', 0.0)
+@example('zwykłe słowa,&NewLine;jakich pełno <br>', 0.0)
+def test_a_block_is_cleaned_as_its_lines_one_by_one(text, old_share): assert_block_is_clean(text, old_share)
+
+
+def test_every_plain_tag_and_entity_is_what_the_parser_makes_of_it():
+    names = re.findall(r'[a-z][a-z\d]*', ' '.join(p.pattern.split('(?:')[1].split(')')[0].replace('h[1-6]', 'h1|h6') for p in (clean.PLAIN_BREAK, clean.PLAIN_INLINE)))
+    assert len(names) > 20
+    lines = [f'Ala <{a}>ma<{b} title="x">kota</{a}>, a kot</{b}> ma<{a}/>Alę' for a in names for b in names]
+    lines += [f'<b>Ala ma {e if e[-1] == ";" else e + ";"} i kota</b>' for e in (f'&{name}' for name in html.entities.html5)]
+    lines += [f'<b>Ala ma &#{n}; i kota</b>' for n in (*range(10_000), 55296, 65535, 65536, 128512, 1114111, 1114112)]
+    assert_block_is_clean('\n'.join(lines))
+
+
+def test_a_block_with_a_line_of_ten_megabytes():
+    sentence = 'To jest <b>zdanie</b>,&nbsp;a po  nim następne.<br/>'
+    for line in (sentence*200_000, '<b>'*100_000 + 'x', ' '*10_000_000 + 'Ala ma kota, a kot ma Alę', '<a x="'*100_000, '&'*1_000_000):
+        done = clean_block(Block(f'Ala ma kota, a kot ma Alę.\n{line}\nmenu'), 0.0)
+        texts = [clean_text(t) for t in ('Ala ma kota, a kot ma Alę.', line)]
+        assert done.texts == [t.encode() for t in texts if t is not None]
 
 
 @pytest.mark.parametrize('text, cleaned', [
