@@ -114,7 +114,7 @@ def panels(
     **options, # For `Figure.subplots`
 ): # The figure and the list of its panels
     "An empty figure in the project's style."
-    with sns.axes_style('whitegrid'):
+    with sns.axes_style('whitegrid', rc=STYLE[1]):
         figure = Figure(figsize=(width, height), layout='constrained')
         axes = figure.subplots(1, columns, squeeze=False, **options)[0]
     for ax in axes:
