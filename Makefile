@@ -43,8 +43,8 @@ $(STAMP): settings.ini setup.py constraints.txt
 
 announce:
 	@echo "make report, profile $(PROFILE): train and score the eight rows S0-S5, T0, T1, then render the report."
-	@$(PYTHON) -c 'import json; r = json.load(open("results/$(PROFILE)/time.json")); \
-	  print("Measured: %.0f minutes from nothing on %s (results/$(PROFILE)/time.json)." \
+	@$(PYTHON) -c 'import json; r = json.load(open("results/$(PROFILE)/commands.json")); \
+	  print("Measured: %.0f minutes from nothing on %s (results/$(PROFILE)/commands.json)." \
 	  % (r["values"]["cold"] / 60, r["provenance"]["machine"]))' 2>/dev/null || true
 	@echo "What is already there is skipped; it can be stopped with Ctrl-C and started again at any time."
 

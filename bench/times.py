@@ -1,10 +1,10 @@
-"""Wall-clock times of the commands that README names, into results/demo/time.json.
+"""Wall-clock times of the commands that README names, into results/demo/commands.json.
 
     .venv/bin/python bench/times.py              S4 and the report, cold and warm, a rendering and the tests (about an hour)
     .venv/bin/python bench/times.py S4 test      these alone; what else is known stays in the record
 
-Run it on a machine that does nothing else, with `.venv` in place. Whatever is trained goes to a temporary folder; the
-rendering at the end of `report` puts the pages back to the committed records.
+Run it on a machine that does nothing else, with `.venv` in place. Whatever is trained goes to a temporary folder, or to the
+one that `--keep` names; the rendering at the end of `report` puts the pages back to the committed records.
 """
 import argparse
 import os
@@ -40,18 +40,20 @@ def measure(what, folder):
 
 def record(times):
     "Write times beside those that are known."
-    known = read_records('demo')['time']
-    return write_record('demo', 'time', known['values'] | times, units=known['units'] | {name: 's' for name in times}, command=known['command'])
+    known = read_records('demo').get('commands', {'values': {}})['values']
+    return write_record('demo', 'commands', known | times, units={name: 's' for name in known | times}, command='python bench/times.py')
 
 
 def main():
     p = argparse.ArgumentParser(description='Times of the commands in README.')
     p.add_argument('what', nargs='*', choices=PARTS, default=PARTS, help=f'default: {" ".join(PARTS)}')
+    p.add_argument('--keep', metavar='FOLDER', help='an empty folder for what is trained')
+    a = p.parse_args()
     with tempfile.TemporaryDirectory() as d:
-        for what in p.parse_args().what:
-            times = measure(what, d)
+        for what in a.what:
+            times = measure(what, a.keep or d)
             for name, s in times.items(): print(f'{name:10} {duration(s)}', flush=True)
-            print(f'written to {record(times).relative_to(TOP)}')
+            print(f'written to {record(times).relative_to(TOP)}', flush=True)
 
 
 if __name__ == '__main__': main()

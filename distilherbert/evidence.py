@@ -624,7 +624,9 @@ def cost_sentence(
     total = e.get('time', 'total')
     if total is None: return f'The time of a whole run has not been measured in the profile `{e.profile}`.'
     machine = e.records['time'].get('provenance', {}).get('machine', 'an unnamed machine')
-    return f'The whole of the profile `{e.profile}`, from nothing, took {linked(e, "time", duration(total))} on one machine ({machine}).'
+    cold = e.get('commands', 'cold')
+    whole = f' `make report`, which runs some of them at the same time, took {linked(e, "commands", duration(cold))} from nothing.' if cold else ''
+    return f'In the profile `{e.profile}` the stages together, one after the other, took {linked(e, "time", duration(total))} on one machine ({machine}).{whole}'
 
 # %% ../nbs/10_evidence.ipynb #00000041
 DEV_SIZES:Mapping[str, int] = MappingProxyType({'polemo2.0-in': 723, 'polemo2.0-out': 494, 'nkjp-ner': 1941})

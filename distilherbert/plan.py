@@ -518,9 +518,12 @@ def cost_notes(
 def measured_time(
     profile:str, # Name of a profile
 )->str: # A sentence, or nothing without a record
-    "How long all artefacts of a profile took where the records were made."
-    r = read_records(profile).get('time')
-    return f'Measured: {duration(r["values"]["total"])} from nothing on {r["provenance"]["machine"]}.' if r else ''
+    "How long a profile took where the records were made: from nothing, where that was measured, else the sum of its stages."
+    records = read_records(profile)
+    if cold := records.get('commands', {}).get('values', {}).get('cold'):
+        return f'Measured: {duration(cold)} from nothing on {records["commands"]["provenance"]["machine"]}.'
+    r = records.get('time')
+    return f'Measured: {duration(r["values"]["total"])} for all stages, one after the other, on {r["provenance"]["machine"]}.' if r else ''
 
 # %% ../nbs/13_plan.ipynb #0000003f
 def data_bytes(

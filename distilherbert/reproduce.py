@@ -417,11 +417,11 @@ def stage_seconds(
 def collect_settings(
     profile:Profile, # On what and how much
 )->list[Path]: # Records: settings and time
-    "The profile with its scenarios, and how long each stage took; times that were measured otherwise stay in the record."
+    "The profile with its scenarios, and how long each stage took."
     built = [m for a in plan(profile) for m in current([a]) or []]
     if not built: return []
     values = {'profile': asdict(profile), 'T0_fit': teacher_fit(profile), 'scenarios': [asdict(s) for s in SCENARIOS.values()]}
-    times = read_records(profile.name).get('time', {'values': {}})['values'] | stage_seconds(built)
+    times = stage_seconds(built)
     more = {'made': newest(built), 'command': f'distilherbert reproduce --profile {profile.name}'}
     return [write_record(profile.name, 'settings', values, seed=profile.seed, **more),
             write_record(profile.name, 'time', times, units={name: 's' for name in times}, **more)]
