@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'DASHES', 'STYLE', 'NUMBER', 'FORMS', 'Picture', 'figures_dir', 'svg', 'save_picture',
            'same_picture', 'taken_apart', 'picture_markdown', 'panels', 'entitle', 'curves', 'loss_points',
-           'unigram_entropy', 'draw_losses', 'draw_agreement', 'score_points', 'draw_scores', 'draw_waterfall',
-           'draw_lengths', 'draw_inflation', 'stage_times', 'draw_times', 'draw_size', 'draw_deployment', 'figure_tabs']
+           'unigram_entropies', 'draw_losses', 'draw_agreement', 'score_points', 'score_label', 'draw_scores',
+           'draw_waterfall', 'draw_lengths', 'draw_inflation', 'stage_times', 'draw_times', 'draw_size',
+           'draw_deployment', 'figure_tabs']
 
 # %% ../nbs/11_figures.ipynb #00000002
 import io
@@ -23,8 +24,8 @@ import seaborn as sns
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from .evidence import TASKS, Evidence, count, in_tabs, parts_of, tasks_of, waterfall
-from .evidence import PUBLISHED, deployment_lengths, first_reading, inflation, with_interval
+from .evidence import Evidence, count, in_tabs, parts_of, tasks_of, waterfall
+from .evidence import METRICS, PUBLISHED, deployment_lengths, first_reading, inflation, task_name, with_interval
 from .scenario import PROFILES, SCENARIOS, checkout
 
 # %% ../nbs/11_figures.ipynb #00000006
@@ -153,12 +154,11 @@ def loss_points(
     rows = [{'scenario': s, 'x': p['tokens']/1e6, 'y': p['mlm']} for s in SCENARIOS for p in e.get(f'model-{s}', which, default=[])]
     return pd.DataFrame(rows, columns=['scenario', 'x', 'y'])
 
-def unigram_entropy(
+def unigram_entropies(
     e:Evidence, # The records
-)->float | None: # [nats], or None without a record
+)->dict[str, float]: # Scenario to what its own held-out rows cost [nats]; T0 has other text than the rest
     "What a model pays that knows only how frequent words are."
-    found = [v for s in SCENARIOS if (v := e.get(f'model-{s}', 'unigram_entropy')) is not None]
-    return found[-1] if found else None
+    return {s: v for s in SCENARIOS if (v := e.get(f'model-{s}', 'unigram_entropy')) is not None and e.get(f'model-{s}', 'heldout')}
 
 @style.context(STYLE)
 def draw_losses(
@@ -166,20 +166,23 @@ def draw_losses(
 )->Picture: # Two panels
     "Training and held-out MLM loss by tokens."
     figure, axes = panels(2, sharey=True)
-    floor = unigram_entropy(e)
+    floors = unigram_entropies(e)
+    lines = {who: floors[rows[0]] for who, rows in (('T0', [s for s in floors if s == 'T0']), ('the others', [s for s in floors if s != 'T0'])) if rows}
     for ax, which, title in zip(axes, ('train', 'heldout'), ('Training rows', 'Held-out rows'), strict=True):
         curves(ax, loss_points(e, which), legend=which == 'heldout', marks=which == 'heldout')
-        if floor is not None: ax.axhline(floor, color='#444444', linestyle=':', linewidth=1.4)
+        for line in lines.values(): ax.axhline(line, color='#444444', linestyle=':', linewidth=1.4)
         ax.set(title=title, xlabel='Tokens seen [millions]', ylabel='MLM loss [nats per masked token]')
-    if floor is not None: axes[0].annotate('unigram entropy', (1, floor), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=9)
+    for who, line in lines.items():
+        below = line == min(lines.values()) and len(lines) > 1
+        axes[0].annotate(f'unigram entropy, {who}', (1, line), xycoords=('axes fraction', 'data'), ha='right', va='top' if below else 'bottom', fontsize=9)
     ends = {s: p['y'].iloc[-1] for s, p in loss_points(e, 'heldout').groupby('scenario', sort=False)}
-    asleep = [s for s, y in ends.items() if floor is not None and y > floor]
+    asleep = [s for s, y in ends.items() if s in floors and y > floors[s]]
     entitle(figure, f'{" and ".join(asleep)} did not get under the unigram entropy' if asleep else 'Every trained model ends under the unigram entropy')
     last = ', '.join(f'{s} {y:.2f}' for s, y in ends.items())
     return Picture('losses', figure, 'MLM loss over the tokens seen, on training rows (left) and on held-out rows (right). Dotted: the '
-                   'unigram entropy, the loss of a model that knows only word frequencies.',
+                   'unigram entropy, the loss of a model that knows only word frequencies, of the rows that T0 and the others were trained on.',
                    f'Two line charts of falling MLM loss against tokens. Last held-out losses: {last}.'
-                   + (f' The unigram entropy is {floor:.2f}.' if floor is not None else ''))
+                   + ''.join(f' The unigram entropy for {who} is {line:.2f}.' for who, line in lines.items()))
 
 # %% ../nbs/11_figures.ipynb #00000014
 @style.context(STYLE)
@@ -209,10 +212,15 @@ def score_points(
 )->list[tuple[str, dict]]: # Scenario and its reading
     "The scores of every scenario on one task."
     reading = reading or first_reading(e)
-    if task != 'mean' or any(e.get(f'klej-{s}', 'mean') for s in SCENARIOS):
-        return [(s, r) for s in SCENARIOS if (r := e.get(f'klej-{s}', task, 'readings', reading))]
-    found = [(s, [e.get(f'klej-{s}', t, 'readings', reading) for t in tasks_of(e)]) for s in SCENARIOS]
-    return [(s, {'mean': sum(r['mean'] for r in rs)/len(rs)}) for s, rs in found if rs and None not in rs]
+    return [(s, r) for s in SCENARIOS if (r := e.get(f'klej-{s}', task, 'readings', reading))]
+
+def score_label(
+    e:Evidence, # The records
+    task:str, # A task, or "mean"
+)->str: # As "Accuracy [%]"
+    "What an axis with scores shows."
+    metrics = {m for s in SCENARIOS if (m := e.get(f'klej-{s}', task, 'metric'))}
+    return f'{METRICS[metrics.pop()].capitalize()} [%]' if len(metrics) == 1 else 'Score [%]'
 
 @style.context(STYLE)
 def draw_scores(
@@ -231,15 +239,15 @@ def draw_scores(
         for s in names if real else ():
             if (x := PUBLISHED['report'].scores.get(s, {}).get(task)) is not None:
                 ax.plot(x, names.index(s), 'D', markerfacecolor='none', markeredgecolor='#666666', markersize=7)
-        ax.set(title=TASKS.get(task, 'Mean of the tasks' if task == 'mean' else task), xlabel='Accuracy [%]', yticks=range(len(names)))
+        ax.set(title=task_name(e, task), xlabel=score_label(e, task), yticks=range(len(names)))
         ax.set_yticklabels(names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     means = {s: r['mean'] for s, r in score_points(e, 'mean', reading) if s.startswith('S')}
     if means: entitle(figure, f'{max(means, key=means.get)} has the highest mean of the students')
     said = '; '.join(f'{s} {with_interval(r)}' for s, r in score_points(e, 'mean', reading))
-    return Picture('scores', figure, 'Accuracy of every scenario on dev, mean over seeds with its 95 % interval.'
+    return Picture('scores', figure, 'Score of every scenario on dev, mean over seeds with its 95 % interval.'
                    + (' Hollow diamonds: published figures (another reading, see the text).' if real else ''),
-                   f'Dot plots of accuracy by scenario, a panel for each task. Mean of the tasks: {said}.')
+                   f'Dot plots of scores by scenario, a panel for each task. Mean of the tasks: {said}.')
 
 # %% ../nbs/11_figures.ipynb #0000001a
 @style.context(STYLE)
@@ -274,19 +282,20 @@ def draw_waterfall(
 def draw_lengths(
     e:Evidence, # Records with `pack`
 )->Picture: # A panel for each part
-    "Lengths of the texts, in tokens."
+    "Lengths of the texts and of the rows, in tokens."
     parts = {p: v for p, v in parts_of(e.get('pack', default={})).items() if v.get('lengths')}
-    figure, axes = panels(max(1, len(parts)), height=3.0)
-    for ax, (part, v) in zip(axes, parts.items(), strict=False):
-        low, n = zip(*v['lengths'], strict=True)
+    drawn = [(f'{what.capitalize()} of “{part}”', v[field]) for part, v in parts.items() for what, field in (('texts', 'lengths'), ('rows', 'row_lengths')) if v.get(field)]
+    figure, axes = panels(max(1, len(drawn)), height=3.0, width=9.5)
+    for ax, (title, counts) in zip(axes, drawn, strict=False):
+        low, n = zip(*counts, strict=True)
         ends = [*low[1:], low[-1] + (low[-1] - low[-2] if len(low) > 1 else 1)]
         ax.stairs([100*x/sum(n) for x in n], [*low, ends[-1]], fill=True, color='#56b4e9', edgecolor='#0072b2')
         if e.profile in PROFILES: ax.axvline(PROFILES[e.profile].max_len, color='#444444', linestyle=':', linewidth=1.4)
-        ax.set(title=f'Part “{part}”', xlabel='Tokens in a text', ylabel='Share of the texts [%]')
-    entitle(figure, 'How many tokens a text has')
+        ax.set(title=title, xlabel='Tokens', ylabel='Share [%]')
+    entitle(figure, 'How many tokens a text has, and a row')
     said = '; '.join(f'{p}: rows of {v["mean_length"]:.1f} tokens on average' for p, v in parts.items() if 'mean_length' in v)
-    return Picture('lengths', figure, 'Lengths of the texts before packing, in tokens. Dotted: the row length.',
-                   f'Histograms of text lengths. {said}.')
+    return Picture('lengths', figure, 'Lengths of the texts before packing and of the packed rows, in tokens. Dotted: the longest row there can be.',
+                   f'Histograms of the lengths of texts and rows. {said}.')
 
 # %% ../nbs/11_figures.ipynb #00000020
 @style.context(STYLE)
@@ -304,7 +313,7 @@ def draw_inflation(
             ax.plot(x, (y, y), color='#aaaaaa', linewidth=2.5, zorder=1)
             ax.plot(x[0], y, 'o', color='#0072b2', label='honest' if s == names[0] else None)
             ax.plot(x[1], y, '>', markerfacecolor='white', markeredgecolor='#d55e00', markersize=8)
-        ax.set(title=TASKS.get(task, task), xlabel='Accuracy [%]', yticks=range(len(names)))
+        ax.set(title=task_name(e, task), xlabel=score_label(e, task), yticks=range(len(names)))
         ax.set_yticklabels(names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     extra = [x for s in names for t in tasks if (x := inflation(e, s, t)) is not None]
@@ -339,8 +348,9 @@ def draw_times(
     ax.invert_yaxis()
     total, most = sum(t for _, t in times)/size, max(times, key=lambda t: t[1], default=('', 0))
     entitle(figure, f'{total:.1f} {unit} in all; {most[0]} takes the longest')
-    return Picture('times', figure, f'Time of every stage; {total:.1f} {unit} together. Plain: training, hatched: fine-tuning on all tasks '
-                   'and seeds, dotted: text.', f'Bar chart of the time of each stage; {total:.1f} {unit} in all.')
+    machines = sorted({e.records[w]['provenance']['machine'] for w, _ in times if 'machine' in e.records[w].get('provenance', {})})
+    return Picture('times', figure, f'Time of every stage; {total:.1f} {unit} together, one after the other. Plain: training, hatched: fine-tuning on all tasks '
+                   f'and seeds, dotted: text. {"Machine: " + "; ".join(machines) + "." if machines else ""}'.rstrip(), f'Bar chart of the time of each stage; {total:.1f} {unit} in all.')
 
 # %% ../nbs/11_figures.ipynb #00000026
 @style.context(STYLE)

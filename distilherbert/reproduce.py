@@ -372,12 +372,17 @@ def collect_scores(
     profile:Profile, # On what and how much
 )->list[Path]: # Records
     "A record of scores for each row that is complete, and one of all comparisons."
-    from distilherbert.klej import comparison_values, klej_values
+    from distilherbert.klej import comparison_values, interval, klej_values, read_scores, task_samples
+    def mean_of(readings):
+        found = {name: task_samples(by_task).get('mean') for name, by_task in readings.items()}
+        return {name: {'mean': rounded(m[0]), **dict(zip(('low', 'high'), map(rounded, interval(m[1])), strict=True))} for name, m in found.items() if m}
     written, complete, all_manifests = [], [], []
     for name, s in SCENARIOS.items():
         manifests = current(row_artefacts(profile, s)[1:])
         if not manifests: continue
-        written.append(keep(profile, f'klej-{name}', klej_values(profile, name), manifests, f'distilherbert run {name}', units={'readings': '%'}))
+        means = mean_of(read_scores(profile, name))
+        values = klej_values(profile, name) | ({'mean': {'title': 'Mean of the tasks', 'readings': means}} if means else {})
+        written.append(keep(profile, f'klej-{name}', values, manifests, f'distilherbert run {name}', units={'readings': '%'}))
         complete.append(name)
         all_manifests += manifests
     if len(complete) > 1:
@@ -420,7 +425,8 @@ def collect_settings(
     "The profile with its scenarios, and how long each stage took."
     built = [m for a in plan(profile) for m in current([a]) or []]
     if not built: return []
-    values = {'profile': asdict(profile), 'T0_fit': teacher_fit(profile), 'scenarios': [asdict(s) for s in SCENARIOS.values()]}
+    values = {'profile': asdict(profile), 'T0_fit': teacher_fit(profile), 'scenarios': [asdict(s) for s in SCENARIOS.values()],
+              'stages': {m['stage']: m['version'] for m in built}}
     times = stage_seconds(built)
     more = {'made': newest(built), 'command': f'distilherbert reproduce --profile {profile.name}'}
     return [write_record(profile.name, 'settings', values, seed=profile.seed, **more),

@@ -31,7 +31,7 @@ def write_text(profile):
     scores = {r: {'precision': 0.999, 'recall': 0.998, 'n': 5000} for r in ('short', 'symbols', 'duplicates')} if profile == 'demo' else {}
     write(profile, 'clean', {'parts': {'old': part, 'ccsub': part}, 'scores': scores}, seconds=25.0)
     rows = {'texts': 91_880, 'rows': 31_000, 'heldout_rows': 620, 'tokens': 1_900_000, 'mean_length': 62.3, 'dropped_tokens': 900, 'unk_share': 0.0,
-            'lengths': [[0, 100], [8, 30_000], [16, 40_000], [24, 18_000], [32, 3780]]}
+            'lengths': [[0, 100], [8, 30_000], [16, 40_000], [24, 18_000], [32, 3780]], 'row_lengths': [[56, 4_000], [60, 27_000]]}
     write(profile, 'pack', {'old': rows, 'ccsub': rows}, seconds=40.0)
 
 
@@ -57,6 +57,8 @@ def write_scores(profile):
             best = {**honest, 'mean': honest['mean'] + 0.9}
             tasks[task] = {'metric': 'accuracy', 'n': 2000, 'examples_train': 250, 'cut': 0, 'majority': 40.0,
                            'readings': {'honest': honest, 'last': {**honest, 'mean': honest['mean'] - 0.1}, 'max': best}}
+        tasks['mean'] = {'title': 'Mean of the tasks', 'readings': {r: {'mean': mean + x, 'low': mean + x - 1, 'high': mean + x + 1}
+                                                                    for r, x in (('honest', 0.0), ('last', -0.1), ('max', 0.9))}}
         write(profile, f'klej-{s}', tasks, n=2000, seconds=45.0)
     pairs = [{'a': a, 'b': b, 'task': t, 'reading': 'honest', 'difference': MEANS[a] - MEANS[b], 'low': MEANS[a] - MEANS[b] - 1.2,
               'high': MEANS[a] - MEANS[b] + 1.2, 'n': 6000, 'seeds': 5}
