@@ -82,7 +82,7 @@ def clean_cell(
             if isinstance(text, str): o['data'][kind] = text.splitlines(keepends=True)
 
 # %% ../nbs/07_report.ipynb #00000040
-PAGES = ('07_report', 'index', '25_failures') # Pages made from records
+PAGES = ('07_report', 'index', '25_failures', '26_api') # Pages made from records
 
 def stored_outputs(
     notebook:Path, # An executed notebook

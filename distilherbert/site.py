@@ -10,8 +10,8 @@ __all__ = ['DIRECTIVE', 'FENCE', 'IMAGE', 'CAPTION', 'EQUATION', 'HEADING', 'KIN
            'with_code', 'symbol_html', 'inline_code', 'cell_html', 'read_page', 'identifier', 'number_things',
            'number_captions', 'read_bib', 'short_name', 'long_name', 'replace_text', 'resolve', 'bibliography',
            'find_problems', 'to_pages', 'defined_in', 'link_symbols', 'nbs_dir', 'chapters', 'navigation', 'contents',
-           'neighbours', 'polish', 'search_entries', 'module_of', 'api_pages', 'Site', 'load_site', 'source_links',
-           'write_site', 'for_github', 'together', 'readme']
+           'neighbours', 'polish', 'search_entries', 'module_of', 'modules_of', 'api_index', 'api_pages', 'Site',
+           'load_site', 'source_links', 'write_site', 'for_github', 'together', 'readme']
 
 # %% ../nbs/12_site.ipynb #00000002
 import ast
@@ -23,7 +23,7 @@ import shutil
 import string
 import tokenize
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -649,18 +649,35 @@ def module_of(
     names = [d['default_exp'] for c in cells if c['cell_type'] == 'code' and 'default_exp' in (d := split_directives(joined(c['source']))[0])]
     return names[0] if names else ''
 
+def modules_of(
+    folder:Path, # Folder of the notebooks
+    names:Sequence[str], # Chapters, in order
+)->Iterator[tuple[str, str, list[Symbol]]]: # Chapter, its module, and what the module exports
+    "The modules with names of their own."
+    for chapter in names:
+        cells = json.loads((folder/f'{chapter}.ipynb').read_text('utf-8'))['cells']
+        sources = [split_directives(joined(c['source'])) for c in cells if c['cell_type'] == 'code']
+        found = [x for d, source in sources if 'export' in d for x in symbols(source)]
+        if (module := module_of(cells)) and found: yield chapter, module, found
+
+def api_index(
+    folder:Path | None=None, # Folder of the notebooks; that of the checkout when left out
+)->str: # Markdown
+    "All modules with their names, each leading to its chapter."
+    folder = folder or nbs_dir()
+    parts = []
+    for chapter, module, found in modules_of(folder, [n for _, names in chapters(folder) for n in names]):
+        words = ', '.join(f'`{x.name}`' for x in sorted(found, key=lambda x: x.name.lower()))
+        parts.append(f'### distilherbert.{module}\n\n[{read_page(folder/f"{chapter}.ipynb").title}]({chapter}.ipynb): {words}.')
+    return '\n\n'.join(parts)
+
 def api_pages(
     folder:Path, # Folder of the notebooks
     names:Sequence[str], # Chapters, in order
 )->dict[str, Page]: # Name of each page to its content, as "api_clean"
     "A page of names for each module."
     made = {}
-    for chapter in names:
-        cells = json.loads((folder/f'{chapter}.ipynb').read_text('utf-8'))['cells']
-        module = module_of(cells)
-        sources = [split_directives(joined(c['source'])) for c in cells if c['cell_type'] == 'code']
-        found = [x for d, source in sources if 'export' in d for x in symbols(source)]
-        if not module or not found: continue
+    for chapter, module, found in modules_of(folder, names):
         page = Page(f'api_{module}', title=f'distilherbert.{module}', subtitle=f'Names of the module; [the chapter]({chapter}.html) explains them.')
         for kind, title in (('class', 'Classes'), ('def', 'Functions')):
             some = sorted((x for x in found if x.kind == kind), key=lambda x: x.name)

@@ -65,9 +65,54 @@ def test_without_a_record_nothing_is_claimed():
 
 
 def test_the_expected_order_is_only_said_to_hold_when_it_does(full):
-    assert 'holds' in ev.order_sentence(full)
+    assert 'shows all' in ev.order_sentence(full) and 'every single task' in ev.order_sentence(full)
     broken = with_pairs(pair(-1, 1), pair(1, 2, a='S1', b='S0'), pair(1, 2, a='S2', b='S0'))
     assert 'does not show S2 < S4' in ev.order_sentence(broken)
+
+
+def test_the_order_is_told_task_by_task():
+    good, bad = {'a': 'S2', 'b': 'S0', 'low': 1, 'high': 3, 'difference': 2, 'reading': 'honest', 'n': 9, 'seeds': 5}, {'low': -1, 'high': 1, 'difference': 0}
+    scores = {'klej-S2': {'values': {t: {'readings': {'honest': {}}} for t in ('nkjp-ner', 'polemo2.0-in')}}}
+    pairs = [good | {'task': 'mean'}, good | {'task': 'nkjp-ner'}, good | bad | {'task': 'polemo2.0-in'}]
+    e = ev.Evidence('demo', scores | {'comparisons': {'values': {'pairs': pairs}}}, {})
+    said = ev.order_sentence(e, [('S2', 'S0')])
+    assert 'shows all' in said and 'Task by task it does not show S0 < S2 on PolEmo2.0-IN.' in said
+    row = next(line for line in ev.table_pairs(e).splitlines() if line.startswith('| S2 − S0'))
+    assert [c.strip().partition(']')[0] for c in row.split('|')[2:5]] == ['[0.0 [−1.0, +1.0', '[**+2.0** [+1.0, +3.0', '[**+2.0** [+1.0, +3.0']
+
+
+@pytest.mark.parametrize(('low', 'says'), [(-1.0, 'That says little: Between T0 and S0 there is no difference'), (0.5, '')])
+def test_a_share_of_nothing_is_called_so(low, says):
+    pair_ = {'a': 'T0', 'b': 'S0', 'task': 'mean', 'reading': 'honest', 'difference': 1.0, 'low': low, 'high': 2.0, 'n': 9, 'seeds': 5}
+    kept = {'student': 'S4', 'teacher': 'T0', 'task': 'mean', 'share': 0.9, 'low': 0.8, 'high': 1.0}
+    said = ev.kept_sentence(ev.Evidence('demo', {'comparisons': {'values': {'pairs': [pair_], 'kept': [kept]}}}, {}))
+    assert ('That says little' in said) == bool(says) and says in said
+
+
+def test_texts_that_were_cut_are_counted():
+    values = {'nkjp-ner': {'title': 'NKJP-NER', 'cut': 0, 'n': 9, 'max_len': 64}, 'dyk': {'title': 'DYK', 'cut': 3, 'n': 8, 'max_len': 64, 'dev_from_train': True}}
+    said = ev.cut_sentence(ev.Evidence('demo', {'klej-S4': {'values': values}}, {}))
+    assert 'more than 64 tokens' in said and '3 of 8' in said and 'of DYK' in said and 'DYK have no dev set' in said and 'NKJP-NER' not in said
+    whole = ev.cut_sentence(ev.Evidence('demo', {'klej-S4': {'values': {'nkjp-ner': values['nkjp-ner']}}}, {}))
+    assert 'no text of dev is longer than the 64 tokens' in whole
+
+
+def test_each_model_is_held_against_the_words_of_its_own_text(full):
+    assert fig.unigram_entropies(full).keys() == {s for s in SCENARIOS if s not in ('S0', 'S2')}
+    low = ev.Evidence('demo', {w: r | {'values': r['values'] | {'unigram_entropy': 1.0 if w == 'model-T0' else 9.0}} if w.startswith('model-') else r
+                               for w, r in full.records.items()}, {})
+    picture = fig.draw_losses(low)
+    assert picture.figure.get_suptitle() == 'T0 did not get under the unigram entropy' and 'for T0 is 1.00' in picture.alt
+
+
+def test_another_grid_makes_records_stale(results):
+    settings = {'profile': json.loads(json.dumps(asdict(PROFILES['mini']))), 'scenarios': [asdict(s) for s in SCENARIOS.values()]}
+    write_record('mini', 'settings', settings)
+    assert ev.load_evidence('mini').stale['settings'] == ''
+    settings['scenarios'][4]['objective'] = 'released'
+    write_record('mini', 'settings', settings)
+    write_record('mini', 'time', {'total': 1.0})
+    assert ev.load_evidence('mini').stale == {'settings': 'scenario S4 was another', 'time': 'scenario S4 was another'}
 
 
 def test_table_one_is_the_grid():
@@ -81,7 +126,8 @@ def test_table_two_shows_ours_beside_the_published(full):
     cells = [c.strip() for c in row.strip('|').split('|')]
     assert len(cells) == 9
     assert re.fullmatch(r'\[66\.5 \(64\.\d–68\.\d\)\]\(#record-demo-klej-s4\)', cells[1]) and cells[2] == '*90.04*'
-    assert cells[-1] == '[92.6 %](#record-demo-comparisons)'
+    assert cells[-1] == '[92.6 % (91–95)](#record-demo-comparisons)'
+    assert re.fullmatch(r'\[\d\d\.\d \(\d\d\.\d–\d\d\.\d\)\]\(#record-demo-klej-s4\)', cells[-2]), 'the mean has its interval'
     assert 'n = 2,000' in ev.table_scores(full)
 
 
