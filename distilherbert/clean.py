@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'PAGE', 'PASSES', 'DEEPEST', 'TAG', 'VOID', 'SELF_CLOSING', 'URL', 'UNWRITABLE',
            'CHANGES', 'LATER', 'QUIET', 'SYMBOL', 'SHORTEST', 'RULES', 'KEY', 'CHUNK', 'DECODERS', 'CC100', 'FATAL',
-           'BLOCK', 'LONGEST', 'GROUP', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PLAIN', 'PLAIN_BREAK',
-           'PLAIN_INLINE', 'PLAIN_ENTITY', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'CALLED_FOR', 'Page',
-           'strip_markup', 'is_too_deep', 'is_folded', 'fold', 'settle_markup', 'has_address', 'remove_urls',
-           'make_writable', 'apply_rules', 'marks', 'too_many_symbols', 'clean_and_tell', 'explain_text', 'clean_text',
-           'digests_of', 'are_equal', 'first_in_batch', 'home_slots', 'insert_keys', 'spread_keys', 'Seen',
-           'deduplicate', 'BadText', 'decompress', 'file_chunks', 'how_to_fetch', 'open_at', 'pause_after',
-           'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks', 'document_blocks',
-           'file_source', 'folder_sources', 'cc100_source', 'world_source', 'text_sources', 'odd_places', 'quick_look',
-           'fold_spaces', 'settle_lines', 'part_of', 'CleanBlock', 'clean_block', 'in_order', 'first_lines',
-           'resume_note', 'remember', 'TextWriter', 'read_sources', 'ReadingProgress', 'tidy_counts', 'write_text',
-           'text_artefact', 'build_text', 'text_shards', 'read_texts', 'score_cleaning']
+           'BLOCK', 'LONGEST', 'LONGEST_LINE', 'GROUP', 'FEW_NULS', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT',
+           'CLOSER', 'PLAIN', 'PLAIN_BREAK', 'PLAIN_INLINE', 'PLAIN_ENTITY', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS',
+           'TRAILING', 'CALLED_FOR', 'Page', 'strip_markup', 'is_too_deep', 'is_folded', 'fold', 'settle_markup',
+           'has_address', 'remove_urls', 'make_writable', 'apply_rules', 'marks', 'too_many_symbols', 'clean_and_tell',
+           'explain_text', 'clean_text', 'digests_of', 'are_equal', 'first_in_batch', 'home_slots', 'insert_keys',
+           'spread_keys', 'Seen', 'deduplicate', 'BadText', 'decompress', 'file_chunks', 'how_to_fetch', 'open_at',
+           'pause_after', 'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks',
+           'document_blocks', 'file_source', 'folder_sources', 'cc100_source', 'world_source', 'text_sources',
+           'odd_places', 'quick_look', 'fold_spaces', 'settle_lines', 'part_of', 'CleanBlock', 'clean_block',
+           'in_order', 'first_lines', 'resume_note', 'remember', 'TextWriter', 'read_sources', 'what_is_wrong',
+           'ReadingProgress', 'tidy_counts', 'write_text', 'text_artefact', 'build_text', 'text_shards', 'read_texts',
+           'score_cleaning']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -44,7 +45,7 @@ import numpy as np
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from .artefact import Artefact, Progress, fingerprint, write_json
+from .artefact import Artefact, Progress, fingerprint, log, write_json
 from .scenario import Profile, SettingsError, data_dir, get_profile
 from .world import WORLD_VERSION, labelled_lines, world_documents
 
@@ -412,6 +413,7 @@ def http_chunks(
 # %% ../nbs/01_clean.ipynb #0000002b
 BLOCK = 1 << 21 # A block ends at the last document end within so many bytes
 LONGEST = 1 << 24 # A document is cut when it is longer [bytes]
+LONGEST_LINE = 1 << 26 # No file may have a longer line [bytes]
 GROUP = 2000 # Documents in a block, where they come one by one
 
 def last_cut(
@@ -426,17 +428,19 @@ def last_cut(
 def cut_blocks(
     chunks:Iterable[bytes], # Unpacked text
     block:int, # Size to aim at [bytes]
-)->Iterator[bytes]: # Blocks of whole documents
+    name:str='The text', # Name of the file, for errors
+)->Iterator[bytes]: # Blocks of whole documents; raises `BadText` where a line has no end
     "Cut a stream between documents."
-    buffer, want = bytearray(), block
+    buffer, want, offset = bytearray(), block, 0
     for chunk in chunks:
         buffer += chunk
         while len(buffer) >= want:
             if cut := last_cut(buffer, want):
                 yield bytes(buffer[:cut])
                 del buffer[:cut]
-                want = block
-            else: want *= 2
+                want, offset = block, offset + cut
+            elif want < LONGEST_LINE: want = min(2*want, LONGEST_LINE)
+            else: raise BadText(f'{name} has no line end in the {want:,} bytes from offset {offset:,} of its text on. Is it text, a paragraph a line?')
     if buffer: yield bytes(buffer)
 
 # %% ../nbs/01_clean.ipynb #0000002e
@@ -447,18 +451,24 @@ class Block:
     part:str='' # The part they belong to, or "" where a hash of each document decides
     size:int=0 # How much of the source it stands for, in the unit of the source's size
 
+FEW_NULS = 10 # So many are no reason to doubt a file, nor is one byte in a hundred of a block
+
 def decode_block(
     data:bytes, # A block
     name:str, # Name of the file
     offset:int, # Unpacked bytes of the file before the block
     lines:int, # Lines of the file before the block
 )->str: # Its text; raises `BadText`
-    "Strict UTF-8, without a byte order mark."
-    try: return data.decode('utf-8-sig' if offset == 0 else 'utf-8')
+    "Strict UTF-8, without a byte order mark and with next to no NULs."
+    where = lambda at: f'at offset {offset + at:,} of its text (0x{data[at]:02x}), in line {lines + data[:at].count(10) + 1:,}'
+    try: text = data.decode('utf-8-sig' if offset == 0 else 'utf-8')
     except UnicodeDecodeError as e:
         at = e.start + (3 if offset == 0 and data.startswith(b'\xef\xbb\xbf') else 0)
-        raise BadText(f'{name} is not UTF-8: byte at offset {offset + at:,} of its text (0x{data[at]:02x}), in line {lines + data[:at].count(10) + 1:,}. '
-                      'Convert it, for instance with `iconv -t utf-8`.') from e
+        raise BadText(f'{name} is not UTF-8: byte {where(at)}. Convert it, for instance with `iconv -t utf-8`.') from e
+    if (nuls := data.count(0)) > max(FEW_NULS, len(data)//100):
+        raise BadText(f'{name} is not text: {nuls:,} of {len(data):,} bytes are NUL, the first one {where(data.index(0))}. If it is UTF-16, convert it '
+                      'with `iconv -f utf-16 -t utf-8`; if it is a download with holes, fetch it again.')
+    return text
 
 # %% ../nbs/01_clean.ipynb #00000031
 @dataclass(frozen=True)
@@ -486,7 +496,7 @@ def file_blocks(
         for chunk in source.chunks():
             stored += len(chunk)
             yield chunk
-    for data in cut_blocks(decompress(counted(), source.name), BLOCK):
+    for data in cut_blocks(decompress(counted(), source.name), BLOCK, source.name):
         yield Block(decode_block(data, source.name, offset, lines), source.part, stored - told)
         offset, lines, told = offset + len(data), lines + data.count(b'\n'), stored
 
@@ -788,14 +798,23 @@ class TextWriter:
 def read_sources(
     sources:list[Source], # What to read
     on_bad_file:str, # "stop", or "skip" to go on with the next file
-    bad:list[str], # Gets the errors of skipped files
+    bad:dict[str, str], # Gets the error of each skipped file, by its name
 )->Iterator[Block]: # Their blocks; raises `BadText`
-    "The blocks of all sources, one after the other."
+    "The blocks of all sources, one after the other; of a file that is skipped there is none."
     for source in sources:
-        try: yield from source.blocks()
-        except BadText as e:
-            if on_bad_file == 'stop': raise
-            bad.append(str(e))
+        if on_bad_file == 'skip' and (error := what_is_wrong(source)):
+            log.warning('Left out: %s', error)
+            bad[source.name] = error
+        else: yield from source.blocks()
+
+def what_is_wrong(
+    source:Source, # What is to be read
+)->str: # The error that reading it ends with, or ""
+    "Read a source to its end, and keep nothing."
+    try:
+        for _ in source.blocks(): pass
+    except BadText as e: return str(e)
+    return ''
 
 class ReadingProgress:
     "Says how much of the sources has been read: in lines where their number is given, else in MB, or in documents."
@@ -835,7 +854,7 @@ def write_text(
     on_bad_file:str='stop', # "stop" or "skip"
 )->dict: # Counts for the manifest; raises `BadText` when nothing is kept
     "Clean and deduplicate sources into a folder."
-    writer, bad, bar = TextWriter(work), [], ReadingProgress(sources, lines)
+    writer, bad, bar = TextWriter(work), {}, ReadingProgress(sources, lines)
     blocks = first_lines(read_sources(sources, on_bad_file, bad), lines)
     for b in islice(blocks, writer.blocks): bar.count(b)
     for block, cleaned in in_order(blocks, old_share, workers):
@@ -845,30 +864,28 @@ def write_text(
     parts = {part: tidy_counts(c) for part, c in writer.counts.items() if c['lines_read']}
     if not sum(p['kept'] for p in parts.values()):
         raise BadText(f'Nothing is left of {", ".join(s.name for s in sources)}: {writer.lines:,} lines, rejected by rule: '
-                      f'{dict(Counter({r: sum(p["rejected"][r] for p in parts.values()) for r in RULES}))}. {" ".join(bad)}'.rstrip())
-    return {'parts': parts, 'lines': writer.lines, 'sources': [s.name for s in sources], 'bad_files': bad}
+                      f'{dict(Counter({r: sum(p["rejected"][r] for p in parts.values()) for r in RULES}))}. {" ".join(bad.values())}'.rstrip())
+    return {'parts': parts, 'lines': writer.lines, 'sources': [s.name for s in sources if s.name not in bad], 'bad_files': [*bad.values()]}
 
 # %% ../nbs/01_clean.ipynb #0000004b
 def text_artefact(
     profile:'str | Path | Profile', # A profile or its name
     workers:int=1, # Processes; no part of the key, since the result does not depend on it
-    on_bad_file:str='stop', # "stop" at a file that cannot be read whole, or "skip", count and list it
 )->Artefact: # The cleaned text
     "The artefact of a profile's cleaned text; raises `SettingsError` where there is no source."
     p = get_profile(profile)
-    if on_bad_file not in ('stop', 'skip'): raise SettingsError(f'on_bad_file is "stop" or "skip", got {on_bad_file!r}.')
     sources, share = text_sources(p), 0.0 if p.text == 'world' else p.old_share
-    settings = {'sources': [s.identity for s in sources], 'lines': p.text_lines, 'old_share': share, 'on_bad_file': on_bad_file}
+    settings = {'sources': [s.identity for s in sources], 'lines': p.text_lines, 'old_share': share, 'on_bad_file': p.on_bad_file}
     label = p.text if p.text in ('world', 'local', 'cc100') else 'folder'
-    return Artefact('text', label, 2, settings, (), lambda work: write_text(work, sources, share, p.text_lines, workers, on_bad_file), True)
+    version = 2 if p.on_bad_file == 'stop' else 3 # Until 3, the beginning of a skipped file was kept
+    return Artefact('text', label, version, settings, (), lambda work: write_text(work, sources, share, p.text_lines, workers, p.on_bad_file), True)
 
 def build_text(
     profile:'str | Path | Profile'='demo', # A profile or its name
     workers:int=1, # Processes
-    on_bad_file:str='stop', # "stop" or "skip"
 )->Path: # Folder with `old-*.txt`, `ccsub-*.txt` and `manifest.json`
     "Clean a profile's text, unless it is there already."
-    return text_artefact(profile, workers, on_bad_file).build()
+    return text_artefact(profile, workers).build()
 
 # %% ../nbs/01_clean.ipynb #0000004c
 def text_shards(

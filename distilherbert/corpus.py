@@ -6,22 +6,23 @@
 __all__ = ['WORD', 'SPAN', 'FACTORS', 'TEXTS', 'QUOTED', 'FILES', 'BATCH', 'normal_words', 'runs_of', 'Example', 'Index',
            'read_examples', 'example_source', 'profile_examples', 'text_batches', 'search', 'write_table',
            'count_examples', 'contamination_artefact', 'contamination', 'contamination_table', 'leave_out',
-           'packed_text', 'table', 'card_text', 'write_card']
+           'packed_text', 'table', 'card_text', 'write_card', 'PackedRows']
 
 # %% ../nbs/15_corpus.ipynb #00000002
 import csv
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from .artefact import Artefact, fingerprint, read_manifest, write_record
+from .artefact import Artefact, fingerprint, lock_of, read_manifest, write_record
 from .clean import PARTS, text_artefact, text_shards
 from .scenario import Profile, SettingsError, data_dir, get_profile, unknown_name
 from .world import TASK_SIZES, WORLD_TASKS, WORLD_VERSION, world_task
@@ -123,7 +124,9 @@ def example_source(
 )->Path | None: # Folder of the official files, or None for the world's tasks; raises `SettingsError` where there is none
     "Where the examples of a profile are."
     if profile.task_source == 'world': return None
-    return data_dir('klej') if profile.task_source in ('local', 'hub') else Path(profile.task_source).expanduser().resolve()
+    folder = data_dir('klej') if profile.task_source in ('local', 'hub') else Path(profile.task_source).expanduser().resolve()
+    if not any(folder.glob('klej_*')): raise SettingsError(f'There is no KLEJ in {folder}: wanted are folders klej_<task>, as klej_{next(iter(TEXTS))}.')
+    return folder
 
 def profile_examples(
     profile:Profile, # A profile
@@ -271,11 +274,14 @@ def card_text(
     rows:dict, # Manifest of the rows
     text:dict, # Manifest of the cleaned text
     found:dict | None=None, # Counts of the search for KLEJ, where it was made
+    left_out:int | None=None, # Texts that `drop_klej` left out; None where it was not asked for
 )->str: # Markdown
     "A data card from manifests."
     part, c = rows['label'], rows['counts']
     w = text['counts']['parts'][part]
     fall = [('lines read', w['lines_read']), *((f'rejected: {r}', -n) for r, n in w['rejected'].items()), ('duplicates', -w['duplicates']), ('kept', w['kept'])]
+    if left_out is not None: fall += [('left out, with an example of KLEJ (`drop_klej`)', -left_out), ('packed', w['kept'] - left_out)]
+    bad = [f'- {error}' for error in text['counts']['bad_files']]
     facts = [('texts', c['texts']), ('tokens of the texts', c['text_tokens']), ('rows', c['rows']), ('held-out rows', c['heldout_rows']),
              ('mean length of a row [tokens]', f'{c["mean_length"]:.2f} of {rows["settings"]["max_len"]}'), ('share of positions used', f'{100*c["share_used"]:.2f} %'),
              ('texts cut', c['split_texts']), ('tokens dropped as short rests', c['dropped_tokens']), ('share of `<unk>`', f'{100*c["unk_share"]:.3f} %')]
@@ -283,10 +289,11 @@ def card_text(
     klej = [(t, s, n['n'], n['exact'], n['overlap']) for t, splits in (found or {}).get('tasks', {}).items() for s, n in splits.items()]
     return '\n'.join([
         f'# Packed rows, part “{part}”\n', f'Made by distilherbert, key `{rows["key"]}`, from the cleaned text `{text["key"]}`. '
-        f'Sources: {", ".join(text["counts"]["sources"])}. Left out as unreadable: {len(text["counts"]["bad_files"])} files. '
-        'The rights in the texts are those of their sources.\n',
+        f'Sources: {", ".join(text["counts"]["sources"])}. The rights in the texts are those of their sources.\n',
+        *(['## Files left out\n', 'Not a line was taken of a file that cannot be read to its end (`on_bad_file = "skip"`):\n', *bad, ''] if bad else []),
         '## From lines to texts\n', table(['step', 'lines'], fall), '## From texts to rows\n', table(['what', 'how many'], facts),
-        '## Lengths of the texts\n', table(['tokens', 'texts', 'share'], bins), '## Examples of KLEJ in this part\n',
+        '## Lengths of the texts\n', table(['tokens', 'texts', 'share'], bins),
+        f'## Examples of KLEJ in this part{"" if left_out is None else ", before texts were left out"}\n',
         table(['task', 'split', 'examples', 'exact', f'{SPAN} words'], klej) if found else 'Not searched: `distilherbert contamination` does it.\n',
         '## Checksums (SHA-256)\n', table(['file', 'bytes', 'checksum'], [(n, f['bytes'], f'`{f["sha256"]}`') for n, f in rows['files'].items()])])
 
@@ -300,7 +307,21 @@ def write_card(
     try: searched = contamination_artefact(profile, rows.label)
     except SettingsError: searched = None  # No KLEJ here: the card says that nobody looked
     found = read_manifest(searched.path)['counts'] if searched and searched.state() == 'current' else None
+    left_out = read_manifest(packed_text(profile, rows.label).path)['counts']['left_out'] if profile.drop_klej else None
     card, part = rows.path/'README.md', rows.path.parent/f'.{rows.path.name}.card'
-    part.write_text(card_text(read_manifest(rows.path), read_manifest(text.path), found), 'utf-8')
-    part.replace(card)
+    with lock_of(rows):
+        part.write_text(card_text(read_manifest(rows.path), read_manifest(text.path), found, left_out), 'utf-8')
+        part.replace(card)
     return card
+
+@dataclass(frozen=True)
+class PackedRows(Artefact):
+    "Packed rows: whoever builds them, or finds them without their data card, writes it."
+    profile:Profile | None=field(default=None, compare=False) # Their profile
+
+    def build(self)->Path: # The finished folder
+        "The folder with the rows and, where it can be written to and their text is still there, the card."
+        folder, text, packed = super().build(), text_artefact(self.profile), self.inputs[0]
+        if not (folder/'README.md').is_file() and os.access(folder, os.W_OK) and text.state() == packed.state() == 'current':
+            write_card(self, text, self.profile)
+        return folder

@@ -32,7 +32,7 @@ from xxhash import xxh3_64_intdigest
 
 from .artefact import Artefact, Progress, fingerprint, write_json
 from .clean import read_texts, text_artefact, text_shards
-from .corpus import packed_text, write_card
+from .corpus import PackedRows, packed_text, write_card
 from .scenario import Profile, SettingsError, data_dir, get_profile
 
 # %% ../nbs/02_pack.ipynb #00000006
@@ -579,14 +579,14 @@ def rows_artefact(
         describe_tokens(work, load_tokenizer(tokenizer.path), p.max_len)
         s = PackSettings(str(tokenizer.path), **settings)
         return write_rows(work, text_shards(text.path, part), s, f'Pack rows of {part}', workers)
-    return Artefact('rows', part, 2, settings, (text, tokenizer), make, True)
+    return PackedRows('rows', part, 2, settings, (text, tokenizer), make, True, profile=p)
 
 def build_rows(
     profile:'str | Path | Profile'='demo', # A profile or its name
     part:str='ccsub', # "old" or "ccsub"
     workers:int=1, # Processes
 )->Path: # Folder with the rows
-    "Pack a part of a profile's text, unless it is there already, and write its data card."
+    "Pack a part of a profile's text, unless it is there already, and bring its data card up to date."
     p, rows = get_profile(profile), rows_artefact(profile, part, workers)
     rows.build()
     write_card(rows, text_artefact(p), p)

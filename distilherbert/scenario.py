@@ -150,8 +150,10 @@ class Profile:
     "On what a scenario is run, and how much of it."
     name:str # Short name, as "demo"
     text:str='world' # "world", "local" (DISTILHERBERT_DATA/text), "cc100", or a folder of .txt, .txt.gz, .txt.xz
+    language:str='pl' # Language of the text, for model cards (ISO 639-1)
     text_lines:int=0 # Lines read from the source; 0 for all
     text_without:tuple[str, ...]=() # Patterns of file names that are left out, as "*-ocr-*"
+    on_bad_file:str='stop' # A file that cannot be read whole: "stop", or "skip" it, count and list it
     drop_klej:bool=False # Leave out the texts in which an example of KLEJ occurs
     old_share:float=0.0 # Share of the documents in the part "old" (the teacher's own pre-training)
     world_size:int=0 # Documents of each part of the embedded world
@@ -214,6 +216,9 @@ def check_profile(
     if p.hidden % p.heads: raise SettingsError(f'Profile {p.name}: hidden = {p.hidden} is no multiple of heads = {p.heads}.')
     if p.precision not in ('fp32', 'bf16', 'fp16'): raise unknown_name('precision', p.precision, ['fp32', 'bf16', 'fp16'])
     if p.attention not in ('row', 'text'): raise unknown_name('attention', p.attention, ['row', 'text'])
+    if p.on_bad_file not in ('stop', 'skip'): raise unknown_name('on_bad_file', p.on_bad_file, ['stop', 'skip'], 'It is a field of a profile.')
+    if p.on_bad_file == 'skip' and p.text in ('world', 'cc100'):
+        raise SettingsError(f'Profile {p.name}: on_bad_file = "skip" is for a folder of files; without its one source text = "{p.text}" has nothing left.')
     if p.zero not in (0, 2): raise SettingsError(f'Profile {p.name}: zero = {p.zero} should be 0 (DDP) or 2 (ZeRO-2).')
     if not p.tasks or not p.task_seeds: raise SettingsError(f'Profile {p.name}: `tasks` and `task_seeds` need an entry each.')
     if p.min_piece >= p.max_len - 1:

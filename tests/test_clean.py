@@ -489,7 +489,7 @@ def test_a_folder_without_text(tmp_path):
     with pytest.raises(SettingsError, match='There is no folder'): text_sources(profile_of(tmp_path/'nowhere'))
 
 
-@pytest.mark.parametrize('data', [b'', b'\n\n\n', b'Menu\n\nStart\n', b'\0'*1000])
+@pytest.mark.parametrize('data', [b'', b'\n\n\n', b'Menu\n\nStart\n', b'\0'*10])
 def test_text_of_which_nothing_is_left(tmp_path, data):
     with pytest.raises(BadText, match=r'Nothing is left of a\.txt'): build_from(tmp_path, a_txt=data)
 
@@ -509,18 +509,104 @@ def test_a_nul_and_an_empty_line_lose_nothing(tmp_path):
     assert texts == {SENTENCE.format(1), SENTENCE.format(2) + '\ufffd', SENTENCE.format(3)}
 
 
-def test_bad_files_can_be_skipped_and_are_listed(tmp_path, corpus):
-    p = profile_of(corpus, old_share=0.4)
-    good = text_artefact(p)
-    good.build()
+def many_documents(word, n=4000):
+    "Several blocks of documents that no other file has."
+    return ''.join(f'{word} numer {i} ma swoje zdanie,\na w nim kilka zwykłych słów o liczbie {i}.\n\n' for i in range(n)).encode()
+
+
+def damaged(text):
+    "Ways in which a file of many documents can be broken at its very end, by name, and what its error says."
+    xz, gz = lzma.compress(text), gzip.compress(text)
+    return {'b.txt.xz': (xz[:-1], 'truncated archive'), 'c.txt.gz': (gz[:-8] + bytes(4) + gz[-4:], 'broken archive'), 'd.txt.gz': (gz[:-1], 'truncated archive'),
+            'e.txt': (text + 'gęś i żółw'.encode('iso-8859-2'), f'not UTF-8: byte at offset {len(text) + 1:,} '), 'f.txt': (text + bytes(9000), 'is not text: 9,000 of'),
+            'g.txt': (text + 'Ala ma kota, a kot ma psa\n'.encode('utf-16-le')*200, 'is not text'), 'h.txt': (text + b'x'*70_000, 'no line end in the 65,536 bytes')}
+
+
+@pytest.mark.parametrize('name', damaged(b''))
+def test_of_a_file_that_is_broken_at_its_end_nothing_is_kept(tmp_path, monkeypatch, name, caplog):
+    monkeypatch.setattr(clean, 'LONGEST', 1 << 14)
+    monkeypatch.setattr(clean, 'LONGEST_LINE', 1 << 16)
+    monkeypatch.setattr(clean, 'CHUNK', 1000)
+    data, error = damaged(many_documents('Zepsuty'))[name]
+    for folder in ('good', 'both'):
+        (tmp_path/folder).mkdir()
+        for good in ('a.txt', 'z.txt'): (tmp_path/folder/good).write_bytes(many_documents(f'Dobry {good}', 500))
+    (tmp_path/'both'/name).write_bytes(data)
+    blocks = next(s for s in text_sources(profile_of(tmp_path/'both')) if s.name == name).blocks()
+    assert sum('Zepsuty' in next(blocks).text for _ in range(20)) == 20, 'the damage comes late'
+    with pytest.raises(BadText, match=f'{re.escape(name)}.*{error}'): text_artefact(profile_of(tmp_path/'both')).build()
+    made, alone = (text_artefact(profile_of(tmp_path/folder, old_share=0.4, on_bad_file='skip')).build() for folder in ('both', 'good'))
+    counts = read_manifest(made)['counts']
+    assert content(made) == content(alone) and counts['parts'] == read_manifest(alone)['counts']['parts']
+    assert counts['sources'] == ['a.txt', 'z.txt'] and len(counts['bad_files']) == 1 and name in counts['bad_files'][0] and error in counts['bad_files'][0]
+    assert f'Left out: {name}' in caplog.text
+
+
+def test_a_run_that_skipped_a_file_goes_on_after_a_kill(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(clean, 'STRETCH', 20_000)
+    (corpus/'aa.txt.xz').write_bytes(damaged(many_documents('Zepsuty'))['b.txt.xz'][0])
+    a, real, calls = text_artefact(profile_of(corpus, on_bad_file='skip')), clean.clean_block, []
+    def dies(block, share):
+        if len(calls) == 9: raise Killed
+        calls.append(block)
+        return real(block, share)
+    monkeypatch.setattr(clean, 'clean_block', dies)
+    with pytest.raises(Killed): a.build()
+    assert clean.resume_note(a.partial)['blocks']
+    monkeypatch.setattr(clean, 'clean_block', real)
+    counts, texts = read_manifest(a.build())['counts'], content(a.path)
+    assert [b.split()[0] for b in counts['bad_files']] == ['aa.txt.xz']
+    (corpus/'aa.txt.xz').unlink()
+    assert texts == content(text_artefact(profile_of(corpus)).build())
+
+
+def test_skipping_is_a_field_of_the_profile_and_reaches_the_rows(tmp_path, corpus):
+    from distilherbert.pack import Rows, build_rows
     (corpus/'bad.txt.xz').write_bytes(lzma.compress(GOOD)[:500])
-    (corpus/'latin.txt').write_bytes('żółw'.encode('iso-8859-2'))
-    with pytest.raises(BadText): text_artefact(p).build()
-    skipping = text_artefact(p, on_bad_file='skip').build()
-    bad = read_manifest(skipping)['counts']['bad_files']
-    assert [b.split()[0] for b in bad] == ['bad.txt.xz', 'latin.txt']
-    assert content(skipping) == content(good.path)
-    with pytest.raises(SettingsError, match='"stop" or "skip"'): text_artefact(p, on_bad_file='ignore')
+    (tmp_path/'mine.toml').write_text(f'like = "demo"\nname = "mine"\ntext = "{corpus}"\nvocab_size = 400\nmax_len = 32\nold_share = 0.4\n')
+    with pytest.raises(BadText, match='bad.txt.xz'): build_rows(tmp_path/'mine.toml')
+    with open(tmp_path/'mine.toml', 'a') as f: f.write('on_bad_file = "skip"\n')
+    folder = build_rows(tmp_path/'mine.toml')
+    assert len(Rows.open(folder).train) > 100 and 'bad.txt.xz is a truncated archive' in (folder/'README.md').read_text('utf-8')
+    (corpus/'bad.txt.xz').unlink()
+    good = build_rows(replace(get_profile(tmp_path/'mine.toml'), on_bad_file='stop'))
+    arrays = lambda folder: {f.name: f.read_bytes() for f in folder.glob('*.npy')}
+    assert good != folder and arrays(good) == arrays(folder)
+
+
+def test_files_of_which_all_are_bad_are_an_error(tmp_path):
+    (tmp_path/'t').mkdir()
+    for name in 'ab': (tmp_path/'t'/f'{name}.txt.xz').write_bytes(lzma.compress(GOOD)[:500])
+    with pytest.raises(BadText, match='Nothing is left of.*a.txt.xz is a truncated.*b.txt.xz is a truncated'): text_artefact(profile_of(tmp_path/'t', on_bad_file='skip')).build()
+    for text in ('cc100', 'world'):
+        with pytest.raises(SettingsError, match='on_bad_file = "skip" is for a folder'): replace(get_profile('demo'), text=text, on_bad_file='skip')
+    with pytest.raises(SettingsError, match='There is: stop, skip'): profile_of(tmp_path/'t', on_bad_file='ignore')
+
+
+def test_memory_does_not_grow_with_a_line_without_end(monkeypatch):
+    monkeypatch.setattr(clean, 'LONGEST', 1 << 12)
+    monkeypatch.setattr(clean, 'LONGEST_LINE', 1 << 14)
+    given = 0
+    def chunks():
+        nonlocal given
+        yield b'Ala ma kota.\n\n'
+        for _ in range(10_000):
+            given += 1000
+            yield b'x'*1000
+    with pytest.raises(BadText, match=r'dom\.txt has no line end in the 16,384 bytes from offset 14 of its text'): list(cut_blocks(chunks(), 256, 'dom.txt'))
+    assert given < 3*(1 << 14), 'reading stops at the limit'
+    below = b'x'*16_000 + b'\n'
+    assert b''.join(cut_blocks([below]*3, 256, 'dom.txt')) == below*3
+
+
+@pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be', 'utf-32-le'])
+def test_nuls_by_the_dozen_are_no_text(tmp_path, encoding):
+    sentence = 'Ala ma kota, a kot ma psa i nic wiecej.\n'
+    with pytest.raises(BadText, match=r'a\.txt is not text: .* are NUL, the first one at offset [013] of its text \(0x00\), in line 1'):
+        build_from(tmp_path, a_txt=(sentence*50).encode(encoding))
+    with pytest.raises(BadText, match=r'first one at offset [\d,]+ of its text \(0x00\), in line 3,00[12]'): build_from(tmp_path, a_txt=GOOD + (sentence*50).encode(encoding))
+    rare = read_manifest(build_from(tmp_path, a_txt=GOOD.replace(b'zdanie,', b'zdanie\0,', 9)))['counts']['parts']
+    assert sum(p['changed']['characters'] for p in rare.values()) == 9 and sum(p['kept'] for p in rare.values()) == 3000
 
 
 def test_a_missing_part_says_what_there_is(corpus):

@@ -2,6 +2,7 @@
 import csv
 import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilherbert import corpus
-from distilherbert.artefact import read_manifest, read_records
+from distilherbert.artefact import Artefact, read_manifest, read_records
 from distilherbert.clean import read_texts, text_artefact
 from distilherbert.corpus import (
     FILES,
@@ -19,6 +20,7 @@ from distilherbert.corpus import (
     TEXTS,
     Example,
     Index,
+    PackedRows,
     contamination,
     contamination_artefact,
     contamination_table,
@@ -135,6 +137,9 @@ def test_drop_klej_leaves_these_texts_out_of_the_rows(planted):
     counts = [read_manifest(x.build())['counts'] for x in (a, b)]
     out = read_manifest(packed_text(clean_p, 'ccsub').path)['counts']['left_out']
     assert out >= 1 and counts[0]['texts'] - counts[1]['texts'] == out and len(Rows.open(b.path).train) > 0
+    card, other = ((x.path/'README.md').read_text('utf-8') for x in (b, a))
+    assert f'(`drop_klej`) | {-out:,} |' in card and f'| packed | {counts[1]["texts"]:,} |' in card and '| nkjp-ner | test | 4 |' in card
+    assert 'before texts were left out' in card and 'drop_klej' not in other and '| packed |' not in other
 
 
 def test_the_key_follows_the_tasks(planted):
@@ -190,6 +195,28 @@ def test_the_card_says_what_the_manifests_say(planted):
     assert '| nkjp-ner | test | 4 |' in (folder/'README.md').read_text('utf-8')
     lengths = [line for line in card.split('\n') if line.startswith('| from ')]
     assert len(lengths) == len(rows['counts']['lengths']) == 2*16 + 1
+
+
+def test_whatever_asks_for_rows_leaves_a_card(planted):
+    from distilherbert.distill import model_artefact
+    p, _, _ = planted
+    rows, text = rows_artefact(p, 'ccsub'), text_artefact(p)
+    assert [type(i) for i in model_artefact(p, 'S1').inputs].count(PackedRows) == 1
+    Artefact('after', 'rows', 1, {}, (rows,), lambda work: {}).build()
+    card = rows.path/'README.md'
+    said = card.read_text('utf-8')
+    assert rows.key in said and 'Not searched' in said and 'README.md' not in read_manifest(rows.path)['files'] and rows.state() == 'current'
+    card.unlink()
+    assert rows.build() == rows.path and card.read_text('utf-8') == said and not list(rows.path.parent.glob('.*.card'))
+    card.unlink()
+    shutil.rmtree(text.path)
+    assert rows.build() == rows.path and not card.exists() and not text.path.exists(), 'rows serve without the text that they were made from'
+
+
+def test_a_card_does_without_tasks_that_are_not_there(planted, tmp_path):
+    p = replace(planted[0], task_source=str(tmp_path/'nowhere'))
+    assert 'Not searched' in (rows_artefact(p).build()/'README.md').read_text('utf-8')
+    with pytest.raises(SettingsError, match='There is no KLEJ in .*nowhere'): contamination(p)
 
 
 def test_batches_of_texts_are_numbered_through(tmp_path, monkeypatch):
