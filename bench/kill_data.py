@@ -103,6 +103,7 @@ def kill(folder, a):
             differ = sorted(k for k in expected.keys() | content(runs).keys() if expected.get(k) != content(runs).get(k))
             raise SystemExit(f'After kills these files differ: {", ".join(differ[:10])}')
     if again: raise SystemExit(f'{again} finished files were made again.')
+    if not kept: raise SystemExit(f'None of {kills} kills came after a file was finished, so nothing is shown. Take more --kills, or more --documents.')
     return {'kills': kills, 'rounds': rounds, 'files': len(expected), 'kept': kept, 'again': again, 'share_of_rows_at_kill': moments,
             'undisturbed_seconds': round(whole, 2), 'documents': a.documents, 'stretch': a.stretch}
 

@@ -3,6 +3,8 @@ import json
 import lzma
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 from array import array
@@ -408,6 +410,7 @@ def test_three_kills_leave_the_same_bytes():
     "The script that leaves a record of thirty, with three and a small text."
     done = run_program(sys.executable, 'bench/kill_data.py', '--kills', '3', '--small', timeout=900)
     assert done.returncode == 0 and '3 kills' in done.stdout and '0 of them made again' in done.stdout, done.stdout + done.stderr
+    assert int(re.search(r'([\d,]+) finished files seen', done.stdout)[1].replace(',', '')) > 0, done.stdout
 
 
 def test_the_bench_of_the_data_runs_small():
@@ -416,31 +419,30 @@ def test_the_bench_of_the_data_runs_small():
     for what in ('clean, one core', 'deduplicate, one core', 'tokenise and pack', 'whole pipeline', 'best fit', '2 times'): assert what in done.stdout
 
 
-@pytest.fixture
-def disk(tmp_path):
-    "A disk of 300 kB; its size can be changed."
-    (tmp_path/'disk').mkdir()
-    mount = lambda *options: subprocess.run(['mount', *options, 'tmpfs', str(tmp_path/'disk')], capture_output=True, text=True)
-    try: made = mount('-t', 'tmpfs', '-o', 'size=300k')
-    except FileNotFoundError: pytest.skip('there is no mount here')
-    if made.returncode: pytest.skip(f'a small disk cannot be mounted here: {made.stderr.strip()}')
-    yield tmp_path/'disk', lambda size: mount('-o', f'remount,size={size}')
-    subprocess.run(['umount', str(tmp_path/'disk')], check=True)
-
-
-def test_a_full_disk_is_a_clear_error_and_leaves_no_half_artefact(disk, monkeypatch, tmp_path):
-    folder, resize = disk
+def on_a_small_disk(disk, runs):
+    "Text and rows meet a full disk once each and go on where there is room; the test below calls it where `disk` is mounted."
     p = replace(get_profile('demo'), world_size=1500, vocab_size=400, max_len=32, min_piece=6)
-    monkeypatch.setattr(clean, 'STRETCH', 20_000)
+    clean.STRETCH = 20_000
+    os.environ['DISTILHERBERT_RUNS'] = runs
     undisturbed = arrays(build_rows(p))
-    monkeypatch.setenv('DISTILHERBERT_RUNS', str(folder/'runs'))
+    os.environ['DISTILHERBERT_RUNS'] = f'{disk}/runs'
     a = rows_artefact(p)
-    for a_stage in (a.inputs[0], a):  # Text and rows meet a full disk once; the tokenizer is too small to
-        with pytest.raises(OSError, match=rf'The disk is full .* while building .*{a_stage.stage}.*free some space'): fill_and_build(folder, a_stage)
+    for a_stage in (a.inputs[0], a):  # The tokenizer is too small to
+        with pytest.raises(OSError, match=rf'The disk is full .* while building .*{a_stage.stage}.*free some space'): fill_and_build(Path(disk), a_stage)
         assert a_stage.state() == 'absent' and not a_stage.path.exists()
-        resize('20m')
         a_stage.build()
     assert arrays(a.path) == undisturbed
+    print('Both went on.')
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_no_half_artefact(tmp_path):
+    "On a disk of 20 MB in a name space of its own, so that nobody needs to be root."
+    (tmp_path/'disk').mkdir()
+    small = f'mount -t tmpfs -o size=20m tmpfs {tmp_path}/disk && exec "$@"'
+    inside = lambda *command: subprocess.run(['unshare', '-Urm', 'sh', '-c', small, 'sh', *command], cwd=Path(__file__).parent, capture_output=True, text=True)
+    if not shutil.which('unshare') or inside('true').returncode: pytest.skip('a small file system needs `unshare -Urm`, which this system does not allow')
+    done = inside(sys.executable, '-c', 'import sys, test_pack; test_pack.on_a_small_disk(*sys.argv[1:])', tmp_path/'disk', tmp_path/'runs')
+    assert done.returncode == 0 and 'Both went on.' in done.stdout, done.stderr
 
 
 def fill_and_build(folder, artefact):
