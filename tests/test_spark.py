@@ -1,4 +1,5 @@
 "Spark gives what one machine gives: local[2], a few files, the same set of texts and rows that hold them."
+import gzip
 import os
 import random
 import re
@@ -14,7 +15,7 @@ from conftest import run_program
 
 from distilherbert import spark
 from distilherbert.artefact import read_manifest
-from distilherbert.clean import Block, clean_block, deduplicate, read_texts, text_artefact
+from distilherbert.clean import BadText, Block, clean_block, deduplicate, read_texts, text_artefact
 from distilherbert.pack import Rows, load_tokenizer, rows_artefact, tokenizer_artefact, train_tokenizer, write_tokenizer
 from distilherbert.scenario import SettingsError, get_profile
 from distilherbert.spark import add_counts, clean_batches, open_session, spark_artefacts
@@ -47,15 +48,40 @@ def corpus(tmp_path, monkeypatch):
 
 # Without Spark: what runs on a worker
 
+def batch_of(*documents, files=('a.txt',)):
+    return pa.record_batch({'value': [d if isinstance(d, bytes) else d.encode() for d in documents], 'file': (list(files)*len(documents))[:len(documents)]})
+
+
 def test_batches_are_cleaned_as_blocks():
     documents = [d for d in noisy(50, 3).split('\n\n')]
-    batches = [pa.record_batch({'value': documents[i:i + 7]}) for i in range(0, len(documents), 7)]
+    batches = [batch_of(*documents[i:i + 7]) for i in range(0, len(documents), 7)]
     out = pa.Table.from_batches(list(clean_batches(batches, 0.4))).to_pylist()
     whole = clean_block(Block('\n\n'.join(documents)), 0.4)
     texts = [row for row in out if row['text'] is not None]
     assert [row['text'] for row in texts] == whole.texts and bytes(row['part'] for row in texts) == whole.parts
     assert b''.join(row['key'] for row in texts) == whole.keys
     assert add_counts(row['counts'] for row in out if row['counts']) == whole.counts
+
+
+def test_what_is_not_utf8_is_named_with_its_file():
+    good, bad = SENTENCE.format(1), [SENTENCE.format(2).encode('iso-8859-2'), 'Ala ma kota.'.encode('utf-16-le')]
+    out = next(clean_batches([batch_of(good, bad[0], bad[1], '\ufeff' + SENTENCE.format(3), files=('a.txt', 'b.txt', 'c.txt', 'd.txt'))], 0.0)).to_pylist()
+    assert [r['text'].decode() for r in out if r['text']] == [good, SENTENCE.format(3)]
+    said = out[-1]['bad'].split('\n')
+    assert len(said) == 2 and 'b.txt is not UTF-8: byte at offset' in said[0] and 'c.txt is not text: 12 of 24 bytes are NUL' in said[1]
+    assert [r['bad'] for r in next(clean_batches([batch_of(good, 'Znak \ufffd stoi tu od początku.')], 0.0)).to_pylist()] == [None]*3, 'U+FFFD itself is UTF-8'
+
+
+@pytest.mark.parametrize('fields, words', [({'text_lines': 9}, 'text_lines = 9'), ({'drop_klej': True}, 'drop_klej = True'), ({'on_bad_file': 'skip'}, "on_bad_file = 'skip'"),
+                                           ({'text_without': ('*.txt',)}, 'left out by `text_without` of profile spark')])
+def test_what_spark_cannot_do_is_an_error(corpus, fields, words):
+    p, files = corpus
+    with pytest.raises(SettingsError, match=re.escape(words)): spark_artefacts(replace(p, **fields), files, None)
+
+
+def test_files_are_left_out_by_name(corpus):
+    p, files = corpus
+    assert spark_artefacts(replace(p, text_without=('1*',)), files, None)[0].key == spark_artefacts(p, files[:1], None)[0].key != spark_artefacts(p, files, None)[0].key
 
 
 def test_settings_are_checked_before_java_starts(corpus, monkeypatch, tmp_path, capsys):
@@ -113,6 +139,27 @@ def test_the_rows_hold_the_texts_of_their_part_and_open_as_all_rows(corpus, sess
     assert {f.name for f in rows.path.glob('*.npy')} >= {'ends_word.npy', 'starts_word.npy'} and not list(rows.path.glob('.*'))
     assert set(counts) == set(read_manifest(rows_artefact(p).build())['counts'])
     assert np.diff(sorted(int(re.search(r'\d+', f.name)[0]) for f in rows.path.glob('ids-*.npy'))).all()
+
+
+@pytest.mark.parametrize('name, data, words', [
+    ('2.txt', (SENTENCE.format(1) + '\n\n').encode()*200 + 'gęś i żółw'.encode('iso-8859-2'), r'2\.txt is not UTF-8: byte at offset'),
+    ('2.txt', 'Ala ma kota, a kot ma psa.\n'.encode('utf-16-le')*20, r'2\.txt is not text: .* are NUL')])
+def test_a_file_that_is_not_utf8_is_an_error_with_its_name(corpus, session, name, data, words):
+    p, files = corpus
+    (files[0].parent/name).write_bytes(data)
+    text, _ = spark_artefacts(p, [*files, files[0].parent/name], session)
+    with pytest.raises(BadText, match=words): text.build()
+    assert text.state() == 'absent'
+    with pytest.raises(BadText, match=words): text_artefact(p).build()
+
+
+def test_a_truncated_archive_is_an_error_with_its_name(corpus, session):
+    p, files = corpus
+    (files[0].parent/'2.txt.gz').write_bytes(gzip.compress(noisy(500, 9).encode())[:-20])
+    text, _ = spark_artefacts(p, [*files, files[0].parent/'2.txt.gz'], session)
+    with pytest.raises(Exception, match=r'2\.txt\.gz') as e: text.build()
+    print(type(e.value), str(e.value)[:3000])
+    assert text.state() == 'absent'
 
 
 def test_the_command_makes_rows(corpus, session, tmp_path):
