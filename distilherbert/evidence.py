@@ -388,7 +388,7 @@ def kept_cell(
     "The share of T0's mean score that a student keeps."
     for k in e.get('comparisons', 'kept', default=[]):
         if (k['student'], k['teacher'], k['task']) == (scenario, 'T0', 'mean'):
-            return linked(e, 'comparisons', f'{100*k["share"]:.1f} % ({100*k["low"]:.0f}–{100*k["high"]:.0f})', page)
+            return linked(e, 'comparisons', f'{100*k["share"]:.1f} ({100*k["low"]:.0f}–{100*k["high"]:.0f})', page)
     return NOTHING
 
 def published_cell(
@@ -411,7 +411,7 @@ def table_scores(
     tasks = tasks_of(e) or list(TASKS)
     head = ['Model']
     for t in tasks: head += [task_title(e, t), 'the report†'] if t in TASKS else [task_title(e, t)]
-    head += ['Mean', 'Kept of T0']
+    head += ['Mean', 'Kept of T0 [%]']
     rows = []
     for s in SCENARIOS:
         row = [f'**{s}**']

@@ -78,7 +78,7 @@ def test_the_order_is_told_task_by_task():
     said = ev.order_sentence(e, [('S2', 'S0')])
     assert 'shows all' in said and 'Task by task it does not show S0 < S2 on PolEmo2.0-IN.' in said
     row = next(line for line in ev.table_pairs(e).splitlines() if line.startswith('| S2 − S0'))
-    assert [c.strip().partition(']')[0] for c in row.split('|')[2:5]] == ['[0.0 [−1.0, +1.0', '[**+2.0** [+1.0, +3.0', '[**+2.0** [+1.0, +3.0']
+    assert [c.strip().partition(']')[0] for c in row.split('|')[2:5]] == ['[+0.0 [−1.0, +1.0', '[**+2.0** [+1.0, +3.0', '[**+2.0** [+1.0, +3.0']
 
 
 @pytest.mark.parametrize(('low', 'says'), [(-1.0, 'That says little: Between T0 and S0 there is no difference'), (0.5, '')])
@@ -126,7 +126,7 @@ def test_table_two_shows_ours_beside_the_published(full):
     cells = [c.strip() for c in row.strip('|').split('|')]
     assert len(cells) == 9
     assert re.fullmatch(r'\[66\.5 \(64\.\d–68\.\d\)\]\(#record-demo-klej-s4\)', cells[1]) and cells[2] == '*90.04*'
-    assert cells[-1] == '[92.6 % (91–95)](#record-demo-comparisons)'
+    assert cells[-1] == '[92.6 (91–95)](#record-demo-comparisons)'
     assert re.fullmatch(r'\[\d\d\.\d \(\d\d\.\d–\d\d\.\d\)\]\(#record-demo-klej-s4\)', cells[-2]), 'the mean has its interval'
     assert 'n = 2,000' in ev.table_scores(full)
 
