@@ -419,6 +419,7 @@ def table_scores(
         rows.append([*row, score_cell(e, s, 'mean', reading, page), kept_cell(e, s, page)])
     return markdown_table(head, rows, scores_caption(e, reading), label)
 
+# %% ../nbs/10_evidence.ipynb #0000002f
 METRICS:Mapping[str, str] = MappingProxyType({'accuracy': 'accuracy', 'f1': 'F1 of the positive class', 'spearman': 'Spearman correlation', 'wmae': '1 − wMAE'})
 
 def cut_sentence(
@@ -434,6 +435,7 @@ def cut_sentence(
     slices = [task_name(e, t) for t, (_, v) in found.items() if v.get('dev_from_train')]
     return said + (f' {" and ".join(slices)} have no dev set of their own: a fixed slice of train serves.' if slices else '')
 
+# %% ../nbs/10_evidence.ipynb #00000030
 def table_pairs(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -465,7 +467,7 @@ def scores_caption(
     return (f'{" or ".join(metrics).capitalize()} in percent on dev, profile `{e.profile}`: {over} with 95 % interval ({how}). '
             '† published by the report [@krzepkowski2022report]: other data, one seed, maximum over the epochs.')
 
-# %% ../nbs/10_evidence.ipynb #00000031
+# %% ../nbs/10_evidence.ipynb #00000033
 READINGS:Mapping[str, str] = MappingProxyType({
     'honest': 'epoch chosen on held-out train', 'last': 'last epoch', 'max': 'maximum over epochs'})
 
@@ -513,7 +515,7 @@ def inflation_sentence(
     return (f'In the profile `{e.profile}`, over {len(extra)} scores, the maximum over the epochs lies {sum(extra)/len(extra):.1f} points above '
             f'the honest reading on average, and up to {max(extra):.1f}.')
 
-# %% ../nbs/10_evidence.ipynb #00000035
+# %% ../nbs/10_evidence.ipynb #00000037
 def table_published(
     label:str='tbl-published', # Identifier for cross-references
 )->str: # Markdown
@@ -525,7 +527,7 @@ def table_published(
     head = ('Model', 'Source', *TASKS.values(), 'Reading')
     return markdown_table(head, rows, 'Published accuracies in percent, as printed (zeros added to two decimals).', label, 'llrrrl')
 
-# %% ../nbs/10_evidence.ipynb #00000037
+# %% ../nbs/10_evidence.ipynb #00000039
 def parts_of(
     values:Mapping, # Values by part of the text, as records have them
 )->dict[str, Mapping]: # The same, the teacher's own part first
@@ -555,7 +557,7 @@ def table_cleaning(
             rows.append((part, step, linked(e, 'clean', f'{n:,}'.replace('-', '−')), share))
     return markdown_table(('Part', 'Step', 'Lines', 'Share'), rows, f'Cleaning, profile `{e.profile}`.', label, 'llrr')
 
-# %% ../nbs/10_evidence.ipynb #0000003a
+# %% ../nbs/10_evidence.ipynb #0000003c
 def table_rules(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -577,7 +579,7 @@ def table_rows(
             for part, values in parts_of(e.get('pack', default={})).items()]
     return markdown_table(titles, rows, f'Packed rows, profile `{e.profile}`; the mean length is in tokens.', label)
 
-# %% ../nbs/10_evidence.ipynb #0000003b
+# %% ../nbs/10_evidence.ipynb #0000003d
 def table_models(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -595,7 +597,7 @@ def table_models(
     head = ('Model', 'Parameters', 'Size [MB]', 'Layers', 'Hidden', 'Tokens seen', 'Tokens/s', 'Held-out loss [nats]', 'Time')
     return markdown_table(head, rows, f'The models of profile `{e.profile}`.', label)
 
-# %% ../nbs/10_evidence.ipynb #0000003d
+# %% ../nbs/10_evidence.ipynb #0000003f
 def table_profiles(
     label:str='tbl-profiles', # Identifier for cross-references
 )->str: # Markdown
@@ -618,7 +620,7 @@ def table_profiles(
     cells = [(name, *(show(p) for p in PROFILES.values())) for name, show in rows.items()]
     return markdown_table(('', *(f'`{n}`' for n in PROFILES)), cells, 'The profiles. Shapes are layers × hidden size.', label)
 
-# %% ../nbs/10_evidence.ipynb #0000003e
+# %% ../nbs/10_evidence.ipynb #00000040
 def size_sentence(
     e:Evidence, # The records
     student:str='S4', # A student
@@ -665,7 +667,7 @@ def cost_sentence(
     whole = f' `make report`, which runs some of them at the same time, took {linked(e, "commands", duration(cold))} from nothing.' if cold else ''
     return f'In the profile `{e.profile}` the stages together, one after the other, took {linked(e, "time", duration(total))} on one machine ({machine}).{whole}'
 
-# %% ../nbs/10_evidence.ipynb #00000041
+# %% ../nbs/10_evidence.ipynb #00000043
 DEV_SIZES:Mapping[str, int] = MappingProxyType({'polemo2.0-in': 723, 'polemo2.0-out': 494, 'nkjp-ner': 1941})
 
 def half_width(
@@ -688,7 +690,7 @@ def noise_sentence(
     noise = ', '.join(f'±{w:.1f} points on {TASKS[t]} (n = {DEV_SIZES[t]:,})' for t, w in widths.items())
     return f'The 95 % half-width of one accuracy such as that of S4 is {noise}. {"; ".join(said).replace("of", "Of", 1)}.'
 
-# %% ../nbs/10_evidence.ipynb #00000044
+# %% ../nbs/10_evidence.ipynb #00000046
 def table_deployment(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -713,7 +715,7 @@ def deployment_lengths(
     forms = [f for r in e.get('deployment', 'rows', default={}).values() for f in r['forms'].values()]
     return [n for n in (forms[0]['latency'] if forms else ()) if any(f['latency'][n] is not None for f in forms)]
 
-# %% ../nbs/10_evidence.ipynb #00000047
+# %% ../nbs/10_evidence.ipynb #00000049
 def table_ablations(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -748,7 +750,7 @@ def ablation_sentence(
             f'{len(better)} lower it{": " + words(better) if better else ""}. On the tasks, {len(above)} of the changed S4 are better than S3 as it is'
             f'{" (" + ", ".join(f"*{c}*" for c in above) + ")" if above else ""}, {below} are worse, and for {len(changed) - len(above) - below} the interval holds zero.')
 
-# %% ../nbs/10_evidence.ipynb #0000004a
+# %% ../nbs/10_evidence.ipynb #0000004c
 def contamination_sentence(
     e:Evidence, # The records
 )->str: # A sentence in Markdown
@@ -762,7 +764,7 @@ def contamination_sentence(
         said.append(linked(e, 'contamination', f'{max(x["found"] for x in seen):,} of {seen[0]["n"]:,}') + f' examples of the dev set of {task_name(e, t)}')
     return f'In the profile `{e.profile}` the search found {" and ".join(said)} in a part of the text.'
 
-# %% ../nbs/10_evidence.ipynb #0000004d
+# %% ../nbs/10_evidence.ipynb #0000004f
 def record_state(
     e:Evidence, # The records
     what:str, # Name of a record
@@ -788,7 +790,7 @@ def table_records(
     head = ('Record', 'Made by', 'Commit', 'Machine', 'Date', 'State')
     return markdown_table(head, rows, f'Records of profile `{e.profile}`.', label, 'llllll')
 
-# %% ../nbs/10_evidence.ipynb #00000050
+# %% ../nbs/10_evidence.ipynb #00000052
 COMMANDS:Mapping[str, str] = MappingProxyType({
     'demo': 'make report',
     'mini': 'DISTILHERBERT_DATA=/path/to/data distilherbert reproduce --profile mini',
