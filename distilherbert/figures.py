@@ -379,22 +379,23 @@ FORMS:Mapping[str, str] = MappingProxyType({'torch': 'full', 'onnx': 'none', 'in
 def draw_deployment(
     e:Evidence, # Records with `deployment`
 )->Picture: # Two panels
-    "Accuracy against the size of the file and against the time of one text."
+    "Accuracy against the size of the file and against the time of one text; of models that were never trained, their parameters."
     figure, axes = panels(2, height=3.4, sharey=True)
     rows, n = e.get('deployment', 'rows', default={}), next(iter(deployment_lengths(e)), '')
-    said = []
+    trained, said = any(f.get('score') is not None for r in rows.values() for f in r['forms'].values()), []
     for s, r in rows.items():
         for form, f in r['forms'].items():
-            if f.get('score') is None or not f.get('latency', {}).get(n): continue
+            y = f.get('score') if trained else r['parameters']/1e6
+            if y is None or not f.get('latency', {}).get(n): continue
             for ax, x in zip(axes, (f['bytes']/1e6, 1e3*f['latency'][n]), strict=True):
-                ax.plot(x, f['score'], MARKERS[s], color=COLOURS[s], fillstyle=FORMS[form], markersize=8, label=s if form == 'torch' else None)
-            said.append(f'{s} as {form} {1e3*f["latency"][n]:.2f} ms, {f["bytes"]/1e6:.1f} MB, {f["score"]:.1f} %')
-    axes[0].set(xlabel='File [MB]', ylabel='Accuracy [%]', title='Size')
+                ax.plot(x, y, MARKERS[s], color=COLOURS[s], fillstyle=FORMS[form], markersize=8, label=s if form == 'torch' else None)
+            said.append(f'{s} as {form} {1e3*f["latency"][n]:.2f} ms, {f["bytes"]/1e6:.1f} MB, {y:.1f} {"%" if trained else "million parameters"}')
+    axes[0].set(xlabel='File [MB]', ylabel='Accuracy [%]' if trained else 'Parameters [millions]', title='Size')
     axes[1].set(xlabel=f'Time of one text of {n} tokens [ms]', title='Latency')
     if rows: axes[1].legend(frameon=False, ncols=2, fontsize=9)
-    entitle(figure, 'What accuracy costs, in megabytes and milliseconds')
-    return Picture('deployment', figure, 'Accuracy against the size of the file (left) and the time of one text (right). Filled: PyTorch, hollow: ONNX, '
-                   'half filled: ONNX with weights of 8 bits.', f'Scatter plots of fine-tuned models. {"; ".join(said)}.')
+    entitle(figure, f'What {"accuracy" if trained else "a model of this shape"} costs, in megabytes and milliseconds')
+    return Picture('deployment', figure, f'{"Accuracy" if trained else "Parameters of untrained models"} against the size of the file (left) and the time of one text (right). Filled: PyTorch, hollow: ONNX, '
+                   'half filled: ONNX with weights of 8 bits.', f'Scatter plots of {"fine-tuned" if trained else "untrained"} models. {"; ".join(said)}.')
 
 # %% ../nbs/11_figures.ipynb #0000002c
 def figure_tabs(
