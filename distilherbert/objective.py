@@ -8,6 +8,7 @@ __all__ = ['CHUNK_BYTES', 'mix', 'place_hash', 'uniform', 'Marks', 'word_starts'
            'chunk_of', 'number_type', 'ChunkedLoss', 'Predictions', 'distillation_loss', 'agreement']
 
 # %% ../nbs/04_objective.ipynb #00000002
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,10 +66,10 @@ def word_starts(
     marks:Marks, # Of the vocabulary
 )->np.ndarray: # bool `(B, T)`; a special token counts as a word of its own
     "True where a word begins."
-    special = marks.special[ids]
-    first = special | marks.starts[ids]
+    last = marks.special | marks.ends
+    first = (marks.special | marks.starts)[ids]
     first[:, 0] = True
-    first[:, 1:] |= special[:, :-1] | marks.ends[ids[:, :-1]]
+    first[:, 1:] |= last[ids[:, :-1]]
     return first
 
 # %% ../nbs/04_objective.ipynb #00000010
@@ -84,7 +85,8 @@ def mask_rows(
     h = place_hash(seed, epoch, row, ids.shape[1])
     at = np.where(word_starts(ids, marks), np.arange(ids.shape[1], dtype=np.int32), np.int32(0))
     np.maximum.accumulate(at, axis=1, out=at)
-    chosen = (uniform(np.take_along_axis(h, at, axis=1)) < share) & ~marks.special[ids]
+    below = h < np.uint64(math.ceil(np.float32(share)*2**24) << 40)  # uniform(h) < share
+    chosen = np.take_along_axis(below, at, axis=1) & ~marks.special[ids]
     where = np.nonzero(chosen)
     own = mix(h[where])
     fate, ordinary = uniform(own), marks.ordinary
