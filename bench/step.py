@@ -261,7 +261,7 @@ def main():
     if args.no_record: return
     known = read_records('bench').get('step', {}).get('values', {})
     where = torch.cuda.get_device_name(0) if args.where == 'cuda' else 'cpu'
-    file = write_record('bench', 'step', known | {where: values}, units={'seconds': 's', 'peak_gib': 'GiB'}, n=args.rounds, seconds=round(time.perf_counter() - start, 1),
+    file = write_record('bench', 'step', known | {where: known.get(where, {}) | values}, units={'seconds': 's', 'peak_gib': 'GiB'}, n=args.rounds, seconds=round(time.perf_counter() - start, 1),
                         command=f'python bench/step.py --where {args.where}')
     print(f'written to {file} ({duration(time.perf_counter() - start)})')
 
