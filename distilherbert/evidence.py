@@ -704,7 +704,9 @@ def table_deployment(
             rows.append((f'**{s}**', form, cell(f.get('bytes'), '.1f', 1e-6), cell(f.get('peak_bytes'), '.0f', 1e-6), *speed, cell(f.get('score'), '.1f')))
     head = ['Model', 'Form', 'File [MB]', 'Memory [MB]'] + [t for n in lengths for t in (f'Latency, {n} tokens [ms]', f'Texts/s, {n} tokens')] + ['Accuracy [%]']
     v = e.get('deployment', default={})
-    caption = (f'What fine-tuned models of profile `{e.profile}` cost on {task_name(e, v.get("task"))}: medians of {v.get("rounds")} rounds, '
+    what = 'models of the shapes' if v.get('untrained') else 'fine-tuned models'
+    where = ', with random weights' if v.get('untrained') else f' on {task_name(e, v.get("task"))}'
+    caption = (f'What {what} of profile `{e.profile}` cost{where}: medians of {v.get("rounds")} rounds, '
                f'{v.get("threads")} thread{"" if v.get("threads") == 1 else "s"}; texts in batches of {v.get("batch")}.')
     return markdown_table(head, rows, caption, label, 'll' + 'r'*(len(head) - 2))
 

@@ -491,6 +491,7 @@ def model_commands(
     about_task(p)
     p = subcommand(sub, 'deployment', 'measure what fine-tuned models cost, next to their teacher', 'distilherbert deployment T0 S4 --task nkjp-ner')
     p.add_argument('rows', nargs='*', metavar='SCENARIO', help='rows to measure (all when left out)')
+    p.add_argument('--untrained', action='store_true', help='random weights: the costs of the shapes, without scores')
     about_task(p)
     p = subcommand(sub, 'submit', "write the zip for KLEJ's leaderboard", 'distilherbert submit S4 --tasks all --profile mini')
     p.add_argument('scenario', help='S0 to S5, T0, T1, or a TOML file')
@@ -509,7 +510,7 @@ def carry_out_model(
             folder = deploy.find_classifier(a.model, a.profile, a.task)
             lines = [deploy.export_onnx(folder, a.output or f'{Path(a.model).stem}-{a.format}', a.int8)]
         elif a.command == 'deployment':
-            file = deploy.deployment(a.profile, a.rows, a.task)
+            file = deploy.deployment(a.profile, a.rows, a.task, untrained=a.untrained)
             lines = [*deploy.deployment_lines(json.loads(file.read_text('utf-8'))['values']), file]
         else: lines = submit.submission_lines(submit.build_submission(a.profile, a.scenario, a.tasks))
     print('\n'.join(map(str, lines)))

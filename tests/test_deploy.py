@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_program
+from huggingface_hub import ModelCard
 from test_klej import DATA, TASKS, examples, group, make_folder, real
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from distilherbert import deploy, klej
 from distilherbert.artefact import Artefact, read_manifest
 from distilherbert.klej import TaskError
-from distilherbert.scenario import SettingsError, get_profile
+from distilherbert.scenario import SettingsError, get_profile, get_scenario
 
 PROFILE = replace(get_profile('demo'), name='toy', task_epochs=4, task_lr=1e-2, threads=1, task_max_len=20, task_seeds=(1, 2, 3), task_batch=16,
                   task_examples=0, tasks=('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out'))
@@ -65,6 +66,8 @@ def kept(tmp_path_factory, names, pair=False):
              'profile': 'toy', 'scenario': 'S0', 'seed': 1, 'epoch': 3, 'dev': {names[0]: 50.0}}
     (tmp/'classifier').mkdir()
     deploy.save_classifier(model, tokenizer, about, tmp/'classifier')
+    found = deploy.classifier_results(data, answers, 1, 2)
+    (tmp/'classifier'/'README.md').write_text(deploy.card(about, p, get_scenario('S0'), found, model), 'utf-8')
     return tmp/'classifier', data.dev[names[0]], answers[names[0]]
 
 
@@ -147,6 +150,29 @@ def test_the_card_shows_commands_that_exist(classifier):
     commands = re.findall(r'^    distilherbert (.*)$', text, re.M)
     assert len(commands) == 2
     for c in commands: parser().parse_args(c.replace('"', '').replace('first text<TAB>second text', 'x').split())
+
+
+def test_the_card_of_a_classifier_is_what_the_hub_reads(classifier):
+    folder, dev, answers = classifier
+    about, card = json.loads((folder/'classifier.json').read_text()), ModelCard.load(folder/'README.md')
+    task = klej.get_task(about['tasks'][0])
+    (found,) = card.data.eval_results
+    right = klej.score(task.metric, dev.gold, answers)
+    assert (card.data.language, card.data.pipeline_tag, card.data.metrics) == ('pl', 'text-classification', [task.metric])
+    assert (found.dataset_type, found.dataset_split, found.metric_type) == (task.name, 'dev', task.metric) and abs(found.metric_value - right) < 0.01
+    assert f'| {len(dev):,} |' in card.text and f' {right:.1f} ' in card.text and '(synthetic)' in found.dataset_name
+
+
+def test_costs_of_shapes_need_no_training(toys, tmp_path, monkeypatch):
+    monkeypatch.setenv('DISTILHERBERT_RESULTS', str(tmp_path/'results'))
+    record = json.loads(deploy.deployment(toys, untrained=True, rounds=1).read_text('utf-8'))
+    rows = record['values']['rows']
+    assert record['n'] is None and set(rows) == {'T0', 'S4'} and record['command'].endswith('--profile toy --untrained')
+    assert rows['S4']['parameters'] < rows['T0']['parameters']
+    for r in rows.values():
+        assert set(r['forms']) - {'torch on GPU'} == {'torch', 'onnx', 'int8'} and not any('score' in f for f in r['forms'].values())
+        assert r['forms']['int8']['bytes'] < r['forms']['torch']['bytes']
+    with pytest.raises(SettingsError, match='--task or --untrained'): deploy.deployment(toys, task='nkjp-ner', untrained=True)
 
 
 @real
