@@ -57,7 +57,8 @@ def execute_page(
     from nbclient import NotebookClient
     doc = nbformat.read(notebook, 4)
     kept = [(dict(c.metadata), c.get('execution_count')) for c in doc.cells]
-    client = NotebookClient(doc, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(notebook.parent)}})
+    client = NotebookClient(doc, timeout=600, kernel_name='python3', extra_arguments=['--log-level=CRITICAL'],
+                            resources={'metadata': {'path': str(notebook.parent)}})
     client.execute()
     for cell, (metadata, _) in zip(doc.cells, kept, strict=True): clean_cell(cell, metadata)
     doc.metadata.pop('language_info', None)
