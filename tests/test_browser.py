@@ -31,6 +31,20 @@ MEASURE = '''(async () => {
           silent: pictures.filter(i => !i.alt.trim()).map(i => i.getAttribute('src'))};
 })()'''
 
+CONTRAST = '''(() => {
+  const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= 0.03928 ? v/12.92 : ((v + 0.055)/1.055)**2.4); return 0.2126*r + 0.7152*g + 0.0722*b };
+  const colour = s => s.match(/[\\d.]+/g).map(Number);
+  const behind = e => { const c = e ? colour(getComputedStyle(e).backgroundColor) : [255, 255, 255]; return c.length < 4 || c[3] ? c.slice(0, 3) : behind(e.parentElement) };
+  const says = e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+  const found = {};
+  for (const e of document.body.querySelectorAll('*')) {
+    if (!says(e) || e.closest('math, script, style')) continue;
+    const [low, high] = [colour(getComputedStyle(e).color).slice(0, 3), behind(e)].map(light).sort((a, b) => a - b), ratio = (high + 0.05)/(low + 0.05);
+    if (ratio < 4.5) found[`${e.tagName}.${e.className}`] = ratio.toFixed(2);
+  }
+  return found;
+})()'''
+
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=f'none of {", ".join(PROGRAMS)} is on the PATH')
 
 
@@ -145,6 +159,20 @@ def pages(tmp_path_factory):
 def test_every_page_fits_a_desk_and_a_phone(browser, pages):
     wrong = {p.name: found for p in sorted(pages.glob('*.html')) if (found := look(browser, p))}
     assert not wrong, json.dumps(wrong, indent=1, ensure_ascii=False)
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_text_stands_out_from_what_is_behind_it(browser, pages, scheme):
+    "At least 4.5 to 1, as WCAG asks of small text."
+    browser.call('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': scheme}])
+    paper = []
+    for page in ('index', '07_report', '12_site', '21_guide_language', 'api_site'):
+        browser.open(pages/f'{page}.html', 1280)
+        assert browser.evaluate(CONTRAST) == {}, page
+        paper.append(browser.evaluate('getComputedStyle(document.body).backgroundColor'))
+    assert set(paper) == {'rgb(255, 255, 255)' if scheme == 'light' else 'rgb(20, 24, 29)'}
+    browser.evaluate("document.querySelector('main p').style.color = '#777'")
+    assert list(browser.evaluate(CONTRAST)), 'grey on grey is found'
 
 
 BAD = {

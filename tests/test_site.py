@@ -143,6 +143,46 @@ def notebook(folder, *cells, name='x'):
     return folder
 
 
+def said(name, text): return {'output_type': 'stream', 'name': name, 'text': text}
+
+
+def test_of_a_progress_bar_the_last_line_is_shown():
+    bar = 'Measuring: [{}] {}/4 visits, 0 s left\n'.format
+    outputs = [said('stdout', bar('█···', 1)), said('stdout', [bar('██··', 2), bar('████', 4)]), said('stderr', 'Careful.\n'),
+               said('stdout', 'Between.\n' + bar('█···', 1) + bar('████', 4)), said('stdout', bar('█···', 1) + bar('██··', 2))]
+    made = site.settled(outputs)
+    assert [o['text'] for o in made] == [bar('████', 4), 'Careful.\n', 'Between.\n' + bar('████', 4) + bar('██··', 2)]
+    assert outputs[0]['text'] == bar('█···', 1), 'what was given is not changed'
+    other = said('stdout', 'Pack: [█···] 1/4 visits, 0 s\n' + bar('████', 4))
+    assert site.settled([other]) == [other], 'another bar goes on with nothing'
+
+
+def test_no_page_shows_a_bar_that_was_overtaken(pages):
+    shown = 0
+    for f in pages.glob('*.html'):
+        lines = [line for pre in BeautifulSoup(f.read_text('utf-8'), 'html.parser').select('pre.output') for line in pre.get_text().splitlines(keepends=True)]
+        assert site.last_bars(lines) == lines, f.name
+        shown += sum(bool(site.BAR.match(line)) for line in lines)
+    assert shown, 'some page has a bar'
+
+
+def test_authors_with_and_without_a_family_name(tmp_path):
+    (tmp_path/'a.bib').write_text('@misc{g2022,\n  author = {{The {BERT} group}},\n  title = {T},\n  year = {2022},\n}\n'
+                                  '@misc{k2020,\n  author = {Kot, Ala and others},\n  title = {{BERT}: T},\n  year = {2020},\n}\n')
+    bib = site.read_bib(tmp_path/'a.bib')
+    assert site.short_name(bib['g2022']) == 'The BERT group 2022' and site.long_name(bib['g2022']).startswith('The BERT group (2022). <em>T</em>')
+    assert site.short_name(bib['k2020']) == 'Kot et al. 2020' and site.long_name(bib['k2020']).startswith('Ala Kot and others (2020). <em>BERT: T</em>')
+
+
+@pytest.mark.parametrize(('text', 'whole'), [
+    ('n = 723 of them', 'n_=_723 of them'), ('95 % of 6.9 M in 5 min 20 s', '95_% of 6.9_M in 5_min 20_s'), ('12 × 768', '12_×_768'),
+    ('S4 − S2, T1 < S5', 'S4_−_S2, T1_<_S5'), ('5 models, 4 hours, 3 steps', '5 models, 4 hours, 3 steps')])
+def test_what_is_read_as_one_word_stays_on_one_line(text, whole):
+    soup = BeautifulSoup(f'<p>{text.replace("<", "&lt;")}</p><code>n = 723</code>', 'html.parser')
+    site.polish(soup)
+    assert soup.p.get_text().replace('\u00a0', '_') == whole and soup.code.get_text() == 'n = 723'
+
+
 def problems(folder, *texts):
     cells = [('markdown', '# T\n> S', None), *(('markdown', t, None) for t in texts)]
     return site.load_site(notebook(folder, *cells)).problems
