@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'log', 'MANIFEST', 'T', 'digest', 'digest_unchanged', 'fingerprint', 'commit', 'machine', 'provenance',
            'flush', 'write_json', 'publish', 'DamagedArtefact', 'canonical', 'Team', 'Artefact', 'read_manifest',
-           'verify', 'lock_of', 'lock_is_held', 'artefact_state', 'build_artefact', 'waiting_lock', 'make_room',
-           'is_current', 'is_finished', 'finish', 'explain_oserror', 'write_record', 'read_records', 'duration',
-           'Progress', 'progress']
+           'verify', 'lock_of', 'lock_is_held', 'artefact_state', 'duration', 'build_artefact', 'waiting_lock',
+           'make_room', 'is_current', 'is_finished', 'finish', 'explain_oserror', 'memory_ran_out', 'explain_memory',
+           'write_record', 'read_records', 'Progress', 'progress']
 
 # %% ../nbs/00_artefact.ipynb #00000002
+import errno
 import hashlib
 import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -230,6 +232,16 @@ def artefact_state(
     return 'building' if a.partial.is_dir() and lock_is_held(lock_of(a)) else 'absent'
 
 # %% ../nbs/00_artefact.ipynb #00000014
+def duration(
+    seconds:float, # A time [s]
+)->str: # As "3 min 20 s"
+    "A time as people write it."
+    s = round(seconds)
+    if s < 60: return f'{s} s'
+    if s < 3600: return f'{s//60} min {s%60:02d} s'
+    return f'{s//3600} h {s%3600//60:02d} min'
+
+# %% ../nbs/00_artefact.ipynb #00000017
 def build_artefact(
     a:'Artefact', # What to build
 )->Path: # Its folder; raises `DamagedArtefact` when what is there is not whole
@@ -237,6 +249,7 @@ def build_artefact(
     first, agree = (a.team.first, a.team.agree) if a.team else (True, lambda value: value)
     if agree(first and is_current(a)): return a.path
     for i in a.inputs: i.build()
+    took = ''
     with waiting_lock(a) if first else nullcontext():
         if agree(first and is_current(a)): return a.path
         if first: make_room(a)
@@ -245,10 +258,11 @@ def build_artefact(
             start = time.perf_counter()
             try: counts = a.make(a.partial)
             except OSError as e: raise explain_oserror(e, a) from e
+            took = f' ({duration(time.perf_counter() - start)})'
             if first: finish(a, counts, time.perf_counter() - start)
         if first: publish(a.partial, a.path)
         agree(None)
-    log.info('%s/%s is there: %s', a.stage, a.label, a.path)
+    log.info('%s/%s is there%s: %s', a.stage, a.label, took, a.path)
     return a.path
 
 def waiting_lock(
@@ -276,7 +290,7 @@ def is_current(
                               'Remove the folder, and it will be built again.')
     return state == 'current'
 
-# %% ../nbs/00_artefact.ipynb #00000016
+# %% ../nbs/00_artefact.ipynb #00000019
 def is_finished(
     a:'Artefact', # About to be built
 )->bool: # Was a run killed when all was done but the renaming?
@@ -299,14 +313,32 @@ def explain_oserror(
     a:'Artefact', # What was being built
 )->OSError: # The error to raise
     "Say what a full disk means for the artefact; other errors stay as they are."
-    import errno
     if e.errno != errno.ENOSPC: return e
     free = shutil.disk_usage(a.partial.parent).free/1e6
     return OSError(errno.ENOSPC, f'The disk is full ({free:.0f} MB free) while building {a.stage}/{a.label}. Nothing finished '
                    'is lost: free some space, or set DISTILHERBERT_RUNS to a folder on a larger disk, and run the same command again',
                    str(a.partial))
 
-# %% ../nbs/00_artefact.ipynb #0000001a
+# %% ../nbs/00_artefact.ipynb #0000001b
+def memory_ran_out(
+    e:BaseException, # Any error
+)->bool: # Does it say that memory ran out?
+    "Is this error about memory? The error of a chapter names the one that stopped it."
+    said = f'{type(e).__name__}: {e}'
+    return isinstance(e, MemoryError) or getattr(e, 'errno', None) == errno.ENOMEM or bool(re.search(r'OutOfMemoryError:|MemoryError:|DefaultCPUAllocator', said))
+
+def explain_memory(
+    e:BaseException, # What went wrong
+    profile:str, # Name or TOML file, as it was typed
+)->str: # Message
+    "Say what to type after memory ran out."
+    said = (str(e).strip() or type(e).__name__).splitlines()[0]
+    where = f'{profile}, and type the same command again' if profile.endswith('.toml') else \
+        f'a TOML file that begins with `like = "{profile}"`, and type the same command with `--profile FILE`'
+    return (f'Memory ran out ({said}). Take fewer rows at once: lower `micro_rows` (for fine-tuning `task_batch`) in {where}. '
+            'What was finished is kept; a model with another `micro_rows` is another one, and begins anew.')
+
+# %% ../nbs/00_artefact.ipynb #00000020
 def write_record(
     profile:str, # Name of the profile
     what:str, # Name of the record, as "model-S4"
@@ -339,17 +371,8 @@ def read_records(
             raise SettingsError(f'{f} is no valid record: {e}. Make it again with `distilherbert collect --profile {profile}`.') from e
     return records
 
-# %% ../nbs/00_artefact.ipynb #0000001d
+# %% ../nbs/00_artefact.ipynb #00000023
 T = TypeVar('T')
-
-def duration(
-    seconds:float, # A time [s]
-)->str: # As "3 min 20 s"
-    "A time as people write it."
-    s = round(seconds)
-    if s < 60: return f'{s} s'
-    if s < 3600: return f'{s//60} min {s%60:02d} s'
-    return f'{s//3600} h {s%3600//60:02d} min'
 
 class Progress:
     "Counts work and says how far it is."
@@ -361,7 +384,8 @@ class Progress:
         done:int=0, # Units done before, by a run that is resumed
     ):
         self.total, self.title, self.unit, self.done, self.first = total, title, unit, done, done
-        self.start, self.tenth, self.shown = time.perf_counter(), -1, 0.0
+        self.start = self.shown = time.perf_counter()
+        self.wait = 2.0
 
     def line(self, note:str='')->str: # One line
         "How far it is, as text."
@@ -375,14 +399,14 @@ class Progress:
     def update(self, amount:int=1, note:str='')->None:
         "Count work that is done; `note` is shown behind the line."
         self.done += amount
-        now, tenth = time.perf_counter(), 10*self.done//self.total if self.total else 0
-        ended = bool(self.total) and self.done >= self.total
-        live = sys.stderr.isatty()
-        if ended or (not live and tenth > self.tenth and now - self.shown > 2):
-            print(('\r\033[K' if live else '') + self.line(note), file=sys.stderr if live else sys.stdout, flush=True)
-        elif live and now - self.shown > 0.5: print('\r\033[K' + self.line(note), end='', file=sys.stderr, flush=True)
-        else: return
-        self.tenth, self.shown = tenth, now
+        ended, live = bool(self.total) and self.done >= self.total, sys.stderr.isatty()
+        if not ended and time.perf_counter() - self.shown < (1 if live else self.wait): return
+        if live:
+            line = self.line(note) if ended else self.line(note)[:shutil.get_terminal_size().columns - 1]  # A longer one would not be overwritten
+            print('\r\033[K' + line, end='\n' if ended else '', file=sys.stderr, flush=True)
+        else: print(self.line(note), flush=True)
+        self.wait = min(2*self.wait, 600.0)
+        self.shown = time.perf_counter()
 
 def progress(
     items:Iterable[T], # What to go through

@@ -8,8 +8,8 @@ __all__ = ['CHAPTERS', 'STAGE_BAR', 'POINTS', 'CURVE', 'LOOKS', 'EPILOG', 'run',
            'is_ready', 'execute_job', 'execute_all', 'reproduce', 'execute_report', 'thin_out', 'rounded',
            'model_values', 'current', 'newest', 'keep', 'collect_text', 'collect_models', 'collect_scores',
            'teacher_fit', 'stage_seconds', 'collect_settings', 'collect', 'is_collected', 'subcommand',
-           'model_commands', 'carry_out_model', 'parser', 'version', 'carry_out', 'show_contamination', 'main',
-           'report_error']
+           'model_commands', 'carry_out_model', 'parser', 'version', 'parsed', 'carry_out', 'show_contamination',
+           'main', 'report_error']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
@@ -30,7 +30,9 @@ from functools import lru_cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
-from .artefact import Artefact, digest, duration, fingerprint, read_manifest, read_records, write_json, write_record
+from distilherbert.artefact import (
+    Artefact, digest, duration, explain_memory, fingerprint, memory_ran_out, read_manifest, read_records, write_json, write_record,
+)
 from .plan import cost, grid_order, in_order, measured_time, plan, row_artefacts, status
 from distilherbert.scenario import (
     SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, required, results_dir, runs_dir,
@@ -544,6 +546,17 @@ def version(
     return __version__
 
 # %% ../nbs/09_reproduce.ipynb #00000035
+def parsed(
+    arguments:Sequence[str] | None=None, # Those of the command line when left out
+)->argparse.Namespace: # For `carry_out`; exits with 2 where words cannot be understood
+    "Read the command line; a list of words may go on behind options."
+    p, lists = parser(), {'predict': 'texts', 'cost': 'rows', 'deployment': 'rows'}
+    a, more = p.parse_known_args(arguments)
+    if more and (a.command not in lists or any(m.startswith('-') for m in more)): p.error(f'unrecognized arguments: {" ".join(more)}')
+    if more: setattr(a, lists[a.command], [*getattr(a, lists[a.command]), *more])
+    return a
+
+# %% ../nbs/09_reproduce.ipynb #00000038
 def carry_out(
     a:argparse.Namespace, # Parsed arguments
 )->None:
@@ -574,7 +587,7 @@ def main(
     arguments:Sequence[str] | None=None, # Those of the command line when left out
 )->int: # Exit code
     "The command `distilherbert`."
-    a = parser().parse_args(arguments)
+    a = parsed(arguments)
     logging.basicConfig(format='%(message)s', stream=sys.stderr, level=logging.WARNING)
     logging.getLogger('distilherbert').setLevel(logging.DEBUG if a.verbose else logging.INFO)
     try: carry_out(a)
@@ -583,7 +596,8 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SettingsError as e: return report_error(str(e), 2, a.verbose)
-    except (OSError, RuntimeError, ValueError) as e: return report_error(f'{type(e).__name__}: {e}', 1, a.verbose)
+    except (MemoryError, OSError, RuntimeError, ValueError) as e:
+        return report_error(explain_memory(e, a.profile) if memory_ran_out(e) else f'{type(e).__name__}: {e}', 1, a.verbose)
     return 0
 
 def report_error(
@@ -597,5 +611,5 @@ def report_error(
     if code == 1 and not verbose: print('Where it came from: the same command with -v.', file=sys.stderr)
     return code
 
-# %% ../nbs/09_reproduce.ipynb #00000038
+# %% ../nbs/09_reproduce.ipynb #0000003b
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())

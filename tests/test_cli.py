@@ -1,10 +1,19 @@
 "The command `distilherbert` as a person types it."
+import argparse
+import io
 import json
+import os
+import pty
+import re
+import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import TOP, run_program
+
+from distilherbert import artefact, reproduce
 
 COMMANDS = ('run', 'reproduce', 'status', 'cost', 'collect')
 
@@ -37,10 +46,118 @@ def test_help_has_examples_and_exit_codes(run):
     for word in (*COMMANDS, 'examples:', 'exit codes:', 'DISTILHERBERT_RUNS', 'DISTILHERBERT_DATA'): assert word in done.stdout
 
 
-@pytest.mark.parametrize('command', COMMANDS)
-def test_each_command_has_help_with_an_example(run, command):
-    done = run('distilherbert', command, '--help')
-    assert done.returncode == 0 and f'example: distilherbert {command}' in done.stdout
+def test_a_command_answers_when_asked_for_help(run):
+    done = run('distilherbert', 'run', '--help')
+    assert done.returncode == 0 and 'example: distilherbert run' in done.stdout
+
+
+def subcommands(): return next(a.choices for a in reproduce.parser()._actions if isinstance(a, argparse._SubParsersAction))
+
+
+@pytest.mark.parametrize('command', subcommands())
+def test_each_command_has_help_with_an_example_that_is_understood(command):
+    text = subcommands()[command].format_help()
+    example, = re.findall(r'^example: (distilherbert .+)$', text, re.M)
+    program, *arguments = shlex.split(example)
+    assert program == 'distilherbert' and reproduce.parsed(arguments).command == command
+    assert all(a.help for a in subcommands()[command]._actions), 'every argument is explained'
+
+
+def on_a_terminal(*command, env=()):
+    "What a program draws on a terminal, and its exit code."
+    ours, theirs = pty.openpty()
+    p = subprocess.Popen(command, cwd=TOP, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {'TERM': 'xterm-256color', **dict(env)})
+    os.close(theirs)
+    drawn = b''
+    while True:
+        try: piece = os.read(ours, 4096)
+        except OSError: break  # The other side was closed
+        if not piece: break
+        drawn += piece
+    os.close(ours)
+    return drawn.decode(), p.wait(timeout=60)
+
+
+def test_no_colours_where_they_are_not_wanted():
+    "NO_COLOR (https://no-color.org) on a terminal; through a pipe nothing but text, even where a colour is forced on others."
+    drawn, code = on_a_terminal(sys.executable, '-m', 'distilherbert.reproduce', 'run', 's4', env={'NO_COLOR': '1'}.items())
+    assert code == 2 and 'Did you mean S4' in drawn and not re.search(r'\x1b\[[0-9;]*m', drawn)
+    done = run_program(sys.executable, '-m', 'distilherbert.reproduce', 'run', 's4', env={'CLICOLOR_FORCE': '1', 'TERM': 'xterm-256color'})
+    assert 'Did you mean S4' in done.stderr and '\x1b' not in done.stdout + done.stderr
+
+
+class Screen(io.StringIO):
+    "What claims to be a terminal."
+    def isatty(self): return True
+
+
+def counting(monkeypatch, seconds, steps, terminal):
+    "A bar over so many steps that take so long, by a clock of our own: when what was written, on stdout and stderr."
+    clock, streams, seen = [0.0], {'stdout': io.StringIO(), 'stderr': Screen() if terminal else io.StringIO()}, []
+    monkeypatch.setattr(artefact, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
+    for name, stream in streams.items(): monkeypatch.setattr(sys, name, stream)
+    bar = artefact.Progress(steps, 'S4 (mini)', 'steps')
+    for _ in range(steps):
+        clock[0] += seconds
+        bar.update(1, 'loss 3.102 (mlm 2.900, soft 0.040), 9,000 tokens/s, 12 % of peak')
+        for name, stream in streams.items():
+            if stream.getvalue(): seen.append((clock[0], name, stream.getvalue()))
+            stream.seek(0), stream.truncate()
+    return seen
+
+
+def test_a_terminal_gets_one_line_a_second_in_place(monkeypatch):
+    monkeypatch.setenv('COLUMNS', '200')
+    seen = counting(monkeypatch, 0.25, 41, terminal=True)
+    assert [t for t, _, _ in seen] == [*range(1, 11), 10.25] and {name for _, name, _ in seen} == {'stderr'}
+    assert all(text.startswith('\r\x1b[K') and text.count('\n') == 0 for _, _, text in seen[:-1]) and seen[-1][2].endswith('\n')
+    assert 'loss 3.102 (mlm 2.900, soft 0.040), 9,000 tokens/s, 12 % of peak' in seen[3][2] and '6 s left' in seen[3][2] and '16/41 steps' in seen[3][2]
+
+
+def test_a_line_never_fills_a_narrow_terminal(monkeypatch):
+    "A wrapped line would leave its upper half behind."
+    monkeypatch.setenv('COLUMNS', '50')
+    seen = counting(monkeypatch, 1, 5, terminal=True)
+    assert len(seen) == 5 and all(len(text.removeprefix('\r\x1b[K')) == 49 for _, _, text in seen[:-1])
+
+
+def test_a_log_gets_lines_ever_more_rarely(monkeypatch):
+    "A run of a day: a line after two seconds, then after twice the time, at last every ten minutes, and the end."
+    seen = counting(monkeypatch, 1, 86_400, terminal=False)
+    times = [t for t, _, _ in seen]
+    assert times[:9] == [2, 6, 14, 30, 62, 126, 254, 510, 1022] and {b - a for a, b in zip(times[9:-2], times[10:-1], strict=True)} == {600}
+    assert times[-1] == 86_400 and len(times) < 160
+    assert all(name == 'stdout' and text.endswith('\n') and text.count('\n') == 1 and '\x1b' not in text and '\r' not in text for _, name, text in seen)
+
+
+def test_a_bar_that_ends_at_once_is_one_line(monkeypatch):
+    assert len(counting(monkeypatch, 0.001, 30, terminal=False)) == len(counting(monkeypatch, 0.001, 30, terminal=True)) == 1
+
+
+def test_the_script_of_the_cluster_asks_for_another_turn(tmp_path):
+    "`rows.sbatch` of the guide, with a run that saves for a moment after SIGTERM, and one that fails; SIGTERM comes to the shell, as from `--signal=B:TERM`."
+    import signal
+    import time
+    guide = json.loads((TOP/'nbs'/'22_guide_cluster.ipynb').read_text('utf-8'))
+    prose = '\n'.join(''.join(c['source']) for c in guide['cells'])
+    script = re.search(r'^# file: rows.sbatch\n(.*?)^```', prose, re.M | re.S)[1]
+    assert '#SBATCH --signal=B:TERM@' in script
+    (tmp_path/'rows.sbatch').write_text(script)
+    saves = "trap 'sleep 0.3; echo saved >> log; exit 143' TERM; echo started >> log; while :; do sleep 0.05; done"
+    for name, text in {'saves/distilherbert': saves, 'fails/distilherbert': 'exit 1', 'ends/distilherbert': 'exit 0', 'scontrol': 'echo "$@" >> log'}.items():
+        file = tmp_path/name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f'#!/bin/bash\n{text}\n')
+        file.chmod(0o755)
+    for kind, code in {'saves': 143, 'fails': 1, 'ends': 0}.items():
+        (tmp_path/'log').write_text('')
+        env = os.environ | {'PATH': f'{tmp_path/kind}:{tmp_path}:{os.environ["PATH"]}', 'SLURM_ARRAY_TASK_ID': '4', 'SLURM_JOB_ID': '77'}
+        p = subprocess.Popen(['bash', 'rows.sbatch'], cwd=tmp_path, env=env)
+        if kind == 'saves':
+            while 'started' not in (tmp_path/'log').read_text(): time.sleep(0.02)
+            p.send_signal(signal.SIGTERM)
+        assert p.wait(timeout=60) == code
+        assert (tmp_path/'log').read_text().split('\n')[:-1] == (['started', 'saved', 'requeue 77'] if kind == 'saves' else [])
 
 
 def test_help_answers_at_once(run):
@@ -61,6 +178,8 @@ def test_module_form(run):
     (['cost', 'S9'], ['Unknown scenario', 'S0']),
     (['reproduce', '--rows', 'S44'], ['Unknown scenario', 'Did you mean S4']),
     (['rum', 'S4'], ['invalid choice']),
+    (['run', 'S4', 'S5'], ['unrecognized arguments: S5']),
+    (['predict', 'S4', '--task', 'nkjp-ner', 'Jadę .', '--tsak'], ['unrecognized arguments: Jadę . --tsak']),
     ([], ['COMMAND']),
 ], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
 def test_wrong_words_are_answers(run, home, args, words):
@@ -120,6 +239,8 @@ def test_run_status_collect(run, home, tmp_path):
     first = run('distilherbert', 'run', 'S4', '--profile', file, env=home)
     assert first.returncode == 0, first.stderr
     assert 'S4 (tiny) is there' in first.stdout and 'model/T0' in first.stdout
+    assert '\x1b' not in first.stdout + first.stderr and '\r' not in first.stdout + first.stderr, 'nothing is drawn over itself in a pipe'
+    assert re.search(r'model/T0 is there \(\d+ s\): ', first.stderr), 'a stage says how long it took'
     second = run('distilherbert', 'run', 'S4', '--profile', file, env=home)
     assert second.returncode == 0 and 'to be made' not in second.stdout
     status = run('distilherbert', 'status', '--profile', file, env=home).stdout
@@ -141,7 +262,6 @@ def test_run_status_collect(run, home, tmp_path):
 
 def test_stopped_with_ctrl_c(home, tmp_path):
     "SIGINT during training: exit code 130, a word on how to go on, and the next run goes on."
-    import os
     import signal
     import time
     file = tiny(tmp_path, teacher_tokens=3_000_000)
