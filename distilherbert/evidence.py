@@ -6,14 +6,15 @@
 __all__ = ['TASKS', 'PUBLISHED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', 'METRICS', 'READINGS', 'DEV_SIZES', 'COMMANDS',
            'Published', 'by_task', 'artefacts_behind', 'combined_key', 'expected_key', 'stage_versions',
            'changed_settings', 'needs_data', 'why_stale', 'Evidence', 'load_evidence', 'anchor', 'linked', 'signed',
-           'count', 'with_interval', 'first_reading', 'find_pair', 'verdict', 'compare_sentence', 'answers',
-           'kept_sentence', 'order_sentence', 'markdown_table', 'initial_weights', 'table_scenarios', 'tasks_of',
-           'task_name', 'task_title', 'score_cell', 'kept_cell', 'published_cell', 'table_scores', 'cut_sentence',
-           'table_pairs', 'scores_caption', 'inflation', 'readings_cell', 'table_readings', 'inflation_sentence',
-           'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'table_models',
-           'table_profiles', 'size_sentence', 'teacher_sentence', 'cleaning_sentence', 'cost_sentence', 'half_width',
-           'noise_sentence', 'table_deployment', 'deployment_lengths', 'table_ablations', 'ablation_sentence',
-           'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
+           'count', 'with_interval', 'tasks_of', 'task_name', 'first_reading', 'find_pair', 'verdict',
+           'compare_sentence', 'answers', 'kept_sentence', 'order_sentence', 'markdown_table', 'initial_weights',
+           'table_scenarios', 'task_title', 'score_cell', 'kept_cell', 'published_cell', 'table_scores', 'cut_sentence',
+           'table_pairs', 'scores_caption', 'inflation', 'readings_cell', 'table_readings', 'find_inflation',
+           'table_inflation', 'inflation_sentence', 'table_published', 'parts_of', 'waterfall', 'table_cleaning',
+           'table_rules', 'table_rows', 'table_models', 'table_profiles', 'size_sentence', 'teacher_sentence',
+           'cleaning_sentence', 'cost_sentence', 'half_width', 'noise_sentence', 'table_deployment',
+           'deployment_lengths', 'table_ablations', 'ablation_sentence', 'contamination_sentence', 'record_state',
+           'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -215,6 +216,22 @@ def with_interval(
     return f'{r["mean"]:.{digits}f} ({r["low"]:.{digits}f}–{r["high"]:.{digits}f})'
 
 # %% ../nbs/10_evidence.ipynb #0000001c
+def tasks_of(
+    e:Evidence, # The records
+)->list[str]: # Names of the tasks that any record has, the three of the report first
+    "The tasks that were scored."
+    found = [t for w in e.records if w.startswith('klej-') for t in e.get(w) if t != 'mean']
+    return [t for t in TASKS if t in found] + sorted(set(found) - set(TASKS))
+
+def task_name(
+    e:Evidence, # The records
+    task:str, # A task, or "mean"
+)->str: # As "PolEmo2.0-IN"
+    "A task's name as people write it."
+    if task in TASKS: return TASKS[task]
+    return next((v['title'] for s in SCENARIOS if (v := e.get(f'klej-{s}', task)) and 'title' in v), 'Mean of the tasks' if task == 'mean' else task)
+
+# %% ../nbs/10_evidence.ipynb #0000001e
 def first_reading(
     e:Evidence, # The records
 )->str: # "honest", or "last" where nothing of train was held out
@@ -259,7 +276,7 @@ def compare_sentence(
     if verdict(p) == 0: return f'Between {a} and {b} there is no difference {where} that this data can show ({numbers}).'
     return f'{a} is {"better" if verdict(p) > 0 else "worse"} than {b} {where} ({numbers}).'
 
-# %% ../nbs/10_evidence.ipynb #00000020
+# %% ../nbs/10_evidence.ipynb #00000022
 QUESTIONS:tuple[tuple[str, str, str], ...] = (
     ('T0', 'S0', 'Does the teacher know anything that the tasks need?'),
     ('S1', 'S0', 'Does language modelling on CCsub help a student with random weights?'),
@@ -293,7 +310,7 @@ def kept_sentence(
             return f'In the profile `{e.profile}` {student} keeps {numbers} of the {"mean score" if task == "mean" else "score"} of {teacher}.{empty}'
     return f'What share of the score of {teacher} {student} keeps has not been measured in the profile `{e.profile}`.'
 
-# %% ../nbs/10_evidence.ipynb #00000023
+# %% ../nbs/10_evidence.ipynb #00000025
 EXPECTED:tuple[tuple[str, str], ...] = (('S1', 'S0'), ('S2', 'S0'), ('S4', 'S2'))
 
 def order_sentence(
@@ -311,7 +328,7 @@ def order_sentence(
     single = f' Task by task it does not show {missed}.' if missed else ' It does so on every single task, too.' if not bad and tasks_of(e) else ''
     return f'Of the expected order ({names}) this data, on the mean of the tasks, {said}.{single}'
 
-# %% ../nbs/10_evidence.ipynb #00000026
+# %% ../nbs/10_evidence.ipynb #00000028
 def markdown_table(
     head:Sequence[str], # Titles of the columns
     rows:Iterable[Sequence[str]], # Cells, as Markdown
@@ -326,7 +343,7 @@ def markdown_table(
     tail = f'\n\n: {caption}' + (f' {{#{label}}}' if label else '') if caption else ''
     return '\n'.join(lines) + tail
 
-# %% ../nbs/10_evidence.ipynb #00000029
+# %% ../nbs/10_evidence.ipynb #0000002b
 def initial_weights(
     name:str, # Name of a scenario
 )->str: # In words
@@ -344,22 +361,7 @@ def table_scenarios(
     head = ('Model', 'Initial weights', 'MLM on CCsub', 'Distilled from')
     return markdown_table(head, rows, 'The eight models. S0–S5 are students, T0 and T1 teachers.', label, 'llll')
 
-# %% ../nbs/10_evidence.ipynb #0000002c
-def tasks_of(
-    e:Evidence, # The records
-)->list[str]: # Names of the tasks that any record has, the three of the report first
-    "The tasks that were scored."
-    found = [t for w in e.records if w.startswith('klej-') for t in e.get(w) if t != 'mean']
-    return [t for t in TASKS if t in found] + sorted(set(found) - set(TASKS))
-
-def task_name(
-    e:Evidence, # The records
-    task:str, # A task, or "mean"
-)->str: # As "PolEmo2.0-IN"
-    "A task's name as people write it."
-    if task in TASKS: return TASKS[task]
-    return next((v['title'] for s in SCENARIOS if (v := e.get(f'klej-{s}', task)) and 'title' in v), 'Mean of the tasks' if task == 'mean' else task)
-
+# %% ../nbs/10_evidence.ipynb #0000002e
 def task_title(
     e:Evidence, # The records
     task:str, # A task
@@ -379,7 +381,7 @@ def score_cell(
     r = e.get(f'klej-{scenario}', task, 'readings', reading or first_reading(e))
     return linked(e, f'klej-{scenario}', with_interval(r), page) if r else NOTHING
 
-# %% ../nbs/10_evidence.ipynb #0000002d
+# %% ../nbs/10_evidence.ipynb #0000002f
 def kept_cell(
     e:Evidence, # The records
     scenario:str, # A student
@@ -400,7 +402,7 @@ def published_cell(
     value = PUBLISHED[source].scores.get(model, {}).get(task)
     return NOTHING if value is None else f'*{value:.2f}*'
 
-# %% ../nbs/10_evidence.ipynb #0000002e
+# %% ../nbs/10_evidence.ipynb #00000030
 def table_scores(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -419,7 +421,7 @@ def table_scores(
         rows.append([*row, score_cell(e, s, 'mean', reading, page), kept_cell(e, s, page)])
     return markdown_table(head, rows, scores_caption(e, reading), label)
 
-# %% ../nbs/10_evidence.ipynb #0000002f
+# %% ../nbs/10_evidence.ipynb #00000031
 METRICS:Mapping[str, str] = MappingProxyType({'accuracy': 'accuracy', 'f1': 'F1 of the positive class', 'spearman': 'Spearman correlation', 'wmae': '1 − wMAE'})
 
 def cut_sentence(
@@ -435,7 +437,7 @@ def cut_sentence(
     slices = [task_name(e, t) for t, (_, v) in found.items() if v.get('dev_from_train')]
     return said + (f' {" and ".join(slices)} have no dev set of their own: a fixed slice of train serves.' if slices else '')
 
-# %% ../nbs/10_evidence.ipynb #00000030
+# %% ../nbs/10_evidence.ipynb #00000032
 def table_pairs(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -467,7 +469,7 @@ def scores_caption(
     return (f'{" or ".join(metrics).capitalize()} in percent on dev, profile `{e.profile}`: {over} with 95 % interval ({how}). '
             '† published by the report [@krzepkowski2022report]: other data, one seed, maximum over the epochs.')
 
-# %% ../nbs/10_evidence.ipynb #00000033
+# %% ../nbs/10_evidence.ipynb #00000035
 READINGS:Mapping[str, str] = MappingProxyType({
     'honest': 'epoch chosen on held-out train', 'last': 'last epoch', 'max': 'maximum over epochs'})
 
@@ -506,16 +508,41 @@ def table_readings(
                'minus the first, mean over the tasks, in points.')
     return markdown_table(head, rows, caption, label)
 
+# %% ../nbs/10_evidence.ipynb #00000038
+def find_inflation(
+    e:Evidence, # The records
+    scenario:str='all', # A scenario, or "all" for the mean over them
+    task:str='mean', # A task, or "mean" over the tasks
+)->dict | None: # Maximum minus honest reading with its interval [points], or None without a record
+    "How much the maximum over epochs flatters, and how sure that is."
+    found = e.get('comparisons', 'inflation', default=[])
+    return next((v for v in found if (v['scenario'], v['task']) == (scenario, task)), None)
+
+def table_inflation(
+    e:Evidence, # The records
+    label:str='', # Identifier for cross-references
+)->str: # Markdown
+    "What the maximum over epochs adds to each score, with intervals."
+    def cell(s, t):
+        v = find_inflation(e, s, t)
+        return NOTHING if v is None else linked(e, 'comparisons', f'{signed(v["difference"])} [{signed(v["low"])}, {signed(v["high"])}]')
+    columns = (*tasks_of(e), 'mean')
+    rows = [(f'**{s}**' if s in SCENARIOS else '*mean*', *(cell(s, t) for t in columns)) for s in (*SCENARIOS, 'all')]
+    caption = f'The maximum over the epochs on dev minus the honest reading, in points, with paired 95 % intervals over examples and seeds, profile `{e.profile}`.'
+    return markdown_table(('Model', *(task_title(e, t) for t in columns[:-1]), 'Mean'), rows, caption, label)
+
 def inflation_sentence(
     e:Evidence, # The records
 )->str: # A sentence in Markdown
     "What the maximum over epochs adds, over all scores."
     extra = [x for s in SCENARIOS for t in tasks_of(e) if (x := inflation(e, s, t)) is not None]
     if not extra: return f'The readings have not been compared in the profile `{e.profile}`.'
-    return (f'In the profile `{e.profile}`, over {len(extra)} scores, the maximum over the epochs lies {sum(extra)/len(extra):.1f} points above '
+    v = find_inflation(e)
+    sure = ' (' + linked(e, 'comparisons', f'95 % interval {signed(v["low"])} to {signed(v["high"])}') + ')' if v else ''
+    return (f'In the profile `{e.profile}`, over {len(extra)} scores, the maximum over the epochs lies {sum(extra)/len(extra):.1f} points{sure} above '
             f'the honest reading on average, and up to {max(extra):.1f}.')
 
-# %% ../nbs/10_evidence.ipynb #00000037
+# %% ../nbs/10_evidence.ipynb #0000003b
 def table_published(
     label:str='tbl-published', # Identifier for cross-references
 )->str: # Markdown
@@ -527,7 +554,7 @@ def table_published(
     head = ('Model', 'Source', *TASKS.values(), 'Reading')
     return markdown_table(head, rows, 'Published accuracies in percent, as printed (zeros added to two decimals).', label, 'llrrrl')
 
-# %% ../nbs/10_evidence.ipynb #00000039
+# %% ../nbs/10_evidence.ipynb #0000003d
 def parts_of(
     values:Mapping, # Values by part of the text, as records have them
 )->dict[str, Mapping]: # The same, the teacher's own part first
@@ -557,7 +584,7 @@ def table_cleaning(
             rows.append((part, step, linked(e, 'clean', f'{n:,}'.replace('-', '−')), share))
     return markdown_table(('Part', 'Step', 'Lines', 'Share'), rows, f'Cleaning, profile `{e.profile}`.', label, 'llrr')
 
-# %% ../nbs/10_evidence.ipynb #0000003c
+# %% ../nbs/10_evidence.ipynb #00000040
 def table_rules(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -579,7 +606,7 @@ def table_rows(
             for part, values in parts_of(e.get('pack', default={})).items()]
     return markdown_table(titles, rows, f'Packed rows, profile `{e.profile}`; the mean length is in tokens.', label)
 
-# %% ../nbs/10_evidence.ipynb #0000003d
+# %% ../nbs/10_evidence.ipynb #00000041
 def table_models(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -597,7 +624,7 @@ def table_models(
     head = ('Model', 'Parameters', 'Size [MB]', 'Layers', 'Hidden', 'Tokens seen', 'Tokens/s', 'Held-out loss [nats]', 'Time')
     return markdown_table(head, rows, f'The models of profile `{e.profile}`.', label)
 
-# %% ../nbs/10_evidence.ipynb #0000003f
+# %% ../nbs/10_evidence.ipynb #00000043
 def table_profiles(
     label:str='tbl-profiles', # Identifier for cross-references
 )->str: # Markdown
@@ -620,7 +647,7 @@ def table_profiles(
     cells = [(name, *(show(p) for p in PROFILES.values())) for name, show in rows.items()]
     return markdown_table(('', *(f'`{n}`' for n in PROFILES)), cells, 'The profiles. Shapes are layers × hidden size.', label)
 
-# %% ../nbs/10_evidence.ipynb #00000040
+# %% ../nbs/10_evidence.ipynb #00000044
 def size_sentence(
     e:Evidence, # The records
     student:str='S4', # A student
@@ -667,7 +694,7 @@ def cost_sentence(
     whole = f' `make report`, which runs some of them at the same time, took {linked(e, "commands", duration(cold))} from nothing.' if cold else ''
     return f'In the profile `{e.profile}` the stages together, one after the other, took {linked(e, "time", duration(total))} on one machine ({machine}).{whole}'
 
-# %% ../nbs/10_evidence.ipynb #00000043
+# %% ../nbs/10_evidence.ipynb #00000047
 DEV_SIZES:Mapping[str, int] = MappingProxyType({'polemo2.0-in': 723, 'polemo2.0-out': 494, 'nkjp-ner': 1941})
 
 def half_width(
@@ -690,7 +717,7 @@ def noise_sentence(
     noise = ', '.join(f'±{w:.1f} points on {TASKS[t]} (n = {DEV_SIZES[t]:,})' for t, w in widths.items())
     return f'The 95 % half-width of one accuracy such as that of S4 is {noise}. {"; ".join(said).replace("of", "Of", 1)}.'
 
-# %% ../nbs/10_evidence.ipynb #00000046
+# %% ../nbs/10_evidence.ipynb #0000004a
 def table_deployment(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -717,7 +744,7 @@ def deployment_lengths(
     forms = [f for r in e.get('deployment', 'rows', default={}).values() for f in r['forms'].values()]
     return [n for n in (forms[0]['latency'] if forms else ()) if any(f['latency'][n] is not None for f in forms)]
 
-# %% ../nbs/10_evidence.ipynb #00000049
+# %% ../nbs/10_evidence.ipynb #0000004d
 def table_ablations(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -752,7 +779,7 @@ def ablation_sentence(
             f'{len(better)} lower it{": " + words(better) if better else ""}. On the tasks, {len(above)} of the changed S4 are better than S3 as it is'
             f'{" (" + ", ".join(f"*{c}*" for c in above) + ")" if above else ""}, {below} are worse, and for {len(changed) - len(above) - below} the interval holds zero.')
 
-# %% ../nbs/10_evidence.ipynb #0000004c
+# %% ../nbs/10_evidence.ipynb #00000050
 def contamination_sentence(
     e:Evidence, # The records
 )->str: # A sentence in Markdown
@@ -766,7 +793,7 @@ def contamination_sentence(
         said.append(linked(e, 'contamination', f'{max(x["found"] for x in seen):,} of {seen[0]["n"]:,}') + f' examples of the dev set of {task_name(e, t)}')
     return f'In the profile `{e.profile}` the search found {" and ".join(said)} in a part of the text.'
 
-# %% ../nbs/10_evidence.ipynb #0000004f
+# %% ../nbs/10_evidence.ipynb #00000053
 def record_state(
     e:Evidence, # The records
     what:str, # Name of a record
@@ -792,7 +819,7 @@ def table_records(
     head = ('Record', 'Made by', 'Commit', 'Machine', 'Date', 'State')
     return markdown_table(head, rows, f'Records of profile `{e.profile}`.', label, 'llllll')
 
-# %% ../nbs/10_evidence.ipynb #00000052
+# %% ../nbs/10_evidence.ipynb #00000056
 COMMANDS:Mapping[str, str] = MappingProxyType({
     'demo': 'make report',
     'mini': 'DISTILHERBERT_DATA=/path/to/data distilherbert reproduce --profile mini',

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['TASKS', 'DEV_SHARE', 'METRICS', 'EVAL_TOKENS', 'SCORES_VERSION', 'TASK_SETTINGS', 'READINGS', 'RESAMPLES',
            'TaskError', 'Task', 'get_task', 'profile_groups', 'read_tsv', 'missing_file', 'read_hub', 'hub_reachable',
-           'hub_offline', 'read_split', 'Examples', 'to_examples', 'hash_order', 'quotas', 'stratified',
-           'find_families', 'split_dev', 'GroupData', 'strata_of', 'label_names', 'load_task', 'load_group',
-           'weighted_accuracy', 'weighted_f1', 'weighted_wmae', 'weighted_ranks', 'weighted_spearman',
-           'weighted_scores', 'score', 'Encoded', 'fit_pair', 'token_ids', 'encode', 'load_tokenizer_of',
-           'load_classifier', 'layer_output', 'logits_of', 'shrink_embeddings', 'train_batches', 'eval_batches',
-           'tensors', 'exact', 'autocast', 'example_loss', 'to_target', 'to_prediction', 'Evaluator', 'Tuning',
-           'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs', 'data_identity', 'scores_artefact',
-           'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs', 'Reading', 'load_run', 'read_scores',
-           'generator', 'draw_counts', 'replicates', 'interval', 'mean_values', 'klej_values', 'task_samples',
-           'difference', 'kept_share', 'compare', 'comparison_values']
+           'hub_offline', 'task_folder', 'read_split', 'Examples', 'to_examples', 'labels_file', 'read_labelled_test',
+           'hash_order', 'quotas', 'stratified', 'find_families', 'split_dev', 'GroupData', 'strata_of', 'label_names',
+           'load_task', 'load_group', 'weighted_accuracy', 'weighted_f1', 'weighted_wmae', 'weighted_ranks',
+           'weighted_spearman', 'weighted_scores', 'score', 'Encoded', 'fit_pair', 'token_ids', 'encode',
+           'load_tokenizer_of', 'load_classifier', 'load_weights', 'layer_output', 'logits_of', 'shrink_embeddings',
+           'train_batches', 'eval_batches', 'tensors', 'exact', 'autocast', 'example_loss', 'to_target',
+           'to_prediction', 'Evaluator', 'Tuning', 'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs',
+           'data_identity', 'scores_artefact', 'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs',
+           'scored_part', 'Reading', 'load_run', 'read_scores', 'generator', 'draw_counts', 'replicates', 'interval',
+           'mean_values', 'klej_values', 'task_samples', 'difference', 'gap', 'kept_share', 'compare',
+           'comparison_values', 'inflation_values']
 
 # %% ../nbs/06_klej.ipynb #00000002
 import csv
@@ -23,7 +24,7 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -34,6 +35,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
 
 from .artefact import Artefact, Progress, fingerprint, read_manifest
@@ -128,8 +130,8 @@ def missing_file(
 def read_hub(
     task:Task, # A task
     split:str, # "train", "dev" or "test"
-    folder:Path | None=None, # A folder with copies of the hub's data sets; None for the hub itself
-    columns:Sequence[str]=(), # Columns that must be there; texts and label when empty
+    folder:Path | None, # A folder with copies of the hub's data sets; None for the hub itself
+    columns:Sequence[str], # Columns that must be there
 )->list[dict[str, str]]: # One dict a row; raises `TaskError`
     "The rows of a split from the hub, or from a copy of its data set."
     from datasets import load_dataset
@@ -140,7 +142,6 @@ def read_hub(
     except (OSError, ValueError) as e:
         raise TaskError(f'{task.title}: the data set {name} cannot be loaded ({type(e).__name__}: {str(e)[:200]}). Check the network, or '
                         'use local files: set DISTILHERBERT_DATA and task_source = "local" in the profile.') from e
-    columns = columns or (*task.texts, task.label)
     missing = [c for c in columns if c not in data.column_names]
     if missing: raise TaskError(f'{name}, {split}: {task.title} needs {", ".join(missing)}; there is {", ".join(data.column_names)}.')
     if split == 'test': data = data.select_columns(list(columns)) # its labels are no labels
@@ -170,19 +171,27 @@ def hub_offline(
     finally: datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 # %% ../nbs/06_klej.ipynb #00000013
+def task_folder(
+    task:Task, # A task
+    source:str, # "local", "hub", or a folder
+)->tuple[Path | None, bool]: # The folder of all tasks, None for the hub itself; and has it the layout of the hub, or of the official files?
+    "Where a task's files are."
+    folder = None if source == 'hub' else data_dir('klej') if source == 'local' else Path(source).expanduser()
+    return folder, folder is None or (folder/task.hub).is_dir()
+
 def read_split(
     task:Task, # A task
-    split:str, # "train" or "dev"
+    split:str, # "train" or "dev", with labels, or "test" without
     source:str, # "world", "local", "hub", or a folder
     seed:int=0, # Seed of the world; real data has none
 )->list[dict[str, str]]: # One dict a row; raises `TaskError`
-    "The labelled rows of a split, checked."
-    columns = (*task.texts, task.label, *(c for c in task.together if c not in task.texts))
+    "The rows of a split, checked."
+    columns = task.texts if split == 'test' else (*task.texts, task.label, *(c for c in task.together if c not in task.texts))
     if source == 'world': rows = world_task(task.name, split, seed)
     else:
-        folder = None if source == 'hub' else data_dir('klej') if source == 'local' else Path(source).expanduser()
-        if folder is None or (folder/task.hub).is_dir(): rows = read_hub(task, split, folder)
-        else: rows = read_tsv(folder/f'klej_{task.name}'/f'{split}.tsv', task, columns)
+        folder, on_hub = task_folder(task, source)
+        name = 'test_features.tsv' if split == 'test' else f'{split}.tsv'
+        rows = read_hub(task, split, folder, columns) if on_hub else read_tsv(folder/f'klej_{task.name}'/name, task, columns)
         official = task.sizes[('train', 'dev', 'test').index(split)]
         if len(rows) != official:
             raise TaskError(f'{task.title}, {split} from {source}: {len(rows)} rows, but the official split has {official}.')
@@ -222,6 +231,28 @@ def to_examples(
     return Examples(texts, gold)
 
 # %% ../nbs/06_klej.ipynb #00000018
+def labels_file(
+    task:Task, # A task
+    source:str, # "world", "local", "hub", or a folder
+)->Path | None: # The file; None where there is none
+    "Labels of a test split, where somebody has them."
+    folder, on_hub = (None, True) if source == 'world' else task_folder(task, source)
+    file = None if on_hub else folder/f'klej_{task.name}'/'test_labels.tsv'
+    return file if file and file.is_file() else None
+
+def read_labelled_test(
+    task:Task, # A task
+    source:str, # "world", "local", "hub", or a folder
+    labels:tuple[str, ...], # Classes in order; empty where labels are numbers
+)->Examples | None: # None without labels; raises `TaskError`
+    "The test split with its labels, where they are given."
+    file = labels_file(task, source)
+    if file is None: return None
+    rows, given = read_split(task, 'test', source), read_tsv(file, task, (task.label,))
+    if len(given) != len(rows): raise TaskError(f'{task.title}: {file} has {len(given)} labels; the test split has {len(rows)} rows.')
+    return to_examples([{**r, task.label: g[task.label]} for r, g in zip(rows, given, strict=True)], task, labels, file.name)
+
+# %% ../nbs/06_klej.ipynb #0000001b
 def hash_order(
     n:int, # Number of things
     seed:int, # Data seed
@@ -241,7 +272,7 @@ def quotas(
     take[np.argsort(take - exact, kind='stable')[:total - take.sum()]] += 1
     return np.minimum(np.maximum(take, 1), sizes)
 
-# %% ../nbs/06_klej.ipynb #0000001b
+# %% ../nbs/06_klej.ipynb #0000001e
 def stratified(
     strata:np.ndarray, # Label of each example, or a rounded one `(N,)`
     total:int, # Examples wanted
@@ -262,7 +293,7 @@ def stratified(
         if (count/2 <= left)[count > 0].all(): chosen[groups[g]], left = True, left - count
     return chosen
 
-# %% ../nbs/06_klej.ipynb #0000001e
+# %% ../nbs/06_klej.ipynb #00000021
 def find_families(
     rows:list[dict], # Rows of train
     task:Task, # Their task; `together` names one or two columns
@@ -278,7 +309,7 @@ def find_families(
     number:dict[tuple, int] = {}
     return np.array([[number.setdefault(root(a), len(number)) for a in pair] for pair in nodes])
 
-# %% ../nbs/06_klej.ipynb #00000021
+# %% ../nbs/06_klej.ipynb #00000024
 DEV_SHARE = 0.1 # Share of train that serves as dev, for tasks without one
 
 def split_dev(
@@ -290,7 +321,7 @@ def split_dev(
     dev = stratified(strata, round(DEV_SHARE*len(strata)), seed, 'dev', families[:, 0], spare=1)
     return ~dev & ~np.isin(families, families[dev]).any(1), dev
 
-# %% ../nbs/06_klej.ipynb #00000024
+# %% ../nbs/06_klej.ipynb #00000027
 @dataclass(frozen=True)
 class GroupData:
     "What one fine-tuning learns from and is scored on."
@@ -300,6 +331,12 @@ class GroupData:
     held:Examples # Chooses the epoch; may be empty
     dev:dict[str, Examples] # Scored on, by name of the task
     dropped:int=0 # Rows of train that share a family with a dev slice
+    test:dict[str, Examples]=field(default_factory=dict) # Where its labels are given, by name of the task
+
+    @property
+    def scored(self)->dict[str, Examples]: # By name of the task, or "test/" and the name
+        "All that is answered to be scored."
+        return self.dev | {f'test/{t}': e for t, e in self.test.items()}
 
 def strata_of(
     gold:np.ndarray, # Classes or numbers `(N,)`
@@ -318,7 +355,7 @@ def label_names(
     if task.metric == 'f1' and labels != ('0', '1'): raise TaskError(f'{task.title}: its classes are 0 and 1, train has {list(labels)}.')
     return labels
 
-# %% ../nbs/06_klej.ipynb #00000025
+# %% ../nbs/06_klej.ipynb #00000028
 def load_task(
     name:'str | Task', # A task
     source:str='world', # "world", "local", "hub", or a folder
@@ -343,15 +380,16 @@ def load_group(
     labels, train, dev, families, dropped = load_task(tasks[0], p.task_source, p.data_seed)
     devs = {tasks[0].name: dev}
     for t in tasks[1:]: devs[t.name] = to_examples(read_split(t, 'dev', p.task_source, p.data_seed), t, labels, 'dev')
+    tests = {t.name: e for t in tasks if (e := read_labelled_test(t, p.task_source, labels))}
     if 0 < p.task_examples < len(train):
         few = stratified(strata_of(train.gold), p.task_examples, p.data_seed, 'few', families)
         train, families = train.pick(few), None if families is None else families[few]
-    if not p.selection_share: return GroupData(tasks, labels, train, train.pick(np.zeros(0, int)), devs, dropped)
+    if not p.selection_share: return GroupData(tasks, labels, train, train.pick(np.zeros(0, int)), devs, dropped, tests)
     held = stratified(strata_of(train.gold), round(p.selection_share*len(train)), p.data_seed, 'held', families, spare=1)
     if not held.any(): raise TaskError(f'{tasks[0].title}: {len(train)} examples are too few to hold some of them out.')
-    return GroupData(tasks, labels, train.pick(~held), train.pick(held), devs, dropped)
+    return GroupData(tasks, labels, train.pick(~held), train.pick(held), devs, dropped, tests)
 
-# %% ../nbs/06_klej.ipynb #00000028
+# %% ../nbs/06_klej.ipynb #0000002b
 def weighted_accuracy(
     gold:np.ndarray, # `(N,)`
     pred:np.ndarray, # Predictions of R runs `(R, N)`
@@ -383,7 +421,7 @@ def weighted_wmae(
     mean = np.divide(errors, n.T[:, :, None], out=np.zeros_like(errors), where=n.T[:, :, None] > 0).sum(0)
     return 1 - mean/(n > 0).sum(1, keepdims=True)/width
 
-# %% ../nbs/06_klej.ipynb #0000002a
+# %% ../nbs/06_klej.ipynb #0000002d
 def weighted_ranks(
     x:np.ndarray, # Values `(N,)`
     weight:np.ndarray, # `(B, N)`
@@ -409,7 +447,7 @@ def weighted_spearman(
         out.append(np.divide((weight*g*p).sum(1), norm, out=np.zeros(len(weight)), where=norm > 1e-9))
     return np.stack(out, 1)
 
-# %% ../nbs/06_klej.ipynb #0000002b
+# %% ../nbs/06_klej.ipynb #0000002e
 METRICS = {'accuracy': weighted_accuracy, 'f1': weighted_f1, 'spearman': weighted_spearman, 'wmae': weighted_wmae}
 
 def weighted_scores(
@@ -417,9 +455,9 @@ def weighted_scores(
     gold:np.ndarray, # `(N,)`
     pred:np.ndarray, # `(R, N)`
     weight:np.ndarray, # `(B, N)`
-)->np.ndarray: # In percent `(B, R)`; raises `TaskError` for NaN among the predictions
+)->np.ndarray: # In percent `(B, R)`; raises `TaskError` for predictions that are no numbers
     "Scores of R runs in B samples."
-    if not np.isfinite(pred).all(): raise TaskError(f'The score ({metric}) is not a number: {np.isnan(pred).sum()} predictions are NaN.')
+    if not np.isfinite(pred).all(): raise TaskError(f'The score ({metric}) is not a number: {(~np.isfinite(pred)).sum()} predictions are NaN or infinite.')
     return 100*METRICS[metric](gold, pred, weight.astype(float))
 
 def score(
@@ -430,7 +468,7 @@ def score(
     "The official score of one set of predictions."
     return float(weighted_scores(metric, gold, np.asarray(pred)[None], np.ones((1, len(gold))))[0, 0])
 
-# %% ../nbs/06_klej.ipynb #0000002f
+# %% ../nbs/06_klej.ipynb #00000032
 @dataclass(frozen=True)
 class Encoded:
     "Examples as token ids."
@@ -483,7 +521,7 @@ def encode(
     ids, types, cut = token_ids(tokenizer.backend_tokenizer, examples.texts, marks, max_len, kinds)
     return Encoded(ids, types, cut, int(sum((i == unk).sum() for i in ids)))
 
-# %% ../nbs/06_klej.ipynb #00000032
+# %% ../nbs/06_klej.ipynb #00000035
 def load_tokenizer_of(
     folder:Path, # A model folder
     config, # The model's configuration
@@ -491,6 +529,7 @@ def load_tokenizer_of(
     "The tokenizer of a model folder, compared with the model."
     try: tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as e: raise TaskError(f'{folder} has no tokenizer that can be read: {str(e)[:200]}') from e
+    if len(tokenizer) <= len(tokenizer.all_special_ids): raise TaskError(f'{folder} has no tokenizer that can be read: there is no vocabulary.')
     size, room = len(tokenizer), config.vocab_size
     if not size <= room < size + 128: # some models round their vocabulary up
         raise TaskError(f'The tokenizer in {folder} has {size} entries, the model {room}: they do not belong together.')
@@ -508,15 +547,27 @@ def load_classifier(
     "A classifier on top of a pre-trained encoder."
     folder = Path(folder)
     if not (folder/'config.json').is_file(): raise TaskError(f'{folder} is no model folder: it has no config.json.')
-    kind = json.loads((folder/'config.json').read_text('utf-8')).get('model_type')
+    try: kind = dict(json.loads((folder/'config.json').read_text('utf-8'))).get('model_type')
+    except (ValueError, TypeError) as e: raise TaskError(f'{folder}/config.json cannot be read: {e}.') from e
     if kind != 'bert': raise TaskError(f'{folder} holds a model of type {kind!r}; only "bert" can be fine-tuned here.')
     with quiet():
         tokenizer = load_tokenizer_of(folder, AutoConfig.from_pretrained(folder, local_files_only=True))
         torch.manual_seed(seed)
-        model = BertForSequenceClassification.from_pretrained(folder, num_labels=outputs, dtype=torch.float32, local_files_only=True)
-    return model, tokenizer
+        return load_weights(folder, outputs), tokenizer
 
-# %% ../nbs/06_klej.ipynb #00000038
+def load_weights(
+    folder:Path, # A model folder of transformers
+    outputs:int, # Classes, or 1 for a number
+)->BertForSequenceClassification: # In float32; raises `TaskError` when the folder lacks more than the classifier
+    "The weights of a folder, and random ones for the classifier only."
+    try: model, found = BertForSequenceClassification.from_pretrained(folder, num_labels=outputs, dtype=torch.float32, local_files_only=True,
+                                                                      output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as e: raise TaskError(f'{folder} has no weights that can be read: {str(e)[:200]}') from e
+    lacks = sorted(n for n in found['missing_keys'] if not n.startswith(('bert.pooler.', 'classifier.')))
+    if lacks: raise TaskError(f'{folder} holds no whole BERT: {len(lacks)} of its weights are missing, among them {lacks[0]}.')
+    return model
+
+# %% ../nbs/06_klej.ipynb #0000003b
 def layer_output(
     layer, # A `BertLayer`
     hidden:torch.Tensor, # `(B, T, H)`
@@ -543,7 +594,7 @@ def logits_of(
     for i, layer in enumerate(layers): hidden = layer_output(layer, hidden, keep, first=i == len(layers) - 1)
     return model.classifier(model.dropout(model.bert.pooler(hidden)))
 
-# %% ../nbs/06_klej.ipynb #0000003a
+# %% ../nbs/06_klej.ipynb #0000003d
 def shrink_embeddings(
     model:BertForSequenceClassification, # Gets a smaller table
     used:np.ndarray, # Ids that occur, sorted, with the padding's `(U,)`
@@ -554,7 +605,7 @@ def shrink_embeddings(
     place = int(np.searchsorted(used, pad))
     model.bert.embeddings.word_embeddings = torch.nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=place)
 
-# %% ../nbs/06_klej.ipynb #0000003c
+# %% ../nbs/06_klej.ipynb #0000003f
 def train_batches(
     lengths:np.ndarray, # Length of each example [tokens] `(N,)`
     size:int, # Examples a batch
@@ -580,7 +631,7 @@ def eval_batches(
         batches[-1].append(int(i))
     return [np.array(b, int) for b in batches if b]
 
-# %% ../nbs/06_klej.ipynb #0000003e
+# %% ../nbs/06_klej.ipynb #00000041
 def tensors(
     encoded:Encoded, # Examples
     which:np.ndarray, # Indices of a batch `(B,)`
@@ -597,7 +648,7 @@ def tensors(
         keep = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])[:, None, None].to(device)
     return torch.from_numpy(ids).to(device), torch.from_numpy(types).to(device), keep
 
-# %% ../nbs/06_klej.ipynb #00000042
+# %% ../nbs/06_klej.ipynb #00000045
 @contextmanager
 def exact(
     profile:Profile, # Its `threads`
@@ -629,7 +680,7 @@ def example_loss(
     if logits.shape[1] > 1: return F.cross_entropy(logits.float(), gold)
     return F.mse_loss(logits.float().squeeze(1), gold)
 
-# %% ../nbs/06_klej.ipynb #00000044
+# %% ../nbs/06_klej.ipynb #00000047
 def to_target(
     gold:np.ndarray, # Classes or numbers `(N,)`
     task:Task, # Says which
@@ -663,7 +714,7 @@ class Evaluator:
             out = torch.cat([logits_of(model, *b).float() for b in self.batches]).cpu().numpy()
         return out[np.argsort(self.order)]
 
-# %% ../nbs/06_klej.ipynb #00000046
+# %% ../nbs/06_klej.ipynb #00000049
 @dataclass
 class Tuning:
     "A classifier in the course of its fine-tuning."
@@ -705,7 +756,7 @@ def train_epoch(
         raise TaskError(f'The loss is {mean} in epoch {epoch + 1}, seed {t.seed}: try a lower `task_lr` than {p.task_lr}.')
     return mean
 
-# %% ../nbs/06_klej.ipynb #00000048
+# %% ../nbs/06_klej.ipynb #0000004b
 EVAL_TOKENS = {'cpu': 4096, 'cuda': 131_072} # Tokens of an evaluation batch
 
 def renumber(
@@ -717,7 +768,7 @@ def renumber(
     for e in parts: e.ids[:] = [np.searchsorted(used, i) for i in e.ids]
     return used
 
-# %% ../nbs/06_klej.ipynb #0000004b
+# %% ../nbs/06_klej.ipynb #0000004e
 def prepare(
     folder:'str | Path', # A model folder
     data:GroupData, # What to learn from, and to be scored on
@@ -728,7 +779,7 @@ def prepare(
     "A model and its examples, ready to be fine-tuned."
     model, tokenizer = load_classifier(folder, max(1, len(data.labels)), seed)
     max_len = min(profile.task_max_len, model.config.max_position_embeddings)
-    parts = {'train': data.train, 'held': data.held, **data.dev}
+    parts = {'train': data.train, 'held': data.held, **data.scored}
     encoded = {n: encode(e, tokenizer, max_len, model.config.type_vocab_size) for n, e in parts.items()}
     counts = {'cut': {n: e.cut for n, e in encoded.items()}, 'unknown': {n: e.unknown for n, e in encoded.items()},
               'max_len': max_len, 'tokens': {n: int(sum(map(len, e.ids))) for n, e in encoded.items()}}
@@ -736,7 +787,7 @@ def prepare(
     shrink_embeddings(model, used, tokenizer.pad_token_id)
     pad, task = int(np.searchsorted(used, tokenizer.pad_token_id)), data.tasks[0]
     tuning = Tuning(model.to(device), encoded['train'], to_target(data.train.gold, task), pad, profile, seed, used)
-    return tuning, {n: Evaluator(encoded[n], pad, device, EVAL_TOKENS[device.type]) for n in ('held', *data.dev)}, counts
+    return tuning, {n: Evaluator(encoded[n], pad, device, EVAL_TOKENS[device.type]) for n in ('held', *data.scored)}, counts
 
 def finetune(
     folder:'str | Path', # A model folder
@@ -750,7 +801,7 @@ def finetune(
         tuning, look, counts = prepare(folder, data, p, seed, device)
         return run_epochs(tuning, data, look), counts
 
-# %% ../nbs/06_klej.ipynb #0000004c
+# %% ../nbs/06_klej.ipynb #0000004f
 def run_epochs(
     t:Tuning, # At its start
     data:GroupData, # With the gold labels
@@ -767,10 +818,10 @@ def run_epochs(
             log[f'pred/{n}'].append(to_prediction(logits, task))
             if n == 'held' and len(logits):
                 log['held_loss'].append(float(example_loss(torch.from_numpy(logits), to_target(data.held.gold, task))))
-    gold = {'gold/held': data.held.gold, **{f'gold/{n}': e.gold for n, e in data.dev.items()}}
+    gold = {'gold/held': data.held.gold, **{f'gold/{n}': e.gold for n, e in data.scored.items()}}
     return {n: np.array(v) for n, v in log.items()} | gold
 
-# %% ../nbs/06_klej.ipynb #00000050
+# %% ../nbs/06_klej.ipynb #00000053
 SCORES_VERSION = 1
 TASK_SETTINGS = ('task_examples', 'task_epochs', 'task_batch', 'task_lr', 'task_max_len', 'selection_share', 'warmup_share',
                  'weight_decay', 'clip', 'precision', 'threads', 'data_seed')
@@ -781,10 +832,11 @@ def data_identity(
 )->str: # Equal for equal data
     "What decides the content of a task's data, for the key."
     if source == 'world': return f'world {WORLD_VERSION}'
-    folder = None if source == 'hub' else data_dir('klej') if source == 'local' else Path(source).expanduser()
+    folder, on_hub = task_folder(task, source)
     if folder is None: return f'hub allegro/{task.hub}'
-    if (folder/task.hub).is_dir(): return fingerprint(folder/task.hub)
+    if on_hub: return fingerprint(folder/task.hub)
     files = [folder/f'klej_{task.name}'/f'{s}.tsv' for s, n in zip(('train', 'dev'), task.sizes, strict=False) if n]
+    if (given := labels_file(task, source)): files += [given.with_name('test_features.tsv'), given]
     for f in files:
         if not f.is_file(): raise TaskError(missing_file(f, task))
     return ' '.join(map(fingerprint, files))
@@ -805,7 +857,7 @@ def scores_artefact(
     return Artefact('scores', f'{s.name}-{group}-{seed}', SCORES_VERSION, settings, (model,),
                     lambda work: make_scores(model.path, groups[group], p, seed, work))
 
-# %% ../nbs/06_klej.ipynb #00000053
+# %% ../nbs/06_klej.ipynb #00000056
 def make_scores(
     folder:Path, # Model folder
     tasks:tuple[Task, ...], # Tasks of one group
@@ -819,10 +871,11 @@ def make_scores(
     np.savez_compressed(work/'predictions.npz', **arrays)
     return {**counts, 'labels': list(data.labels), 'train': len(data.train), 'held': len(data.held), 'dropped': data.dropped,
             'dev': {n: len(e) for n, e in data.dev.items()}, 'constant': constant_answer(data),
-            'scores': {t.name: {r: round(score(t.metric, arrays[f'gold/{t.name}'], arrays[f'pred/{t.name}'][e]), 4)
-                                for r, e in chosen_epochs(arrays, t).items()} for t in tasks}}
+            **({'test': {n: len(e) for n, e in data.test.items()}} if data.test else {}),
+            'scores': {t.name: {r: round(score(t.metric, arrays[f'gold/{n}'], arrays[f'pred/{n}'][e]), 4)
+                                for r, e in chosen_epochs(arrays, t).items() for n in [scored_part(r, t)]} for t in tasks}}
 
-# %% ../nbs/06_klej.ipynb #00000055
+# %% ../nbs/06_klej.ipynb #00000058
 def constant_answer(
     data:GroupData, # Data of a group
 )->dict[str, float]: # Score in percent by task
@@ -848,13 +901,13 @@ def build_scores(
         bar.update(note=a.label)
     return [a.path for a in artefacts]
 
-# %% ../nbs/06_klej.ipynb #00000057
-READINGS = ('honest', 'last', 'max')
+# %% ../nbs/06_klej.ipynb #0000005a
+READINGS = ('honest', 'last', 'max', 'test')
 
 def chosen_epochs(
     run:dict[str, np.ndarray], # Arrays of one fine-tuning
     task:Task, # One of its tasks
-)->dict[str, int]: # Epoch of each reading, counted from 0; no "honest" without a held-out slice
+)->dict[str, int]: # Epoch of each reading, counted from 0; no "honest" without a held-out slice, no "test" without its labels
     "Which epoch each reading takes."
     def scores(name):
         gold = run[f'gold/{name}']
@@ -864,9 +917,17 @@ def chosen_epochs(
     if len(run['gold/held']):
         held = scores('held')
         honest['honest'] = min(range(epochs), key=lambda e: (-held[e], run['held_loss'][e], e))
-    return honest | {'last': epochs - 1, 'max': int(scores(task.name).argmax())}
+    test = {'test': honest['honest']} if honest and f'gold/test/{task.name}' in run else {}
+    return honest | {'last': epochs - 1, 'max': int(scores(task.name).argmax())} | test
 
-# %% ../nbs/06_klej.ipynb #0000005a
+def scored_part(
+    reading:str, # One of `READINGS`
+    task:Task, # A task
+)->str: # The name that it has in a run
+    "What a reading is scored on: dev, or test."
+    return f'test/{task.name}' if reading == 'test' else task.name
+
+# %% ../nbs/06_klej.ipynb #0000005d
 @dataclass(frozen=True)
 class Reading:
     "Predictions of one scenario on one task, an epoch chosen for each seed."
@@ -903,11 +964,12 @@ def read_scores(
         for t in members:
             epochs = [chosen_epochs(r, t) for r in runs]
             for name in epochs[0]:
-                pred = np.stack([r[f'pred/{t.name}'][e[name]] for r, e in zip(runs, epochs, strict=True)])
-                out.setdefault(name, {})[t.name] = Reading(t, runs[0][f'gold/{t.name}'], pred, p.task_seeds, tuple(e[name] for e in epochs))
-    return {name: {t: out[name][t] for t in p.tasks if not tasks or t in tasks} for name in READINGS if name in out}
+                part = scored_part(name, t)
+                pred = np.stack([r[f'pred/{part}'][e[name]] for r, e in zip(runs, epochs, strict=True)])
+                out.setdefault(name, {})[t.name] = Reading(t, runs[0][f'gold/{part}'], pred, p.task_seeds, tuple(e[name] for e in epochs))
+    return {name: {t: out[name][t] for t in p.tasks if t in out[name] and (not tasks or t in tasks)} for name in READINGS if name in out}
 
-# %% ../nbs/06_klej.ipynb #0000005c
+# %% ../nbs/06_klej.ipynb #0000005f
 RESAMPLES = 2000
 
 def generator(
@@ -943,7 +1005,7 @@ def interval(
     low, high = np.percentile(samples, [2.5, 97.5])
     return float(low), float(high)
 
-# %% ../nbs/06_klej.ipynb #00000060
+# %% ../nbs/06_klej.ipynb #00000063
 def mean_values(
     r:Reading, # Predictions of one scenario on one task
 )->dict: # In percent
@@ -971,10 +1033,11 @@ def klej_values(
                 'title': t.title, 'metric': t.metric, 'n': c['dev'][t.name], 'examples_train': c['train'], 'held': c['held'],
                 'dropped': c['dropped'], 'dev_from_train': not t.sizes[1], 'cut': c['cut'][t.name], 'cut_train': c['cut']['train'],
                 'max_len': c['max_len'], 'majority': c['constant'][t.name], 'seconds': round(sum(m['seconds'] for m in manifests), 1),
-                'readings': {name: mean_values(by_task[t.name]) for name, by_task in readings.items()}}
+                'readings': {name: mean_values(by_task[t.name]) for name, by_task in readings.items() if t.name in by_task}}
+            if t.name in c.get('test', {}): out[t.name]['n_test'] = c['test'][t.name]
     return {t: out[t] for t in p.tasks if t in out}
 
-# %% ../nbs/06_klej.ipynb #00000062
+# %% ../nbs/06_klej.ipynb #00000065
 def task_samples(
     by_task:dict[str, Reading], # Readings of one scenario
 )->dict[str, tuple[float, np.ndarray]]: # Score and bootstrap samples by task, and for "mean" when there are several
@@ -995,11 +1058,18 @@ def difference(
     first, second = samples or (task_samples(a), task_samples(b))
     out = {}
     for t in first:
-        low, high = interval(first[t][1] - second[t][1])
         members = a.values() if t == 'mean' else [a[t]]
-        out[t] = {'difference': round(first[t][0] - second[t][0], 4), 'low': round(low, 4), 'high': round(high, 4),
+        out[t] = {**gap(first[t][0] - second[t][0], first[t][1] - second[t][1]),
                   'n': sum(len(r.gold) for r in members), 'seeds': len(next(iter(a.values())).seeds)}
     return out
+
+def gap(
+    value:float, # A difference
+    samples:np.ndarray, # The same difference in bootstrap samples `(B,)`
+)->dict: # `difference`, `low` and `high`
+    "A difference with its interval."
+    low, high = interval(samples)
+    return {'difference': round(value, 4), 'low': round(low, 4), 'high': round(high, 4)}
 
 def kept_share(
     student:tuple[float, np.ndarray], # Score and samples
@@ -1010,7 +1080,7 @@ def kept_share(
     low, high = interval(100*student[1]/teacher[1])
     return {'share': round(100*student[0]/teacher[0], 4), 'low': round(low, 4), 'high': round(high, 4)}
 
-# %% ../nbs/06_klej.ipynb #00000063
+# %% ../nbs/06_klej.ipynb #00000066
 def compare(
     profile:'str | Profile', # Settings, tasks and seeds
     a:'str | Scenario', # One scenario
@@ -1020,14 +1090,15 @@ def compare(
     "Is one scenario better than another?"
     first, second = read_scores(profile, a), read_scores(profile, b)
     if reading not in first:
-        hint = 'Without a held-out slice (selection_share = 0) there is no honest reading.' if reading == 'honest' else ''
+        hint = {'honest': 'Without a held-out slice (selection_share = 0) there is no honest reading.',
+                'test': 'It needs the labels of a test split, as test_labels.tsv beside its texts.'}.get(reading, '')
         raise unknown_name('reading', reading, list(first), hint)
     return difference(first[reading], second[reading])
 
 def comparison_values(
     profile:'str | Profile', # Settings, tasks and seeds
     scenarios:Sequence['str | Scenario'], # Scenarios whose scores are there, in the order of the table
-)->dict[str, list[dict]]: # `pairs` and `kept`
+)->dict[str, list[dict]]: # `pairs`, `kept` and `inflation`
     "The record of all comparisons: later minus earlier scenario, and each student against each teacher."
     runs = {get_scenario(s).name: read_scores(profile, s) for s in scenarios}
     readings = [r for r in READINGS if all(r in run for run in runs.values())]
@@ -1038,4 +1109,19 @@ def comparison_values(
     kept = [{'student': s, 'teacher': t, 'task': task, 'reading': readings[0], **kept_share(v, samples[t, readings[0]][task])}
             for s in runs for t in runs if kinds[s] in ('random', 'truncated') and kinds[t] not in ('random', 'truncated')
             for task, v in samples[s, readings[0]].items()]
-    return {'pairs': pairs, 'kept': kept}
+    return {'pairs': pairs, 'kept': kept, 'inflation': inflation_values(runs, samples)}
+
+# %% ../nbs/06_klej.ipynb #00000068
+def inflation_values(
+    runs:dict[str, dict[str, dict[str, Reading]]], # Readings by scenario, name of the reading and task
+    samples:dict[tuple[str, str], dict], # `task_samples` by scenario and name of the reading
+)->list[dict]: # Scenario (or "all"), task (or "mean"), and the difference with its interval [points]; empty without an honest reading
+    "How much the maximum over epochs flatters each score, and all scores on average."
+    if not all({'honest', 'max'} <= set(run) for run in runs.values()): return []
+    both = {s: (samples[s, 'max'], samples[s, 'honest']) for s in runs}
+    out = [{'scenario': s, 'task': t, **v} for s, run in runs.items() for t, v in difference(run['max'], run['honest'], both[s]).items()]
+    for t in next(iter(both.values()))[0]:
+        value, drawn = (np.mean([top[t][i] - honest[t][i] for top, honest in both.values()], axis=0) for i in (0, 1))
+        sizes = next(v for v in out if v['task'] == t)
+        out.append({'scenario': 'all', 'task': t, **gap(float(value), drawn), 'n': sizes['n'], 'seeds': sizes['seeds']})
+    return out

@@ -4,15 +4,20 @@ import itertools
 import json
 import os
 import re
+import subprocess
 import sys
+import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import run_program
+from conftest import TOP, run_program
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -190,6 +195,37 @@ def test_rows_of_the_official_files(name):
         else: rows = klej.read_split(task, split, 'local')
         assert len(rows) == n
         assert all(set(r) >= set(task.texts) for r in rows)
+        file = Path(DATA, 'klej', f'klej_{name}', 'test_features.tsv' if split == 'test' else f'{split}.tsv')
+        other = pd.read_csv(file, sep='\t', quoting=0 if task.quoted else 3, dtype=str, keep_default_na=False, skip_blank_lines=False)
+        assert [tuple(r[c] for c in task.texts) for r in rows] == list(other[list(task.texts)].itertuples(index=False, name=None))
+        if not task.quoted: assert file.read_bytes().count(b'\n') == n + 1
+
+
+@real
+@pytest.mark.parametrize('name', ['nkjp-ner', 'polemo2.0-in'])
+def test_the_usual_quoting_would_lose_rows_of_real_files(name):
+    "What the rules of quoting are there for; and a reader who has them wrong is told."
+    with pytest.raises(TaskError, match='rows, but the official split has|cannot be read as'):
+        klej.read_split(replace(TASKS[name], quoted=True), 'train', 'local')
+
+
+@real
+def test_polemo_shares_its_training_set():
+    a, b = (klej.read_split(TASKS[f'polemo2.0-{part}'], 'train', 'local') for part in ('in', 'out'))
+    assert a == b
+
+
+@real
+@pytest.mark.parametrize('name', TASKS)
+def test_metrics_on_the_labels_of_the_real_tasks(name):
+    "The official metric from scikit-learn and scipy, for answers that are right in part."
+    task = TASKS[name]
+    _, train, dev, _, _ = klej.load_task(name, 'local')
+    rng = np.random.default_rng(0)
+    pred = np.where(rng.random(len(dev)) < 0.7, dev.gold, rng.permutation(dev.gold))
+    if task.scale: pred = np.clip(pred + rng.normal(size=len(dev)), *task.scale)
+    official = {'accuracy': accuracy_score, 'f1': f1_score, 'wmae': official_wmae, 'spearman': lambda a, b: spearmanr(a, b).statistic}[task.metric]
+    assert 30 < klej.score(task.metric, dev.gold, pred) < 95 and np.isclose(klej.score(task.metric, dev.gold, pred), 100*official(dev.gold, pred))
 
 
 @real
@@ -205,6 +241,9 @@ def test_dev_slices_of_real_tasks_leak_nothing(name):
         assert not {t[column] for t in train.texts} & {t[column] for t in dev.texts}
     again = klej.load_task(name, 'local')
     assert again[2].texts == dev.texts and (again[3] == families).all()
+    data = klej.load_group([name], replace(get_profile('mini'), tasks=(name,)))
+    column = 1 if name == 'psc' else 0
+    assert len(data.held) and not {t[column] for t in data.train.texts} & {t[column] for t in data.held.texts}
 
 
 @real
@@ -226,6 +265,35 @@ def test_slices_are_stratified_and_keep_every_label():
         assert abs(counts[0] - 0.9*total) <= 2
     assert (klej.stratified(strata, 100, 0, 'test') == klej.stratified(strata, 100, 0, 'test')).all()
     assert (klej.stratified(strata, 100, 0, 'test') != klej.stratified(strata, 100, 1, 'test')).any()
+
+
+def dyk_rows():
+    "Sixty questions with five answers each, of which one is right."
+    return [{'q_id': f'q{i}', 'question': f'pytanie {i}', 'answer': f'odpowiedź {i} {j}', 'target': str(int(j == 0))} for i in range(60) for j in range(5)]
+
+
+def psc_rows():
+    "Forty articles with two extracts and two summaries each; a pair of one article is positive, others are drawn."
+    rng = np.random.default_rng(0)
+    own = [(i, e, i, s) for i in range(40) for e in range(2) for s in range(2)]
+    other = [(i, int(rng.integers(2)), int((i + rng.integers(1, 3)) % 40), int(rng.integers(2))) for i in range(40)]
+    return [{'extract_text': f'wyciąg {a} {e}', 'summary_text': f'streszczenie {b} {s}', 'label': str(int(a == b))} for a, e, b, s in own + other]
+
+
+@pytest.mark.parametrize('name, rows', [('dyk', dyk_rows()), ('psc', psc_rows())])
+def test_dev_slices_of_toys_leak_nothing(tmp_path, monkeypatch, name, rows):
+    "Whole questions and whole articles, in dev and in the slice that chooses the epoch."
+    shrink(monkeypatch, name, len(rows), 0)
+    write_task(tmp_path, name, {'train': rows})
+    data = klej.load_group([name], Profile('mine', tasks=(name,), task_source=str(tmp_path), task_examples=0))
+    dev = data.dev[name]
+    assert len(data.train) + len(data.held) + len(dev) + data.dropped == len(rows) and (data.dropped > 0) == (name == 'psc')
+    number = lambda text: int(text.split()[1])
+    subjects = lambda e: {number(t) for texts in e.texts for t in (texts[:1] if name == 'dyk' else texts)}
+    assert not subjects(data.train) & subjects(dev) and not subjects(data.held) & subjects(dev) and 0.05 < len(dev)/len(rows) < 0.2
+    chosen_by = lambda e: {number(t[0 if name == 'dyk' else 1]) for t in e.texts}
+    assert len(data.held) and not chosen_by(data.train) & chosen_by(data.held)
+    for part in (data.train, data.held, dev): assert set(part.gold) == {0, 1}
 
 
 def test_held_out_slice_is_the_same_for_all_seeds_and_scenarios():
@@ -280,9 +348,10 @@ def test_constant_answers_score_as_they_should():
     assert klej.score('f1', gold, np.ones(4)) == pytest.approx(200/3)
 
 
-def test_nan_is_an_error():
-    for metric in ('spearman', 'wmae'):
-        with pytest.raises(TaskError, match='not a number|NaN'): klej.score(metric, np.array([1.0, 2.0]), np.array([np.nan, 1.0]))
+@pytest.mark.parametrize('metric', klej.METRICS)
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_nan_is_an_error(metric, value):
+    with pytest.raises(TaskError, match=rf'score \({metric}\) is not a number: 1 predictions'): klej.score(metric, np.array([1.0, 2.0]), np.array([value, 1.0]))
 
 
 # --- tokens and batches --------------------------------------------------------------------------------------------------
@@ -362,7 +431,33 @@ def test_folders_that_cannot_be_scored(folder, tmp_path):
     with pytest.raises(TaskError, match='47 entries, the model 10'): klej.load_classifier(small, 2, 0)
     bare = make_folder(tmp_path/'bare')
     for f in bare.glob('*token*'): f.unlink()
-    with pytest.raises(TaskError): klej.load_classifier(bare, 2, 0)
+    with pytest.raises(TaskError, match='no tokenizer that can be read'): klej.load_classifier(bare, 2, 0)
+    (bare/'config.json').write_text('{"model_type": ')
+    with pytest.raises(TaskError, match='config.json cannot be read'): klej.load_classifier(bare, 2, 0)
+
+
+def test_another_padding_is_another_tokenizer(folder, tmp_path):
+    other = make_folder(tmp_path/'other', pad_token_id=0)
+    with pytest.raises(TaskError, match='pads with 1, the model with 0'): klej.load_classifier(other, 2, 0)
+
+
+def test_weights_that_are_no_berts(folder, tmp_path):
+    "transformers would go on with random numbers."
+    def broken(name, change):
+        other = make_folder(tmp_path/name)
+        change(other/'model.safetensors')
+        with pytest.raises(TaskError) as e: klej.load_classifier(other, 2, 0)
+        assert str(other) in str(e.value)
+        return str(e.value)
+    def renamed(rule):
+        def change(file): save_file({m: w for n, w in load_file(file).items() if (m := rule(n))}, file, metadata={'format': 'pt'})
+        return change
+    assert 'no whole BERT' in broken('roberta', renamed(lambda n: n.replace('bert.', 'roberta.')))
+    said = broken('one layer less', renamed(lambda n: '' if 'layer.1.' in n else n))
+    assert 'no whole BERT: 16 of its weights are missing, among them bert.encoder.layer.1.' in said
+    assert 'no weights that can be read' in broken('none', Path.unlink)
+    assert 'no weights that can be read' in broken('half', lambda file: file.write_bytes(file.read_bytes()[:100]))
+    assert 'no weights that can be read' in broken('shape', lambda file: file.write_bytes((make_folder(tmp_path/'wide', hidden_size=24)/'model.safetensors').read_bytes()))
 
 
 def test_shrinking_the_embeddings_changes_no_prediction(folder, monkeypatch):
@@ -422,20 +517,35 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(TaskError, match='loss is nan in epoch 1, seed 7'): klej.finetune(folder, group(n=48), PROFILE, 7)
 
 
+def test_answers_that_are_nan_stop_the_run(folder, monkeypatch):
+    "A model that broke in the last step of an epoch has a finite loss, and answers nothing."
+    train = klej.train_epoch
+    def broken(t, epoch):
+        loss = train(t, epoch)
+        if epoch == 1: t.model.classifier.bias.data[0] = float('nan')
+        return loss
+    monkeypatch.setattr(klej, 'train_epoch', broken)
+    with pytest.raises(TaskError, match='PolEmo2.0-IN: NaN among the answers on held after epoch 2, seed 7'): klej.finetune(folder, group(n=48), PROFILE, 7)
+
+
 # --- artefacts -----------------------------------------------------------------------------------------------------------
+
+def toy_model(profile, scenario):
+    name = klej.get_scenario(scenario).name
+    return Artefact('model', name, 1, {'name': name}, (), lambda work: make_folder(work, initializer_range=0.1 + len(name)/50) and {})
+
+
+def toy_world(task, split, seed):
+    e = examples({'train': 60, 'dev': 80, 'test': 50}[split], f'{task.removesuffix("-in").removesuffix("-out")}{split}'.__len__())
+    return [{'sentence': t, 'target': 'ab'[g]} for (t,), g in zip(e.texts, e.gold, strict=True)]
+
 
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
     "Two scenarios whose models are toys, in a runs folder of their own."
     monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path))
-    def model_artefact(profile, scenario):
-        name = klej.get_scenario(scenario).name
-        return Artefact('model', name, 1, {'name': name}, (), lambda work: make_folder(work, initializer_range=0.1 + len(name)/50) and {})
-    monkeypatch.setattr(klej, 'model_artefact', model_artefact)
-    def world(task, split, seed):
-        e = examples({'train': 60, 'dev': 80}[split], f'{task.removesuffix("-in").removesuffix("-out")}{split}'.__len__())
-        return [{'sentence': t, 'target': 'ab'[g]} for (t,), g in zip(e.texts, e.gold, strict=True)]
-    monkeypatch.setattr(klej, 'world_task', world)
+    monkeypatch.setattr(klej, 'model_artefact', toy_model)
+    monkeypatch.setattr(klej, 'world_task', toy_world)
     klej.load_run.cache_clear()
     return PROFILE
 
@@ -490,11 +600,155 @@ def test_records(grid):
     assert np.isclose(manifest['counts']['scores']['nkjp-ner']['last'], v['readings']['last']['seeds']['1'])
 
 
+@pytest.fixture
+def official(grid, tmp_path, monkeypatch):
+    "Two tasks as official files, with what a test split needs beside them."
+    splits = {'train': 60, 'dev': 80, 'test': 50}
+    for name in ('nkjp-ner', 'polemo2.0-in'):
+        monkeypatch.setitem(klej.TASKS, name, replace(TASKS[name], sizes=tuple(splits.values())))
+        write_task(tmp_path/'data', name, {split: toy_world(name, split, 0) for split in ('train', 'dev')})
+        lines = [r['sentence'] for r in toy_world(name, 'test', 0)]
+        (tmp_path/'data'/f'klej_{name}'/'test_features.tsv').write_text('\n'.join(['sentence', *lines, '']), 'utf-8')
+    return replace(grid, tasks=('nkjp-ner', 'polemo2.0-in'), task_source=str(tmp_path/'data'))
+
+
+def give_labels(p, name, labels=None):
+    rows = labels if labels is not None else [r['target'] for r in toy_world(name, 'test', 0)]
+    (file := Path(p.task_source)/f'klej_{name}'/'test_labels.tsv').write_text('\n'.join(['target', *rows, '']), 'utf-8')
+    return file
+
+
+def test_the_honest_reading_on_test_where_its_labels_are_given(official):
+    p = official
+    keys = lambda: [klej.scores_artefact(p, 'S0', 1, g).key for g in ('nkjp-ner', 'polemo2.0')]
+    before = keys()
+    for s in ('S0', 'T0'): klej.build_scores(p, s)
+    without = klej.klej_values(p, 'S0')
+    assert all(list(v['readings']) == ['honest', 'last', 'max'] and 'n_test' not in v for v in without.values())
+    with pytest.raises(SettingsError, match='test_labels.tsv beside its texts'): klej.compare(p, 'T0', 'S0', 'test')
+    file = give_labels(p, 'nkjp-ner')
+    assert [a == b for a, b in zip(before, keys(), strict=True)] == [False, True], 'only a task with labels of its test split is tuned again'
+    for s in ('S0', 'T0'): klej.build_scores(p, s)
+    values = klej.klej_values(p, 'S0')
+    assert list(values['nkjp-ner']['readings']) == ['honest', 'last', 'max', 'test'] and values['nkjp-ner']['n_test'] == 50
+    assert values['polemo2.0-in'] == without['polemo2.0-in'] and values['nkjp-ner']['n'] == 80
+    honest, test = (values['nkjp-ner']['readings'][r] for r in ('honest', 'test'))
+    assert test['epochs'] == honest['epochs'], 'test has no say in the epoch'
+    for seed in p.task_seeds:
+        run = klej.load_run(klej.scores_artefact(p, 'S0', seed, 'nkjp-ner').path)
+        answers = run['pred/test/nkjp-ner'][honest['epochs'][str(seed)] - 1]
+        assert run['pred/test/nkjp-ner'].shape == (p.task_epochs, 50)
+        assert np.isclose(test['seeds'][str(seed)], 100*accuracy_score([r['target'] == 'b' for r in toy_world('nkjp-ner', 'test', 0)], answers))
+    d = klej.compare(p, 'T0', 'S0', 'test')
+    assert list(d) == ['nkjp-ner'] and d['nkjp-ner']['n'] == 50
+    c = klej.comparison_values(p, ['S0', 'T0'])
+    assert {x['task'] for x in c['pairs'] if x['reading'] == 'test'} == {'nkjp-ner'} and {x['reading'] for x in c['kept']} == {'honest'}
+    file.unlink()
+    assert keys() == before and klej.klej_values(p, 'S0') == without
+
+
+@pytest.mark.parametrize('labels, words', [(['a']*49, '49 labels; the test split has 50 rows'), (['a', 'c']*25, r"test_labels.tsv has the labels \['c'\]"),
+                                           ([], '0 labels')])
+def test_bad_labels_of_a_test_split_are_named(official, labels, words):
+    give_labels(official, 'nkjp-ner', labels)
+    with pytest.raises(TaskError, match=words): klej.load_group(['nkjp-ner'], official)
+
+
+def test_labels_of_a_test_split_need_its_texts(official):
+    give_labels(official, 'nkjp-ner').with_name('test_features.tsv').unlink()
+    with pytest.raises(TaskError, match='there is no file .*test_features.tsv'): klej.scores_artefact(official, 'S0', 1, 'nkjp-ner')
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, 'tests')
+import test_klej as t
+from test_klej import klej
+name, log, hang = sys.argv[1], Path(sys.argv[2]), len(sys.argv) > 3
+klej.model_artefact, klej.world_task, make = t.toy_model, t.toy_world, klej.make_scores
+def say(*words):
+    with open(log, 'a') as f: f.write(' '.join(map(str, (name, *words))) + '\\n')
+def make_scores(folder, tasks, profile, seed, work):
+    say('start', tasks[0].group, seed)
+    if name == 'A' and hang and 'A done' in log.read_text(): time.sleep(600)
+    if name == 'A' and not hang: t.wait_for(lambda: 'B done' in log.read_text())
+    counts = make(folder, tasks, profile, seed, work)
+    say('done', tasks[0].group, seed)
+    return counts
+klej.make_scores = make_scores
+if name == 'B': t.wait_for(lambda: log.read_text().count('A start') == 1 + hang)
+print(*klej.build_scores(t.PROFILE, 'S0'), sep='\\n')
+"""
+
+
+def wait_for(true, seconds=400):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(0.02)
+
+
+@contextmanager
+def two_processes(tmp_path, *hang):
+    "Both at work on the toy row, and the file of their log."
+    log = tmp_path/'log'
+    log.touch()
+    env = os.environ | {'DISTILHERBERT_RUNS': str(tmp_path/'shared'), 'OMP_NUM_THREADS': '1'}
+    both = {n: subprocess.Popen([sys.executable, '-c', WORKER, n, str(log), *hang], cwd=TOP, env=env, text=True,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for n in 'AB'}
+    try: yield both, log
+    finally:
+        for p in both.values():
+            p.kill()
+            p.communicate()
+
+
+def end_of(both, name, code=0):
+    out, _ = both[name].communicate(timeout=400)
+    assert both[name].returncode == code, out
+    return [Path(x) for x in out.split('\n') if x.startswith('/')]
+
+
+def as_one_process(grid, folders):
+    "The same folders as one process makes in a runs folder of its own, byte for byte."
+    alone = klej.build_scores(grid, 'S0')
+    assert [f.name for f in folders] == [f.name for f in alone] and len(alone) == 4
+    for ours, theirs in zip(folders, alone, strict=True):
+        assert ours.parents[1] != theirs.parents[1] and (ours/'predictions.npz').read_bytes() == (theirs/'predictions.npz').read_bytes()
+
+
+ALL_RUNS = sorted(f'{g} {s}' for g in ('nkjp-ner', 'polemo2.0') for s in (1, 2))
+
+
+def test_two_processes_share_the_fine_tunings_of_a_row(grid, tmp_path):
+    with two_processes(tmp_path) as (both, log): folders, others = end_of(both, 'A'), end_of(both, 'B')
+    said = [line.split(' ', 2) for line in log.read_text().splitlines()]
+    for word in ('start', 'done'): assert sorted(run for _, w, run in said if w == word) == ALL_RUNS, 'every one exactly once'
+    assert {who for who, w, _ in said if w == 'done'} == {'A', 'B'} and folders == others
+    as_one_process(grid, folders)
+
+
+def test_a_process_takes_over_what_a_killed_one_had_begun(grid, tmp_path):
+    with two_processes(tmp_path, 'hang') as (both, log):
+        wait_for(lambda: log.read_text().count('B done') == 2)
+        assert both['B'].poll() is None, 'it waits for the last one, which A still has'
+        both['A'].kill()
+        end_of(both, 'A', -9)
+        folders = end_of(both, 'B')
+    said = [line.split(' ', 2) for line in log.read_text().splitlines()]
+    assert sorted(run for _, w, run in said if w == 'done') == ALL_RUNS and sorted(who for who, w, _ in said if w == 'done') == ['A', 'B', 'B', 'B']
+    begun = [run for who, w, run in said if (who, w) == ('A', 'start')][-1]
+    assert said[-1] == ['B', 'done', begun]
+    as_one_process(grid, folders)
+
+
 def test_without_a_held_out_slice_there_is_no_honest_reading(grid):
     p = replace(grid, selection_share=0.0)
     klej.build_scores(p, 'S0', ['nkjp-ner'])
     p = replace(p, tasks=('nkjp-ner',))
     assert list(klej.klej_values(p, 'S0')['nkjp-ner']['readings']) == ['last', 'max']
+    assert klej.comparison_values(p, ['S0'])['inflation'] == []
     with pytest.raises(SettingsError, match='no honest reading'): klej.compare(p, 'S0', 'S0')
 
 
@@ -555,6 +809,25 @@ def test_paired_bootstrap_is_joint_over_tasks_that_share_a_run():
     assert klej.kept_share(*[klej.task_samples(a)['mean']]*2) == {'share': 100.0, 'low': 100.0, 'high': 100.0}
 
 
+def test_inflation_is_paired_and_equals_brute_force():
+    "Two rows, three tasks, two of them from the same runs; drawn and scored with loops."
+    names, n = ('nkjp-ner', 'polemo2.0-in', 'cbd'), klej.RESAMPLES
+    runs = {s: {'honest': {t: reading(t, 10*i + 1) for t in names}, 'max': {t: reading(t, 10*i + 2) for t in names}} for i, s in enumerate(('S0', 'S4'))}
+    samples = {(s, r): klej.task_samples(by_task) for s, run in runs.items() for r, by_task in run.items()}
+    found = {(v['scenario'], v['task']): v for v in klej.inflation_values(runs, samples)}
+    assert list(found) == [(s, t) for s in ('S0', 'S4', 'all') for t in (*names, 'mean')]
+    def drawn(s, t, b): return brute_force(runs[s]['max'][t], b, n) - brute_force(runs[s]['honest'][t], b, n)
+    whole = {(s, t): klej.replicates(runs[s]['max'][t]) - klej.replicates(runs[s]['honest'][t]) for s in runs for t in names}
+    for (s, t), v in found.items():
+        rows, tasks = runs if s == 'all' else [s], names if t == 'mean' else [t]
+        many = np.mean([whole[row, task] for row in rows for task in tasks], axis=0)
+        assert np.allclose(many[:3], [np.mean([drawn(row, task, b) for row in rows for task in tasks]) for b in range(3)])
+        assert np.allclose([v['low'], v['high']], np.percentile(many, [2.5, 97.5]), atol=1e-3) and v['low'] < v['difference'] < v['high']
+        expected = np.mean([klej.score(r.task.metric, r.gold, p) for row in rows for task in tasks for r in [runs[row]['max'][task]] for p in r.pred]) - \
+            np.mean([klej.score(r.task.metric, r.gold, p) for row in rows for task in tasks for r in [runs[row]['honest'][task]] for p in r.pred])
+        assert np.isclose(v['difference'], expected, atol=1e-3) and (v['n'], v['seeds']) == (210 if t == 'mean' else 70, 3)
+
+
 def test_only_like_can_be_compared():
     a = {'nkjp-ner': reading('nkjp-ner', 1)}
     for other in (replace(a['nkjp-ner'], seeds=(7, 8, 9)), replace(a['nkjp-ner'], gold=a['nkjp-ner'].gold[::-1])):
@@ -572,7 +845,6 @@ def test_intervals_cover_what_they_should():
 
 
 def test_the_bootstrap_is_fast():
-    import time
     readings = [reading('nkjp-ner', s, n=2000, seeds=(1, 2, 3, 4, 5)) for s in range(8)]
     start = time.process_time()
     for r in readings: klej.replicates(r)

@@ -20,8 +20,7 @@ SAMPLE = Path(DATA or '.', 'klej', 'sample_submission')
 
 
 @pytest.fixture
-def world(toys, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(submit, 'world_task', lambda task, split, seed=0: rows_of(task, split))
+def world(toys):  # noqa: F811
     return toys
 
 
@@ -134,7 +133,7 @@ def test_labels_of_the_test_split_are_scored_where_they_are_given(toys, tmp_path
     assert again != folder and np.isclose(read_manifest(again)['counts']['nkjp-ner']['test'], expected, atol=1e-3)
     assert f'{expected:.1f}' in '\n'.join(submit.submission_lines(again))
     (place/'test_labels.tsv').write_text('target\nplus\n')
-    with pytest.raises(TaskError, match='test_labels.tsv has 1 answers'): submit.build_submission(p, 'S0')
+    with pytest.raises(TaskError, match='test_labels.tsv has 1 labels; the test split has 3 rows'): submit.build_submission(p, 'S0')
 
 
 def test_no_honest_choice_without_a_held_out_slice(world):
