@@ -392,7 +392,7 @@ def collect_scores(
         kept = [k for k in values['kept'] if k['share'] is not None]
         for k in kept: k.update({f: rounded(k[f]/100) for f in ('share', 'low', 'high')})
         values['kept'] = kept
-        written.append(keep(profile, 'comparisons', values, all_manifests, 'distilherbert reproduce', units={'pairs': 'points', 'kept': 'share'}))
+        written.append(keep(profile, 'comparisons', values, all_manifests, 'distilherbert reproduce', units={'pairs': 'points', 'kept': 'share', 'inflation': 'points'}))
     return written
 
 # %% ../nbs/09_reproduce.ipynb #0000002b
