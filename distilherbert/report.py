@@ -47,7 +47,7 @@ def repository(
     ini.read(top/'settings.ini', 'utf-8')
     return ini['DEFAULT']['git_url'].rstrip('/')
 
-# %% ../nbs/07_report.ipynb #0000003e
+# %% ../nbs/07_report.ipynb #0000003f
 def execute_page(
     notebook:Path, # A notebook under nbs/
     out:Path | None=None, # Where the executed one goes; the same file when left out
@@ -82,7 +82,7 @@ def clean_cell(
         for kind, text in o.get('data', {}).items():
             if isinstance(text, str): o['data'][kind] = text.splitlines(keepends=True)
 
-# %% ../nbs/07_report.ipynb #00000040
+# %% ../nbs/07_report.ipynb #00000041
 PAGES = ('07_report', 'index', '25_failures', '26_api') # Pages made from records
 
 def stored_outputs(
@@ -123,7 +123,7 @@ def stale_records(
     e = load_evidence(profile)
     return [f'results/{profile}/{what}.json is stale: {why}' for what, why in e.stale.items() if why]
 
-# %% ../nbs/07_report.ipynb #00000041
+# %% ../nbs/07_report.ipynb #00000042
 def check(
 )->list[str]: # What is wrong; empty when all is well
     "Check the pages without writing anything."
@@ -149,7 +149,7 @@ def render(
     for problem in loaded.problems: print(f'warning: {problem}', file=sys.stderr)
     return Path(out)/'07_report.html'
 
-# %% ../nbs/07_report.ipynb #00000042
+# %% ../nbs/07_report.ipynb #00000043
 def main(
     arguments:Sequence[str] | None=None, # Those of the command line when left out
 )->int: # Exit code
@@ -170,5 +170,5 @@ def main(
     print(f'Open {page} in a browser; the home page is {page.parent/"index.html"}.')
     return 0
 
-# %% ../nbs/07_report.ipynb #00000043
+# %% ../nbs/07_report.ipynb #00000044
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())
