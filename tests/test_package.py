@@ -78,7 +78,7 @@ def imported(file):
 
 
 # Looked for at run time, and explained where missing: papermill runs notebooks, deepspeed, onnxruntime and pyspark (with pyarrow) are extras, IPython shows pictures in notebooks.
-OPTIONAL = {'papermill', 'nbformat', 'nbconvert', 'nbclient', 'deepspeed', 'IPython', 'onnxruntime', 'pyspark', 'pyarrow'}
+OPTIONAL = {'papermill', 'nbformat', 'nbconvert', 'nbclient', 'deepspeed', 'IPython', 'onnxruntime', 'pyspark', 'py4j', 'pyarrow'}
 # Makes pages from notebooks, which only a checkout has: its imports come with [dev].
 DEVELOPMENT = {'site'}
 # Used by name only: by transformers (a model's loading, the tokenizer's classes) and by datasets (HTTP).
