@@ -34,7 +34,7 @@ $(STAMP): settings.ini setup.py constraints.txt
 	  echo "'$(PYTHON)' cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV), once. This takes some minutes: about 200 packages, of which torch is the largest."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) setuptools wheel
+	@$(PIP) setuptools wheel || { echo "Nothing could be installed: is there a network, and does it reach a package index? Then type the same again." >&2; exit 1; }
 	@echo "  torch ..."
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	@echo "  everything else ..."

@@ -885,9 +885,10 @@ def main(
     p.add_argument('--tensorboard', default='', metavar='FOLDER', help='show the log in TensorBoard too: its files go here')
     a = p.parse_args(arguments)
     if a.tensorboard: os.environ['DISTILHERBERT_TENSORBOARD'] = a.tensorboard
-    profile = get_profile(a.profile)
-    if a.zero is not None: profile = replace(profile, zero=a.zero)
-    try: folder = build_model(profile, a.scenario, a.resume)
+    try:
+        profile = get_profile(a.profile)
+        folder = build_model(profile if a.zero is None else replace(profile, zero=a.zero), a.scenario, a.resume)
+    except SettingsError as e: p.error(str(e))
     except (MemoryError, OSError, RuntimeError) as e:
         if isinstance(e, OutOfMemory): raise SystemExit(str(e)) from None
         if not memory_ran_out(e): raise

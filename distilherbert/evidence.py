@@ -306,7 +306,7 @@ def kept_sentence(
         if (k['student'], k['teacher'], k['task']) == (student, teacher, task):
             numbers = linked(e, 'comparisons', f'{100*k["share"]:.1f} % (95 % interval {100*k["low"]:.1f} to {100*k["high"]:.1f})')
             known = find_pair(e, teacher, 'S0', task)
-            empty = f' That says little: {compare_sentence(e, teacher, "S0", task)}' if known and verdict(known) < 1 else ''
+            empty = f' That says little. {compare_sentence(e, teacher, "S0", task)}' if known and verdict(known) < 1 else ''
             return f'In the profile `{e.profile}` {student} keeps {numbers} of the {"mean score" if task == "mean" else "score"} of {teacher}.{empty}'
     return f'What share of the score of {teacher} {student} keeps has not been measured in the profile `{e.profile}`.'
 
@@ -318,15 +318,15 @@ def order_sentence(
     expected:Iterable[tuple[str, str]]=EXPECTED, # Pairs, the better one first
 )->str: # A sentence in Markdown
     "Does the expected order of the scenarios hold?"
-    pairs = {f'{b} < {a}': find_pair(e, a, b) for a, b in expected}
-    if any(p is None for p in pairs.values()): return f'The expected order has not been tested in the profile `{e.profile}`.'
-    bad = [name for name, p in pairs.items() if verdict(p) != 1]
-    names = ', '.join(pairs)
-    said = f'does not show {" and ".join(bad)}' if bad else 'shows all, with intervals that exclude zero'
-    alone = {f'{b} < {a}': [task_name(e, t) for t in tasks_of(e) if (p := find_pair(e, a, b, t)) and verdict(p) != 1] for a, b in expected}
-    missed = '; '.join(f'{name} on {" and ".join(tasks)}' for name, tasks in alone.items() if tasks)
-    single = f' Task by task it does not show {missed}.' if missed else ' It does so on every single task, too.' if not bad and tasks_of(e) else ''
-    return f'Of the expected order ({names}) this data, on the mean of the tasks, {said}.{single}'
+    if any(find_pair(e, a, b) is None for a, b in expected): return f'The expected order has not been tested in the profile `{e.profile}`.'
+    def failing(task):
+        found = {f'{b} < {a}': verdict(p) for a, b in expected if (p := find_pair(e, a, b, task))}
+        return [f'{name} is not shown' if v == 0 else f'the opposite of {name} is shown' for name, v in found.items() if v < 1]
+    names, bad = ', '.join(f'{b} < {a}' for a, b in expected), failing('mean')
+    held = f'not all of the expected order ({names}) holds: {"; ".join(bad)}' if bad else f'the expected order ({names}) holds, with intervals that exclude zero'
+    alone = [f'on {task_name(e, t)}, {" and ".join(f)}' for t in tasks_of(e) if (f := failing(t))]
+    single = f' Task by task: {"; ".join(alone)}.' if alone else ' So it does on every single task.' if not bad and tasks_of(e) else ''
+    return f'On the mean of the tasks, {held}.{single}'
 
 # %% ../nbs/10_evidence.ipynb #00000028
 def markdown_table(
@@ -550,9 +550,9 @@ def table_published(
     rows = []
     for p in PUBLISHED.values():
         for model, scores in p.scores.items():
-            rows.append((f'**{model}**', f'{p.title} [@{p.cite}]', *(f'{scores[t]:.2f}' for t in TASKS), p.reading))
-    head = ('Model', 'Source', *TASKS.values(), 'Reading')
-    return markdown_table(head, rows, 'Published accuracies in percent, as printed (zeros added to two decimals).', label, 'llrrrl')
+            rows.append((f'**{model}**', f'{p.title} [@{p.cite}]', *(f'{scores[t]:.2f}' for t in TASKS)))
+    head, readings = ('Model', 'Source', *TASKS.values()), '; '.join(f'{p.title}: {p.reading}' for p in PUBLISHED.values())
+    return markdown_table(head, rows, f'Published accuracies in percent, as printed (zeros added to two decimals). How they were read: {readings}.', label, 'llrrr')
 
 # %% ../nbs/10_evidence.ipynb #0000003d
 def parts_of(
@@ -727,7 +727,7 @@ def table_deployment(
     def cell(value, form, scale=1.0): return NOTHING if value is None else linked(e, 'deployment', f'{value*scale:{form}}')
     for s, r in e.get('deployment', 'rows', default={}).items():
         for form, f in r['forms'].items():
-            speed = [c for n in lengths for c in (cell(f['latency'][n], '.2f', 1e3), cell(f['throughput'][n], '.0f'))]
+            speed = [c for n in lengths for c in (cell(f['latency'][n], '.2f', 1e3), cell(f['throughput'][n], ',.0f'))]
             rows.append((f'**{s}**', form, cell(f.get('bytes'), '.1f', 1e-6), cell(f.get('peak_bytes'), '.0f', 1e-6), *speed, cell(f.get('score'), '.1f')))
     head = ['Model', 'Form', 'File [MB]', 'Memory [MB]'] + [t for n in lengths for t in (f'Latency, {n} tokens [ms]', f'Texts/s, {n} tokens')] + ['Accuracy [%]']
     v = e.get('deployment', default={})
@@ -776,8 +776,8 @@ def ablation_sentence(
     above = [v['change'] for v in changed if verdict(v['minus']['S3']) > 0]
     below = sum(verdict(v['minus']['S3']) < 0 for v in changed)
     return (f'In the profile `{e.profile}`, S4 has a held-out loss of {loss(plain["S4"])} nats and S3 of {loss(plain["S3"])}. Of {len(changed)} changes to S4, '
-            f'{len(better)} lower it{": " + words(better) if better else ""}. On the tasks, {len(above)} of the changed S4 are better than S3 as it is'
-            f'{" (" + ", ".join(f"*{c}*" for c in above) + ")" if above else ""}, {below} are worse, and for {len(changed) - len(above) - below} the interval holds zero.')
+            f'{len(better)} lower it{": " + words(better) if better else ""}. On the tasks, against S3 as it is: {len(above)} better'
+            f'{" (" + ", ".join(f"*{c}*" for c in above) + ")" if above else ""}, {below} worse, {len(changed) - len(above) - below} with an interval that holds zero.')
 
 # %% ../nbs/10_evidence.ipynb #00000050
 def contamination_sentence(
@@ -816,8 +816,11 @@ def table_records(
         made = r.get('provenance', {})
         rows.append((f'<a id="{anchor(e.profile, what)}"></a>{named}', f'`{r.get("command") or NOTHING}`', f'`{made.get("commit", NOTHING)}`',
                      made.get('machine', NOTHING), made.get('date', NOTHING)[:10], record_state(e, what)))
-    head = ('Record', 'Made by', 'Commit', 'Machine', 'Date', 'State')
-    return markdown_table(head, rows, f'Records of profile `{e.profile}`.', label, 'llllll')
+    machines = {row[3] for row in rows}
+    head, where = ('Record', 'Made by', 'Commit', 'Machine', 'Date', 'State'), ''
+    if len(machines) == 1:
+        head, rows, where = (*head[:3], *head[4:]), [(*row[:3], *row[4:]) for row in rows], f' All were made on one kind of machine: {machines.pop()}.'
+    return markdown_table(head, rows, f'Records of profile `{e.profile}`.{where}', label, 'l'*len(head))
 
 # %% ../nbs/10_evidence.ipynb #00000056
 COMMANDS:Mapping[str, str] = MappingProxyType({
@@ -847,6 +850,6 @@ def in_tabs(
         there = all(any(w == n or w.startswith(f'{n}-') for w in e.records) for n in needs)
         name = '' if i else label
         how = how_to_make(profile, needs[0] if needs else '')
-        missing = f':::: {{#{name}}}\n{how}\n\nNot measured yet.\n::::' if name else how
+        missing = f':::: {{#{name}}}\n{how}\n\nNothing to show yet.\n::::' if name else how
         tabs.append(f'##### {profile}\n\n{show(e, name) if there else missing}\n')
     return '::: {.panel-tabset group="profile"}\n\n' + '\n'.join(tabs) + '\n:::'

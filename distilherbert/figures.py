@@ -335,6 +335,9 @@ def draw_times(
     e:Evidence, # Records with `seconds`
 )->Picture: # One panel
     "Time of every stage."
+    def named(what):
+        kind, dash, row = what.partition('-')
+        return f'{"train" if kind == "model" else "fine-tune"} {row}' if dash else what
     times = stage_times(e)
     size, unit = (3600, 'hours') if sum(t for _, t in times) > 7200 else (60, 'minutes')
     figure, (ax,) = panels(1, height=0.8 + 0.24*len(times))
@@ -344,10 +347,10 @@ def draw_times(
         ax.barh(i, t/size, color=colour, hatch=hatch, edgecolor='white', height=0.72)
         ax.annotate(f' {t/size:.1f}', (t/size, i), va='center', fontsize=8)
     ax.set(xlabel=f'Time [{unit}]', yticks=range(len(times)))
-    ax.set_yticklabels([f'{"train" if w.startswith("model") else "fine-tune"} {w.partition("-")[2]}' if '-' in w else w for w, _ in times])
+    ax.set_yticklabels([named(w) for w, _ in times])
     ax.invert_yaxis()
     total, most = sum(t for _, t in times)/size, max(times, key=lambda t: t[1], default=('', 0))
-    entitle(figure, f'{total:.1f} {unit} in all; {most[0]} takes the longest')
+    entitle(figure, f'{total:.1f} {unit} in all; {named(most[0])} takes the longest')
     machines = sorted({e.records[w]['provenance']['machine'] for w, _ in times if 'machine' in e.records[w].get('provenance', {})})
     return Picture('times', figure, f'Time of every stage; {total:.1f} {unit} together, one after the other. Plain: training, hatched: fine-tuning on all tasks '
                    f'and seeds, dotted: text. {"Machine: " + "; ".join(machines) + "." if machines else ""}'.rstrip(), f'Bar chart of the time of each stage; {total:.1f} {unit} in all.')
@@ -359,14 +362,17 @@ def draw_size(
 )->Picture: # One panel
     "Mean score against the number of parameters."
     figure, (ax,) = panels(1, height=3.4, width=6.0)
-    said = []
-    for s, r in score_points(e, 'mean'):
+    said, top, points = [], float('-inf'), score_points(e, 'mean')
+    apart = 0.055*max([r.get('high') or r['mean'] for _, r in points], default=0) - 0.055*min([r.get('low') or r['mean'] for _, r in points], default=0)
+    for s, r in sorted(points, key=lambda p: p[1]['mean']):
         n = e.get(f'model-{s}', 'parameters')
         if n is None: continue
+        top = max(top + apart, r['mean'])  # Labels of equal scores stand above each other
         error = [[r['mean'] - r['low']], [r['high'] - r['mean']]] if r.get('low') is not None else None
         ax.errorbar(n/1e6, r['mean'], yerr=error, fmt=MARKERS[s], color=COLOURS[s], markersize=9, capsize=3)
-        ax.annotate(f'  {s}', (n/1e6, r['mean']), va='center', fontsize=9)
+        ax.annotate(s, (n/1e6, top), (12, 0), textcoords='offset points', va='center', fontsize=9, color=COLOURS[s])
         said.append(f'{s} {count(n)} parameters, {r["mean"]:.1f} %')
+    said.sort()
     ax.margins(x=0.2)
     entitle(figure, 'What a parameter buys')
     ax.set(xlabel='Parameters [millions]', ylabel='Mean accuracy [%]')

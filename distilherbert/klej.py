@@ -4,43 +4,38 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'DEV_SHARE', 'METRICS', 'EVAL_TOKENS', 'SCORES_VERSION', 'TASK_SETTINGS', 'READINGS', 'RESAMPLES',
-           'TaskError', 'Task', 'get_task', 'profile_groups', 'read_tsv', 'missing_file', 'read_hub', 'hub_reachable',
-           'hub_offline', 'task_folder', 'read_split', 'Examples', 'to_examples', 'labels_file', 'read_labelled_test',
-           'hash_order', 'quotas', 'stratified', 'find_families', 'split_dev', 'GroupData', 'strata_of', 'label_names',
-           'load_task', 'load_group', 'weighted_accuracy', 'weighted_f1', 'weighted_wmae', 'weighted_ranks',
-           'weighted_spearman', 'weighted_scores', 'score', 'Encoded', 'fit_pair', 'token_ids', 'encode',
-           'load_tokenizer_of', 'load_classifier', 'load_weights', 'layer_output', 'logits_of', 'shrink_embeddings',
-           'train_batches', 'eval_batches', 'tensors', 'exact', 'autocast', 'example_loss', 'to_target',
-           'to_prediction', 'Evaluator', 'Tuning', 'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs',
-           'data_identity', 'scores_artefact', 'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs',
-           'scored_part', 'Reading', 'load_run', 'read_scores', 'generator', 'draw_counts', 'replicates', 'interval',
-           'mean_values', 'klej_values', 'task_samples', 'difference', 'gap', 'kept_share', 'compare',
-           'comparison_values', 'inflation_values']
+           'TaskError', 'Task', 'get_task', 'profile_groups', 'read_tsv', 'missing_file', 'read_hub', 'task_folder',
+           'read_split', 'Examples', 'to_examples', 'labels_file', 'read_labelled_test', 'hash_order', 'quotas',
+           'stratified', 'find_families', 'split_dev', 'GroupData', 'strata_of', 'label_names', 'load_task',
+           'load_group', 'weighted_accuracy', 'weighted_f1', 'weighted_wmae', 'weighted_ranks', 'weighted_spearman',
+           'weighted_scores', 'score', 'Encoded', 'fit_pair', 'token_ids', 'encode', 'load_tokenizer_of',
+           'load_classifier', 'load_weights', 'layer_output', 'logits_of', 'shrink_embeddings', 'train_batches',
+           'eval_batches', 'tensors', 'exact', 'autocast', 'example_loss', 'to_target', 'to_prediction', 'Evaluator',
+           'Tuning', 'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs', 'data_identity', 'scores_artefact',
+           'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs', 'scored_part', 'Reading', 'load_run',
+           'read_scores', 'generator', 'draw_counts', 'replicates', 'interval', 'mean_values', 'klej_values',
+           'task_samples', 'difference', 'gap', 'kept_share', 'compare', 'comparison_values', 'inflation_values']
 
 # %% ../nbs/06_klej.ipynb #00000002
 import csv
 import hashlib
 import json
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
 
 from .artefact import Artefact, Progress, fingerprint, read_manifest
 from .distill import learning_rate, model_artefact, parameter_groups
-from .scenario import Profile, Scenario, data_dir, get_profile, get_scenario, unknown_name
+from .scenario import Profile, Scenario, data_dir, get_profile, get_scenario, hub_client, unknown_name
 from .student import quiet
 from .world import WORLD_VERSION, world_task
 
@@ -137,7 +132,7 @@ def read_hub(
     from datasets import load_dataset
     name = str(folder/task.hub) if folder else f'allegro/{task.hub}'
     try:
-        with hub_offline(folder is not None or not hub_reachable()):
+        with hub_client(local=folder is not None):
             data = load_dataset(name, split={'dev': 'validation'}.get(split, split))
     except (OSError, ValueError) as e:
         raise TaskError(f'{task.title}: the data set {name} cannot be loaded ({type(e).__name__}: {str(e)[:200]}). Check the network, or '
@@ -147,28 +142,6 @@ def read_hub(
     if split == 'test': data = data.select_columns(list(columns)) # its labels are no labels
     names = {c: f.names for c, f in data.features.items() if hasattr(f, 'names')}
     return [{c: names[c][v] if c in names else str(v) for c, v in row.items()} for row in data]
-
-def hub_reachable(
-    seconds:float=3.0, # How long to wait [s]
-)->bool: # False also where HF_HUB_OFFLINE is set
-    "Can the hub be reached? Asked once before a download, as the hub's client tries again for half a minute."
-    if constants.HF_HUB_OFFLINE: return False
-    address = urlsplit(constants.ENDPOINT)
-    if getproxies().get(address.scheme): return True # only the client knows the way
-    try: socket.create_connection((address.hostname, address.port or 443), seconds).close()
-    except OSError: return False
-    return True
-
-@contextmanager
-def hub_offline(
-    offline:bool, # Should the hub's client keep to what it has downloaded?
-)->Iterator[None]: # For a `with`
-    "Without a network, take what is in the cache, or fail at once."
-    import datasets
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    if offline: datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    try: yield
-    finally: datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 # %% ../nbs/06_klej.ipynb #00000013
 def task_folder(

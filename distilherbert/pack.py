@@ -33,7 +33,7 @@ from xxhash import xxh3_64_intdigest
 from .artefact import Artefact, Progress, fingerprint, write_json
 from .clean import read_texts, text_artefact, text_shards
 from .corpus import PackedRows, packed_text, write_card
-from .scenario import Profile, SettingsError, data_dir, get_profile
+from .scenario import Profile, SettingsError, data_dir, get_profile, hub_client
 
 # %% ../nbs/02_pack.ipynb #00000006
 SPECIAL = ('<s>', '<pad>', '</s>', '<unk>', '<mask>') # HerBERT's special tokens, ids 0 to 4
@@ -295,7 +295,8 @@ def fetch_tokenizer(
 )->Path: # Folder with its files; raises `SettingsError` when they cannot be had
     "Fetch a tokenizer's files from the hub, or from its cache."
     from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
+    try:
+        with hub_client(): return Path(snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
     except Exception as e:
         raise SettingsError(f'The tokenizer {name} cannot be fetched from the hub ({type(e).__name__}), and no earlier copy is here. Fetch its '
                             f'files elsewhere ({", ".join(TOKENIZER_FILES[:6])}), and give their folder as `tokenizer` in the profile.') from e

@@ -206,9 +206,9 @@ def teacher_shape(
     "Find out the shape of the models."
     p, assumed = profile, []
     if p.teacher != 'scratch':
-        from transformers import AutoConfig
-        try: c = AutoConfig.from_pretrained(p.teacher)
-        except (OSError, ValueError): assumed.append(f'the shape of {p.teacher}')
+        from distilherbert.student import load_config
+        try: c = load_config(p.teacher)
+        except SettingsError: assumed.append(f'the shape of {p.teacher}')
         else: p = replace(p, layers=c.num_hidden_layers, hidden=c.hidden_size, heads=c.num_attention_heads, intermediate=c.intermediate_size)
     size = vocabulary_size(profile)
     if not size: assumed.append('the size of the vocabulary')

@@ -6,16 +6,22 @@
 __all__ = ['INITS', 'CHOICES', 'PLAIN', 'PRESETS', 'SCENARIOS', 'DEMO', 'MINI', 'BASE', 'PAPER', 'PROFILES', 'DATA_LAYOUT',
            'SettingsError', 'unknown_name', 'Objective', 'Scenario', 'check_objective', 'check_scenario', 'has_type',
            'check_types', 'Profile', 'check_profile', 'read_toml', 'from_table', 'plain_value', 'get_settings',
-           'get_scenario', 'get_profile', 'required', 'checkout', 'home', 'runs_dir', 'results_dir', 'data_dir']
+           'get_scenario', 'get_profile', 'required', 'checkout', 'home', 'runs_dir', 'results_dir', 'data_dir',
+           'hub_client', 'answers']
 
 # %% ../nbs/00_scenario.ipynb #00000002
 import difflib
 import os
+import socket
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 # %% ../nbs/00_scenario.ipynb #00000006
 class SettingsError(ValueError):
@@ -380,3 +386,30 @@ def data_dir(
     if not folder.is_dir():
         raise SettingsError(f'There is no folder {folder}; DISTILHERBERT_DATA is {value!r} and should hold {DATA_LAYOUT}.')
     return folder
+
+# %% ../nbs/00_scenario.ipynb #00000031
+@contextmanager
+def hub_client(
+    local:bool=False, # Is all that is wanted in a folder?
+    seconds:float=3.0, # How long to wait for the hub to answer [s]
+)->Iterator[None]: # For a `with`
+    "Keep the hub's client to what it has downloaded where the hub cannot be reached."
+    from huggingface_hub import constants
+    kept = [constants, *(m for m in [sys.modules.get('datasets.config')] if m)]  # `datasets` has its own copy of the setting
+    before = [m.HF_HUB_OFFLINE for m in kept]
+    if local or not answers(constants.ENDPOINT, seconds):
+        for m in kept: m.HF_HUB_OFFLINE = True
+    try: yield
+    finally:
+        for m, offline in zip(kept, before, strict=True): m.HF_HUB_OFFLINE = offline
+
+def answers(
+    endpoint:str, # Address, as "https://huggingface.co"
+    seconds:float, # How long to wait [s]
+)->bool: # True behind a proxy, of which only the client knows
+    "Can a connection be made?"
+    address = urlsplit(endpoint)
+    if getproxies().get(address.scheme): return True
+    try: socket.create_connection((address.hostname, address.port or {'http': 80}.get(address.scheme, 443)), seconds).close()
+    except OSError: return False
+    return True

@@ -19,7 +19,7 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertPooler
 from transformers.utils import logging as hf_logging
 
-from .scenario import Profile, SettingsError
+from .scenario import Profile, SettingsError, hub_client
 
 # %% ../nbs/03_student.ipynb #00000006
 def bert_config(
@@ -114,7 +114,8 @@ def load_config(
     revision:str='main', # Revision on the hub
 )->BertConfig: # Shape of the model; raises `SettingsError`
     "The configuration of a BERT, without its weights."
-    try: config = AutoConfig.from_pretrained(source, revision=revision)
+    try:
+        with hub_client(local=Path(source).is_dir()): config = AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as e: raise SettingsError(missing_model(source, e)) from e
     if config.model_type != 'bert':
         raise SettingsError(f'{source} is a {config.model_type} model; teachers and students here are BERTs (model_type "bert").')
@@ -127,7 +128,9 @@ def load_masked_lm(
 )->BertForMaskedLM: # In evaluation mode, float32; raises `SettingsError`
     "Load a BERT for masked language modelling, with its pooler where the file has one."
     load_config(source, revision)
-    try: model, info = BertForMaskedLM.from_pretrained(source, revision=revision, dtype=torch.float32, output_loading_info=True)
+    try:
+        with hub_client(local=Path(source).is_dir()):
+            model, info = BertForMaskedLM.from_pretrained(source, revision=revision, dtype=torch.float32, output_loading_info=True)
     except OSError as e: raise SettingsError(missing_model(source, e)) from e
     if info['missing_keys']:
         raise SettingsError(f'{source} has no weights for {", ".join(sorted(info["missing_keys"])[:3])}: is it a masked language model?')

@@ -181,7 +181,7 @@ def test_hub_layout_from_a_folder(tmp_path, monkeypatch):
 
 
 def test_no_network_is_a_quick_error(monkeypatch):
-    monkeypatch.setattr(klej, 'hub_reachable', lambda: False)
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
     with pytest.raises(TaskError, match='task_source = "local"'): klej.load_task('nkjp-ner', 'hub')
 
 

@@ -163,3 +163,9 @@ def test_commands_work_outside_a_checkout(environment, tmp_path, args):
 def test_reproduce_outside_a_checkout_says_what_it_needs(environment, tmp_path):
     done = in_environment(environment.with_name('distilherbert'), 'reproduce', cwd=tmp_path)
     assert done.returncode == 2 and 'checkout' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_without_an_installation_the_error_says_what_to_type():
+    done = subprocess.run([sys.executable, '-S', '-c', 'import sys; sys.path.insert(0, sys.argv[1]); import distilherbert.scenario', str(TOP)],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and 'make install' in done.stderr and '.venv/bin/activate' in done.stderr and sys.executable in done.stderr

@@ -65,9 +65,10 @@ def test_without_a_record_nothing_is_claimed():
 
 
 def test_the_expected_order_is_only_said_to_hold_when_it_does(full):
-    assert 'shows all' in ev.order_sentence(full) and 'every single task' in ev.order_sentence(full)
+    assert 'S2 < S4) holds' in ev.order_sentence(full) and 'every single task' in ev.order_sentence(full)
     broken = with_pairs(pair(-1, 1), pair(1, 2, a='S1', b='S0'), pair(1, 2, a='S2', b='S0'))
-    assert 'does not show S2 < S4' in ev.order_sentence(broken)
+    assert 'not all' in ev.order_sentence(broken) and 'S2 < S4 is not shown' in ev.order_sentence(broken)
+    assert 'the opposite of S2 < S4 is shown' in ev.order_sentence(with_pairs(pair(-3, -1), pair(1, 2, a='S1', b='S0'), pair(1, 2, a='S2', b='S0')))
 
 
 def test_the_order_is_told_task_by_task():
@@ -76,12 +77,12 @@ def test_the_order_is_told_task_by_task():
     pairs = [good | {'task': 'mean'}, good | {'task': 'nkjp-ner'}, good | bad | {'task': 'polemo2.0-in'}]
     e = ev.Evidence('demo', scores | {'comparisons': {'values': {'pairs': pairs}}}, {})
     said = ev.order_sentence(e, [('S2', 'S0')])
-    assert 'shows all' in said and 'Task by task it does not show S0 < S2 on PolEmo2.0-IN.' in said
+    assert '(S0 < S2) holds' in said and 'Task by task: on PolEmo2.0-IN, S0 < S2 is not shown.' in said
     row = next(line for line in ev.table_pairs(e).splitlines() if line.startswith('| S2 − S0'))
     assert [c.strip().partition(']')[0] for c in row.split('|')[2:5]] == ['[+0.0 [−1.0, +1.0', '[**+2.0** [+1.0, +3.0', '[**+2.0** [+1.0, +3.0']
 
 
-@pytest.mark.parametrize(('low', 'says'), [(-1.0, 'That says little: Between T0 and S0 there is no difference'), (0.5, '')])
+@pytest.mark.parametrize(('low', 'says'), [(-1.0, 'That says little. Between T0 and S0 there is no difference'), (0.5, '')])
 def test_a_share_of_nothing_is_called_so(low, says):
     pair_ = {'a': 'T0', 'b': 'S0', 'task': 'mean', 'reading': 'honest', 'difference': 1.0, 'low': low, 'high': 2.0, 'n': 9, 'seeds': 5}
     kept = {'student': 'S4', 'teacher': 'T0', 'task': 'mean', 'share': 0.9, 'low': 0.8, 'high': 1.0}
@@ -145,8 +146,12 @@ def test_every_number_leads_to_the_line_of_its_record(full):
     links = set(re.findall(r'\]\(#([\w.-]+)\)', '\n'.join(tables)))
     assert links and links <= places and len(places) == len(full.records)
     line = next(x for x in ev.table_records(full, url='https://x/results').splitlines() if 'klej-s4' in x)
-    for part in ('results/demo/klej-S4.json', 'https://x/results/demo/klej-S4.json', 'distilherbert collect', '0123456789ab', 'an invented machine', '2026-01-01'):
+    for part in ('results/demo/klej-S4.json', 'https://x/results/demo/klej-S4.json', 'distilherbert collect', '0123456789ab', '2026-01-01'):
         assert part in line
+    assert 'one kind of machine: an invented machine.' in ev.table_records(full)
+    other = full.records['klej-S4'] | {'provenance': full.records['klej-S4']['provenance'] | {'machine': 'another'}}
+    several = ev.table_records(ev.Evidence('demo', {**full.records, 'klej-S4': other}, full.stale))
+    assert '| Machine |' in several and '| another |' in several and '| an invented machine |' in several
 
 
 def test_a_record_of_other_code_is_stale(full):
@@ -182,7 +187,7 @@ def test_ablations_are_sorted_and_summed_up(full):
     rows = ev.table_ablations(full).splitlines()[2:6]
     assert [r.split('|')[2].strip() for r in rows] == ['twice the tokens', '*as it is*', 'no cosine', '*as it is*']
     said = re.sub(r'\[([\d.]+)\]\(.*?\)', r'\1', ev.ablation_sentence(full))
-    assert 'Of 1 changes to S4, 1 lower it: *no cosine* (1.550)' in said and 'for 1 the interval holds zero' in said, said
+    assert 'Of 1 changes to S4, 1 lower it: *no cosine* (1.550)' in said and '1 with an interval that holds zero' in said, said
     assert 'bench/ablations.py --profile mini' in ev.ablation_sentence(ev.Evidence('mini', {}, {}))
 
 

@@ -1,5 +1,6 @@
 "Students and models from outside: layers, folders in the hub's layout, and what is refused."
 import json
+import socket
 import sys
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
 
 from distilherbert.distill import first_weights
-from distilherbert.scenario import SCENARIOS, SettingsError, get_profile
+from distilherbert.scenario import SCENARIOS, SettingsError, get_profile, hub_client
 from distilherbert.student import count_parameters, load_masked_lm, random_model, size_bytes, truncate
 
 SHAPE = dict(vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=32, max_position_embeddings=34)
@@ -77,7 +78,21 @@ def test_what_is_no_bert_is_refused(tmp_path):
 def test_without_a_network_the_error_says_what_to_do(run):
     done = run(sys.executable, '-c', 'from distilherbert.student import load_masked_lm; load_masked_lm("allegro/herbert-base-cased")',
                env={'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HOME': '/nonexistent'})
-    assert done.returncode and 'hf download allegro/herbert-base-cased --local-dir FOLDER' in done.stderr
+    assert done.returncode and 'hf download allegro/herbert-base-cased --local-dir FOLDER' in done.stderr and 'Retrying' not in done.stderr
+
+
+def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
+    from huggingface_hub import constants
+    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        monkeypatch.setattr(constants, 'ENDPOINT', f'http://127.0.0.1:{server.getsockname()[1]}')
+        with hub_client(): assert not constants.HF_HUB_OFFLINE
+        with hub_client(local=True): assert constants.HF_HUB_OFFLINE
+    with pytest.raises(KeyError), hub_client():
+        assert constants.HF_HUB_OFFLINE
+        raise KeyError
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_sizes_of_the_report(tmp_path):
