@@ -148,10 +148,10 @@ def test_every_number_leads_to_the_line_of_its_record(full):
     line = next(x for x in ev.table_records(full, url='https://x/results').splitlines() if 'klej-s4' in x)
     for part in ('results/demo/klej-S4.json', 'https://x/results/demo/klej-S4.json', 'distilherbert collect', '0123456789ab', '2026-01-01'):
         assert part in line
-    assert 'one kind of machine: an invented machine.' in ev.table_records(full)
+    assert 'one kind of machine: an invented machine, 2 cores.' in ev.table_records(full)
     other = full.records['klej-S4'] | {'provenance': full.records['klej-S4']['provenance'] | {'machine': 'another'}}
     several = ev.table_records(ev.Evidence('demo', {**full.records, 'klej-S4': other}, full.stale))
-    assert '| Machine |' in several and '| another |' in several and '| an invented machine |' in several
+    assert '| Machine |' in several and '| another |' in several and '| an invented machine, 2 cores |' in several
 
 
 def test_a_record_of_other_code_is_stale(full):
