@@ -354,11 +354,14 @@ def train_settings(
     profile:Profile, # Size of the run
     scenario:Scenario, # Row of the grid
 )->TrainSettings: # Of the run that trains it
-    "The settings of a scenario's own training."
+    "The settings of a scenario's own training; raises `SettingsError` where it is trained on nothing."
+    budget = 'teacher_tokens' if scenario.init == 'found' else 'tokens'
+    if is_trained(profile, scenario) and not getattr(profile, budget):
+        raise SettingsError(f'Profile {profile.name}: `{budget}` = 0, but {scenario.name} is trained on so many tokens. Give it a number above 0.')
     scratch = scenario.init in ('random', 'found')
     shared = {f: getattr(profile, f) for f in TrainSettings.__dataclass_fields__ if hasattr(profile, f)}
     return TrainSettings(**shared | {
-        'tokens': profile.teacher_tokens if scenario.init == 'found' else profile.tokens,
+        'tokens': getattr(profile, budget),
         'objective': '' if not scenario.teacher else asdict(scenario.objective) if isinstance(scenario.objective, Objective) else scenario.objective,
         'learning_rate': profile.lr_scratch if scratch else profile.lr_trained})
 

@@ -8,8 +8,8 @@ __all__ = ['SPECIAL', 'END', 'MARKS', 'TOKENIZER_FILES', 'BATCH', 'AHEAD', 'BINS
            'ends_word', 'cut_point', 'Packer', 'pack_texts', 'tokenizer_folder', 'fetch_tokenizer', 'write_tokenizer',
            'load_tokenizer', 'make_tokenizer', 'tokenizer_artefact', 'text_batches', 'id_type', 'is_heldout',
            'save_array', 'RowWriter', 'encode_ahead', 'PackSettings', 'pack_shard', 'open_tokenizer', 'plain_backend',
-           'histogram', 'shard_counts', 'sum_counts', 'write_rows', 'describe_tokens', 'rows_artefact', 'build_rows',
-           'RowSet', 'Rows', 'batch_rows']
+           'histogram', 'shard_counts', 'sum_counts', 'check_split', 'write_rows', 'describe_tokens', 'rows_artefact',
+           'build_rows', 'RowSet', 'Rows', 'batch_rows']
 
 # %% ../nbs/02_pack.ipynb #00000002
 import heapq
@@ -528,6 +528,18 @@ def sum_counts(
     mean = total['tokens']/max(1, total['rows'])
     return {**total, 'mean_length': mean, 'share_used': mean/max_len, 'unk_share': total['unknown']/max(1, total['text_tokens'])}
 
+# %% ../nbs/02_pack.ipynb #0000004c
+def check_split(
+    rows:int, # All rows of a part
+    heldout:int, # Those that are never trained on
+    share:float, # Share that was to be held out
+)->None: # Raises `SettingsError` where there is nothing to train on, or nothing to measure on
+    "Refuse rows that no model could be both trained and judged on."
+    if 0 < heldout < rows: return
+    what, why, how = ('held out', 'measure on', 'Raise') if not heldout else ('left to train on', 'learn from', 'Lower')
+    raise SettingsError(f'Of {rows:,} rows none is {what} with heldout_share = {share}: there would be nothing to {why}. '
+                        f'{how} `heldout_share` in a TOML profile, or give it more text.')
+
 # %% ../nbs/02_pack.ipynb #0000002c
 def write_rows(
     work:Path, # Folder to fill
@@ -535,7 +547,7 @@ def write_rows(
     s:PackSettings, # How
     title:str, # For progress
     workers:int=1, # Processes; each uses the tokenizer's own threads
-)->dict: # Counts for the manifest; raises `ValueError` when there is not one row
+)->dict: # Counts for the manifest; raises `ValueError` when there is not one row, `SettingsError` when none or all are held out
     "Pack all shards of a part."
     pack, jobs, shards = partial(pack_shard, work=work, s=s), list(enumerate(files)), []
     bar = Progress(sum(f.stat().st_size for f in files)//10**6, title, 'MB')
@@ -551,6 +563,7 @@ def write_rows(
         with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool: finished(pool.map(pack, jobs))
     counts = sum_counts(shards, s.max_len)
     if not counts['rows']: raise ValueError(f'Not one row came out of {len(files)} files with {counts["texts"]:,} texts.')
+    check_split(counts['rows'], counts['heldout_rows'], s.heldout_share)
     return counts
 
 def describe_tokens(

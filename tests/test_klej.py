@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, 
 from distilherbert import klej
 from distilherbert.artefact import Artefact, read_manifest
 from distilherbert.klej import TASKS, Examples, GroupData, Reading, TaskError
-from distilherbert.scenario import Profile, SettingsError, get_profile
+from distilherbert.scenario import SettingsError, get_profile
 
 DATA = os.environ.get('DISTILHERBERT_DATA')
 real = pytest.mark.skipif(not DATA or not Path(DATA, 'klej').is_dir(), reason='DISTILHERBERT_DATA names no folder with klej/')
@@ -285,7 +285,7 @@ def test_dev_slices_of_toys_leak_nothing(tmp_path, monkeypatch, name, rows):
     "Whole questions and whole articles, in dev and in the slice that chooses the epoch."
     shrink(monkeypatch, name, len(rows), 0)
     write_task(tmp_path, name, {'train': rows})
-    data = klej.load_group([name], Profile('mine', tasks=(name,), task_source=str(tmp_path), task_examples=0))
+    data = klej.load_group([name], replace(get_profile('demo'), tasks=(name,), task_source=str(tmp_path), task_examples=0))
     dev = data.dev[name]
     assert len(data.train) + len(data.held) + len(dev) + data.dropped == len(rows) and (data.dropped > 0) == (name == 'psc')
     number = lambda text: int(text.split()[1])
@@ -853,7 +853,7 @@ def test_the_bootstrap_is_fast():
 
 def test_profiles_name_only_known_tasks():
     for name in ('demo', 'mini', 'base', 'paper'): assert sum(map(len, klej.profile_groups(name).values())) == len(get_profile(name).tasks)
-    with pytest.raises(SettingsError, match='Did you mean cbd'): klej.profile_groups(Profile('mine', tasks=('cbdd',)))
+    with pytest.raises(SettingsError, match='Did you mean cbd'): klej.profile_groups(replace(get_profile('demo'), tasks=('cbdd',)))
 
 
 def test_the_bench_of_fine_tuning_at_a_size_of_seconds(tmp_path):
