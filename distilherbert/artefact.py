@@ -7,7 +7,7 @@ __all__ = ['PACKAGES', 'log', 'MANIFEST', 'T', 'digest', 'digest_unchanged', 'fi
            'flush', 'write_json', 'publish', 'DamagedArtefact', 'canonical', 'Team', 'Artefact', 'read_manifest',
            'verify', 'lock_of', 'lock_is_held', 'artefact_state', 'duration', 'build_artefact', 'waiting_lock',
            'make_room', 'is_current', 'is_finished', 'finish', 'explain_oserror', 'memory_ran_out', 'explain_memory',
-           'write_record', 'read_records', 'Progress', 'progress']
+           'Interrupted', 'verdict', 'guarded', 'write_record', 'read_records', 'Progress', 'progress']
 
 # %% ../nbs/00_artefact.ipynb #00000002
 import errno
@@ -102,7 +102,7 @@ def flush(
 )->None:
     "Make sure that what was written survives a power cut."
     if os.name == 'nt' and path.is_dir(): return  # Windows cannot open folders, and needs no flush for them
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)  # Windows flushes only what may be written
     try: os.fsync(handle)
     finally: os.close(handle)
 
@@ -337,6 +337,50 @@ def explain_memory(
         f'a TOML file that begins with `like = "{profile}"`, and type the same command with `--profile FILE`'
     return (f'Memory ran out ({said}). Take fewer rows at once: lower `micro_rows` (for fine-tuning `task_batch`) in {where}. '
             'What was finished is kept; a model with another `micro_rows` is another one, and begins anew.')
+
+# %% ../nbs/00_artefact.ipynb #00000031
+class Interrupted(SystemExit):
+    "The run was asked to stop, and has saved its state."
+    def __init__(
+        self,
+        number:int, # The signal: 2 for SIGINT, 15 for SIGTERM
+        step:int, # Steps done
+        steps:int, # Steps in all
+    ):
+        super().__init__(128 + number)
+        self.step, self.steps = step, steps
+
+    def __str__(self)->str: return f'Stopped after step {self.step} of {self.steps}; the same command goes on from there.'
+
+def verdict(
+    e:BaseException, # What ended a command
+    profile:str, # Name or TOML file, as it was typed
+)->tuple[str, int]: # Message and exit code
+    "What an error means for the one who typed the command."
+    if isinstance(e, KeyboardInterrupt): return 'Stopped. The same command goes on from there.', 130
+    if isinstance(e, Interrupted): return str(e), e.code
+    if isinstance(e, SettingsError): return str(e), 2
+    explained = 'Memory ran out' in str(e) or not memory_ran_out(e)
+    return f'{type(e).__name__}: {e}' if explained else explain_memory(e, profile), 1
+
+# %% ../nbs/00_artefact.ipynb #00000032
+def guarded(
+    work:Callable[[], object], # What a command does
+    program:str, # Its name, before each message
+    profile:str, # Name or TOML file, as it was typed
+    verbose:bool=False, # Show where an error came from
+)->int: # Exit code
+    "Do it; errors become messages and exit codes."
+    try: work()
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Interrupted, KeyboardInterrupt, MemoryError, OSError, RuntimeError, ValueError) as e:
+        message, code = verdict(e, profile)
+        if verbose: log.exception('')
+        if not isinstance(e, Interrupted) or os.environ.get('RANK', '0') == '0': print(f'{program}: {message}', file=sys.stderr)
+        if code == 1 and not verbose: print('Where it came from: the same command with -v.', file=sys.stderr)
+        return code
+    return 0
 
 # %% ../nbs/00_artefact.ipynb #00000020
 def write_record(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERSION', 'order', 'Stream', 'learning_rate',
            'parameter_groups', 'AtPlaces', 'text_numbers', 'own_positions', 'own_text', 'MicroBatch', 'micro_batches',
-           'micro_loss', 'save_checkpoint', 'load_checkpoint', 'Interrupted', 'Halted', 'StopSignal', 'unigram_entropy',
-           'evaluate', 'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps',
-           'NonFiniteLoss', 'Run', 'heldout_batches', 'own_sep', 'marks_of', 'add_gradients', 'OutOfMemory', 'fitting',
-           'shrink', 'explain_shortage', 'train_step', 'explain_loss', 'save', 'resume', 'token_flops', 'peak_flops',
+           'micro_loss', 'save_checkpoint', 'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'evaluate',
+           'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps', 'NonFiniteLoss', 'Run',
+           'heldout_batches', 'own_sep', 'marks_of', 'add_gradients', 'OutOfMemory', 'fitting', 'shrink',
+           'explain_shortage', 'train_step', 'explain_loss', 'save', 'resume', 'token_flops', 'peak_flops',
            'peak_tokens', 'live_note', 'board', 'look', 'train', 'UnfitTeacher', 'check_teacher', 'is_trained',
            'shape_settings', 'model_artefact', 'write_identity', 'flat', 'take_over', 'first_weights',
            'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card',
@@ -38,7 +38,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from .artefact import Artefact, Progress, explain_memory, fingerprint, flush, memory_ran_out, provenance, read_manifest, write_json
+from .artefact import Artefact, Interrupted, Progress, fingerprint, flush, guarded, memory_ran_out, provenance, read_manifest, write_json
 from .cards import as_typed, card
 from distilherbert.devices import (
     everyones,
@@ -272,9 +272,6 @@ def load_checkpoint(
     return None
 
 # %% ../nbs/05_distill.ipynb #00000021
-class Interrupted(SystemExit):
-    "The run was asked to stop, and has saved its state."
-
 class Halted(Exception):
     "Asked to stop in the middle of a step."
 
@@ -647,7 +644,7 @@ def train(
             try: line = train_step(run)
             except Halted:
                 if run.step: save(run)
-                raise Interrupted(128 + stop.number) from None
+                raise Interrupted(stop.number, run.step, run.steps) from None
             seconds = time.perf_counter() - start
             clock = {'seconds': round(seconds, 4), 'tokens_per_s': round((run.tokens - before)/seconds)}
             if run.step % every == 0 or run.step == run.steps: line |= look(run)
@@ -658,7 +655,7 @@ def train(
             if stopped or late:
                 save(run)
                 saved = time.perf_counter()
-            if stopped: raise Interrupted(128 + int(stopped))
+            if stopped: raise Interrupted(int(stopped), run.step, run.steps)
 
 # %% ../nbs/05_distill.ipynb #00000044
 class UnfitTeacher(RuntimeError):
@@ -877,7 +874,7 @@ def build_model(
 
 def main(
     arguments:Sequence[str] | None=None, # Those of the command line when left out
-)->None:
+)->int: # Exit code
     "Build the model of a scenario and print its folder."
     p = argparse.ArgumentParser('python -m distilherbert.distill', description='Train the model of one scenario.',
                                 epilog='example: torchrun --nproc-per-node 2 -m distilherbert.distill --scenario S4 --profile base')
@@ -886,17 +883,14 @@ def main(
     p.add_argument('--zero', type=int, choices=(0, 2), help='several processes: 2 shares the optimiser\'s state (ZeRO-2, needs DeepSpeed)')
     p.add_argument('--resume', default='', metavar='FOLDER', help='go on with the unfinished run in this folder')
     p.add_argument('--tensorboard', default='', metavar='FOLDER', help='show the log in TensorBoard too: its files go here')
+    p.add_argument('-v', '--verbose', action='store_true', help='show where an error came from')
     a = p.parse_args(arguments)
     if a.tensorboard: os.environ['DISTILHERBERT_TENSORBOARD'] = a.tensorboard
-    try:
+    def build():
         profile = get_profile(a.profile)
         folder = build_model(profile if a.zero is None else replace(profile, zero=a.zero), a.scenario, a.resume)
-    except SettingsError as e: p.error(str(e))
-    except (MemoryError, OSError, RuntimeError) as e:
-        if isinstance(e, OutOfMemory): raise SystemExit(str(e)) from None
-        if not memory_ran_out(e): raise
-        raise SystemExit(explain_memory(e, a.profile)) from None
-    if int(os.environ.get('RANK', '0')) == 0: print(folder)
-    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+        if int(os.environ.get('RANK', '0')) == 0: print(folder)
+        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    return guarded(build, p.prog, a.profile, a.verbose)
 
-if __name__ == '__main__' and '__file__' in globals(): main()  # A notebook has no `__file__`
+if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())  # A notebook has no `__file__`

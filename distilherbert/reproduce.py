@@ -9,7 +9,7 @@ __all__ = ['CHAPTERS', 'STAGE_BAR', 'POINTS', 'CURVE', 'LOOKS', 'EPILOG', 'run',
            'model_values', 'current', 'newest', 'keep', 'collect_text', 'collect_models', 'collect_scores',
            'teacher_fit', 'stage_seconds', 'collect_settings', 'collect', 'is_collected', 'subcommand',
            'model_commands', 'carry_out_model', 'parser', 'version', 'parsed', 'carry_out', 'show_contamination',
-           'main', 'report_error']
+           'main']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
@@ -31,7 +31,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from distilherbert.artefact import (
-    Artefact, digest, duration, explain_memory, fingerprint, memory_ran_out, read_manifest, read_records, write_json, write_record,
+    Artefact, digest, duration, fingerprint, guarded, read_manifest, read_records, write_json, write_record,
 )
 from .plan import cost, grid_order, in_order, measured_time, plan, row_artefacts, status
 from distilherbert.scenario import (
@@ -458,7 +458,7 @@ EPILOG = """examples:
   distilherbert cost S4 --profile paper      hours and gigabytes, before anything is spent
   distilherbert status --profile mini        what is there, what is missing
 
-exit codes: 0 done, 1 failed while running, 2 wrong command or setting, 130 stopped with Ctrl-C
+exit codes: 0 done, 1 failed while running, 2 wrong command or setting, 130 stopped with Ctrl-C, 143 with SIGTERM
 environment: DISTILHERBERT_RUNS (artefacts), DISTILHERBERT_RESULTS (records), DISTILHERBERT_DATA (real text and tasks)"""
 
 def subcommand(
@@ -590,26 +590,7 @@ def main(
     a = parsed(arguments)
     logging.basicConfig(format='%(message)s', stream=sys.stderr, level=logging.WARNING)
     logging.getLogger('distilherbert').setLevel(logging.DEBUG if a.verbose else logging.INFO)
-    try: carry_out(a)
-    except KeyboardInterrupt: return report_error('Stopped. The same command goes on from there.', 130)
-    except BrokenPipeError:  # the reader, as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except SettingsError as e: return report_error(str(e), 2, a.verbose)
-    except (MemoryError, OSError, RuntimeError, ValueError) as e:
-        return report_error(explain_memory(e, a.profile) if memory_ran_out(e) else f'{type(e).__name__}: {e}', 1, a.verbose)
-    return 0
-
-def report_error(
-    message:str, # What was wrong, and what to type next
-    code:int, # Exit code
-    verbose:bool=False, # Show the traceback as well
-)->int: # The exit code
-    "Print an error."
-    if verbose: logging.getLogger('distilherbert').exception('')
-    print(f'distilherbert: {message}', file=sys.stderr)
-    if code == 1 and not verbose: print('Where it came from: the same command with -v.', file=sys.stderr)
-    return code
+    return guarded(lambda: carry_out(a), 'distilherbert', a.profile, a.verbose)
 
 # %% ../nbs/09_reproduce.ipynb #0000003b
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())

@@ -6,14 +6,19 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 from conftest import TOP, run_program
 
-from distilherbert import artefact, reproduce
+from distilherbert import artefact, distill, reproduce
+from distilherbert.clean import BadText
+from distilherbert.distill import NonFiniteLoss, UnfitTeacher
+from distilherbert.scenario import SettingsError
 
 COMMANDS = ('run', 'reproduce', 'status', 'cost', 'collect')
 
@@ -43,7 +48,7 @@ def check_failure(done, code, *words):
 def test_help_has_examples_and_exit_codes(run):
     done = run('distilherbert', '--help')
     assert done.returncode == 0
-    for word in (*COMMANDS, 'examples:', 'exit codes:', 'DISTILHERBERT_RUNS', 'DISTILHERBERT_DATA'): assert word in done.stdout
+    for word in (*COMMANDS, 'examples:', 'exit codes:', '130 stopped with Ctrl-C, 143 with SIGTERM', 'DISTILHERBERT_RUNS', 'DISTILHERBERT_DATA'): assert word in done.stdout
 
 
 def test_a_command_answers_when_asked_for_help(run):
@@ -260,25 +265,53 @@ def test_run_status_collect(run, home, tmp_path):
     assert {('model', 'S4', 'stale'), ('model', 'S4', 'absent'), ('model', 'T0', 'current')} <= stands
 
 
-def test_stopped_with_ctrl_c(home, tmp_path):
-    "SIGINT during training: exit code 130, a word on how to go on, and the next run goes on."
-    import signal
-    import time
-    file = tiny(tmp_path, teacher_tokens=3_000_000)
-    env = os.environ | {k: str(v) for k, v in home.items()} | {'PYTHONUNBUFFERED': '1'}
-    p = subprocess.Popen([sys.executable, '-m', 'distilherbert.reproduce', 'run', 'T0', '--profile', str(file)], env=env, cwd=TOP,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    work = home['DISTILHERBERT_RUNS']/'model'
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and p.poll() is None:
-        logs = list(work.glob('.T0-*.partial/metrics.jsonl')) if work.exists() else []
-        if logs and len(logs[0].read_text().splitlines()) > 20: break
-        time.sleep(0.2)
-    p.send_signal(signal.SIGINT)
-    out, err = p.communicate(timeout=60)
-    assert p.returncode == 130, out + err
-    assert 'Traceback' not in err
-    assert list(work.glob('.T0-*.partial/checkpoints/*.pt')), 'it saved before it stopped'
+class Training:
+    "A command that trains T0 of a profile for longer than anybody waits."
+    def __init__(self, command, file, home):
+        env = os.environ | {k: str(v) for k, v in home.items()} | {'PYTHONUNBUFFERED': '1'}
+        self.work = home['DISTILHERBERT_RUNS']/'model'
+        self.process = subprocess.Popen([sys.executable, '-m', *command, '--profile', str(file)], env=env, cwd=TOP,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def lines(self): return [line for f in self.work.glob('.T0-*.partial/metrics.jsonl') for line in f.read_text().splitlines()]
+
+    def stop(self, number, lines):
+        "Wait until the log has so many lines, send a signal, and return what was said."
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and self.process.poll() is None and len(self.lines()) <= lines: time.sleep(0.1)
+        self.process.send_signal(number)
+        return self.process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize('command, number, code', [(['distilherbert.reproduce', 'run', 'T0'], signal.SIGINT, 130),
+                                                   (['distilherbert.distill', '--scenario', 'T0'], signal.SIGTERM, 143)], ids=['Ctrl-C', 'SIGTERM'])
+def test_stopped_and_started_again(home, tmp_path, command, number, code):
+    "Both commands say how far they came, how to go on, and what scripts ask for: the exit code. The next run goes on."
+    file, stopped = tiny(tmp_path, teacher_tokens=3_000_000), r'Stopped after step (\d+) of (\d+); the same command goes on from there\.'
+    first = Training(command, file, home)
+    out, err = first.stop(number, 5)
+    assert first.process.returncode == code and 'Traceback' not in err, out + err
+    step, steps = re.search(stopped, err).groups()
+    assert list(first.work.glob('.T0-*.partial/checkpoints/*.pt')), 'it saved before it stopped'
+    second = Training(command, file, home)
+    out, err = second.stop(number, len(first.lines()) + 5)
+    assert f'Goes on after step {step} of {steps}.' in out
+    assert second.process.returncode == code and int(re.search(stopped, err)[1]) > int(step), out + err
+
+
+@pytest.mark.parametrize('error, code, said', [
+    (BadText('old.txt.gz ends too early'), 1, 'BadText: old.txt.gz ends too early'), (UnfitTeacher('T0 is not fit to teach'), 1, 'UnfitTeacher: T0 is not'),
+    (NonFiniteLoss('The loss of step 3'), 1, 'NonFiniteLoss: The loss of step 3'), (SettingsError('Unknown profile'), 2, ': Unknown profile'),
+    (FileNotFoundError(2, 'No such file', 'x.txt'), 1, 'x.txt'), (KeyboardInterrupt(), 130, 'The same command goes on from there')], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize('command', ['distilherbert', 'python -m distilherbert.distill'])
+def test_both_commands_end_the_same_way(monkeypatch, capsys, command, error, code, said):
+    def fail(*args): raise error
+    monkeypatch.setattr(reproduce, 'run', fail)
+    monkeypatch.setattr(distill, 'build_model', fail)
+    assert (reproduce.main(['run', 'S4']) if command == 'distilherbert' else distill.main([])) == code
+    err = capsys.readouterr().err
+    assert err.startswith(f'{command}: ') and said in err and 'Traceback' not in err
+    assert ('the same command with -v' in err) == (code == 1)
 
 
 def test_run_program_hides_settings_of_the_caller(monkeypatch):
