@@ -158,6 +158,7 @@ class Artefact:
     make:Callable[[Path], dict] = field(compare=False) # Fills a folder, returns the manifest's counts
     resumable:bool=False # Can `make` go on in the folder of a killed run?
     team:Team | None=field(default=None, compare=False) # Where `make` is called by several processes at once
+    profile_name:str=field(default='', compare=False) # Profile it is made for, a note in the manifest; no part of the key
 
     @property
     def key(self)->str: # 12 hexadecimal digits
@@ -305,7 +306,8 @@ def finish(
     "Write the manifest. Files whose names begin with a dot are a stage's own notes, and no part of the artefact."
     files = {p.relative_to(a.partial).as_posix(): {'bytes': p.stat().st_size, 'sha256': digest(p)}
              for p in sorted(a.partial.rglob('*')) if p.is_file() and p.name != MANIFEST and not p.name.startswith('.')}
-    write_json(a.partial/MANIFEST, {**a.identity(), 'key': a.key, 'counts': counts, 'files': files,
+    made_for = {'profile': a.profile_name} if a.profile_name else {}
+    write_json(a.partial/MANIFEST, {**a.identity(), **made_for, 'key': a.key, 'counts': counts, 'files': files,
                                     'seconds': round(seconds, 3), 'provenance': provenance()})
 
 def explain_oserror(

@@ -878,7 +878,8 @@ def text_artefact(
     settings = {'sources': [s.identity for s in sources], 'lines': p.text_lines, 'old_share': share, 'on_bad_file': p.on_bad_file}
     label = p.text if p.text in ('world', 'local', 'cc100') else 'folder'
     version = 2 if p.on_bad_file == 'stop' else 3 # Until 3, the beginning of a skipped file was kept
-    return Artefact('text', label, version, settings, (), lambda work: write_text(work, sources, share, p.text_lines, workers, p.on_bad_file), True)
+    return Artefact('text', label, version, settings, (), lambda work: write_text(work, sources, share, p.text_lines, workers, p.on_bad_file), True,
+                    profile_name=p.name)
 
 def build_text(
     profile:'str | Path | Profile'='demo', # A profile or its name

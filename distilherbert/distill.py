@@ -712,7 +712,7 @@ def model_artefact(
         if rows: write_identity(work, artefact)
         return make_model(profile, scenario, tokenizer, rows, models, work)
     artefact = Artefact('model', scenario.name, MODEL_VERSION, settings, (tokenizer, *rows, *models.values()), make, resumable=True,
-                        team=make_team(profile.zero) if trained else None)
+                        team=make_team(profile.zero) if trained else None, profile_name=profile.name)
     return artefact
 
 # %% ../nbs/05_distill.ipynb #00000049

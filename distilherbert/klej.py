@@ -828,7 +828,7 @@ def scores_artefact(
     settings = {'seed': seed, 'data': {t.name: data_identity(t, p.task_source) for t in groups[group]},
                 **{f: getattr(p, f) for f in TASK_SETTINGS}}
     return Artefact('scores', f'{s.name}-{group}-{seed}', SCORES_VERSION, settings, (model,),
-                    lambda work: make_scores(model.path, groups[group], p, seed, work))
+                    lambda work: make_scores(model.path, groups[group], p, seed, work), profile_name=p.name)
 
 # %% ../nbs/06_klej.ipynb #00000056
 def make_scores(

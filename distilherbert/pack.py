@@ -342,10 +342,11 @@ def tokenizer_artefact(
     p = get_profile(profile)
     if p.tokenizer == 'train':
         text = text_artefact(p)
-        return Artefact('tokenizer', 'trained', 1, {'vocab_size': p.vocab_size, 'max_len': p.max_len}, (text,), lambda w: make_tokenizer(w, p, text))
+        return Artefact('tokenizer', 'trained', 1, {'vocab_size': p.vocab_size, 'max_len': p.max_len}, (text,), lambda w: make_tokenizer(w, p, text),
+                        profile_name=p.name)
     folder = tokenizer_folder(p.tokenizer)
     files = {f: fingerprint(folder/f) for f in TOKENIZER_FILES if (folder/f).is_file()} if folder else {'hub': p.tokenizer}
-    return Artefact('tokenizer', 'copied', 1, files, (), lambda w: make_tokenizer(w, p, None))
+    return Artefact('tokenizer', 'copied', 1, files, (), lambda w: make_tokenizer(w, p, None), profile_name=p.name)
 
 # %% ../nbs/02_pack.ipynb #00000023
 BATCH = 1 << 20 # Characters given to the tokenizer at a time
@@ -593,7 +594,7 @@ def rows_artefact(
         describe_tokens(work, load_tokenizer(tokenizer.path), p.max_len)
         s = PackSettings(str(tokenizer.path), **settings)
         return write_rows(work, text_shards(text.path, part), s, f'Pack rows of {part}', workers)
-    return PackedRows('rows', part, 2, settings, (text, tokenizer), make, True, profile=p)
+    return PackedRows('rows', part, 2, settings, (text, tokenizer), make, True, profile_name=p.name, profile=p)
 
 def build_rows(
     profile:'str | Path | Profile'='demo', # A profile or its name

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['KEYED', 'HERBERT_VOCABULARY', 'TRAINING_SHARE', 'in_order', 'row_artefacts', 'plan', 'grid_order', 'Standing',
-           'folder_bytes', 'standing', 'stale_folders', 'known_elsewhere', 'text_table', 'size_text', 'status',
-           'relative', 'status_notes', 'encoder_flops', 'head_flops', 'Shape', 'teacher_shape', 'vocabulary_size',
-           'layers_of', 'parameters_of', 'ProbeRows', 'probe_data', 'probe_run', 'probe', 'matrix_pace', 'free_memory',
-           'Cost', 'train_flops', 'train_memory', 'example_length', 'tune_flops', 'count_rows', 'is_there', 'Pace',
-           'row_cost', 'cost', 'cost_line', 'hours_text', 'cost_notes', 'measured_time', 'data_bytes']
+           'folder_bytes', 'standing', 'made_for', 'stale_folders', 'known_elsewhere', 'text_table', 'size_text',
+           'status', 'relative', 'status_notes', 'encoder_flops', 'head_flops', 'Shape', 'teacher_shape',
+           'vocabulary_size', 'layers_of', 'parameters_of', 'ProbeRows', 'probe_data', 'probe_run', 'probe',
+           'matrix_pace', 'free_memory', 'Cost', 'train_flops', 'train_memory', 'example_length', 'tune_flops',
+           'count_rows', 'is_there', 'Pace', 'row_cost', 'cost', 'cost_line', 'hours_text', 'cost_notes',
+           'measured_time', 'data_bytes']
 
 # %% ../nbs/13_plan.ipynb #00000002
 import contextlib
@@ -21,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from .artefact import Artefact, duration, machine, read_manifest, read_records
+from .artefact import Artefact, DamagedArtefact, duration, machine, read_manifest, read_records
 from .scenario import PROFILES, SCENARIOS, Profile, Scenario, SettingsError, data_dir, get_profile, get_scenario, required, runs_dir
 
 # %% ../nbs/13_plan.ipynb #00000006
@@ -75,9 +76,10 @@ class Standing:
     "One line of `status`."
     stage:str # As "model"
     label:str # As "S4"
-    state:str # "current", "absent", "building", "damaged" or "stale"
+    state:str # "current", "absent", "building", "damaged", "stale" or "other"
     size:int # Bytes on disk
     path:Path # Its folder, there or not
+    profile:str='' # Whom it was made for, where its state is "other" and its manifest says so
 
 def folder_bytes(
     folder:Path, # A folder, perhaps absent
@@ -96,8 +98,16 @@ def standing(
     return Standing(a.stage, a.label, state, folder_bytes(a.partial if state in ('building', 'absent') else a.path), a.path)
 
 # %% ../nbs/13_plan.ipynb #00000014
+def made_for(
+    folder:Path, # An artefact's folder
+)->str: # Name of a profile; empty when that is not noted
+    "The profile that an artefact was made for."
+    try: return read_manifest(folder).get('profile', '')
+    except DamagedArtefact: return ''
+
 def stale_folders(
-    artefacts:Sequence[Artefact], # The plan of a profile
+    profile:str, # Name of a profile
+    artefacts:Sequence[Artefact], # Its plan
     others:Iterable[Path]=(), # Folders that belong to other profiles
 )->list[Standing]: # Folders with a label of the plan and another key
     "What was made for the same purpose with other settings."
@@ -108,7 +118,8 @@ def stale_folders(
         for folder in sorted((runs_dir()/stage).glob('*')):
             m = KEYED.fullmatch(folder.name)
             if m and not folder.name.startswith('.') and (stage, m['label']) in mine and folder not in known:
-                found.append(Standing(stage, m['label'], 'stale', folder_bytes(folder), folder))
+                name = made_for(folder)
+                found.append(Standing(stage, m['label'], 'stale' if name == profile else 'other', folder_bytes(folder), folder, name))
     return found
 
 def known_elsewhere(
@@ -149,7 +160,7 @@ def status(
     p = get_profile(profile)
     artefacts = plan(p)
     there = [standing(a) for a in artefacts]
-    stale = stale_folders(artefacts, known_elsewhere(p))
+    stale = stale_folders(p.name, artefacts, known_elsewhere(p))
     current = sum(s.state == 'current' for s in there)
     lines = [[s.stage, s.label, s.state, size_text(s.size) if s.size else '-', relative(s.path)] for s in (*there, *stale)]
     notes = status_notes(str(profile.name if isinstance(profile, Profile) else profile), [*there, *stale])
@@ -168,8 +179,10 @@ def status_notes(
 )->list[str]: # What to do next
     "Sentences under the table."
     notes, states = [], {s.state for s in lines}
-    stale = sum(s.size for s in lines if s.state == 'stale')
-    if 'stale' in states: notes.append(f'stale: made with other settings than the profile has now; nothing here reads them ({size_text(stale)}).')
+    size = lambda state: size_text(sum(s.size for s in lines if s.state == state))
+    names = ', '.join(sorted({s.profile or 'one that is not noted' for s in lines if s.state == 'other'}))
+    if 'stale' in states: notes.append(f'stale: made for this profile with other settings than it has now; it does not read them any more ({size("stale")}).')
+    if 'other' in states: notes.append(f'other: made for another profile, which may still read them: {names} ({size("other")}).')
     if 'damaged' in states: notes.append('damaged: a file is missing or has another size. Remove the folder, and it will be built again.')
     if 'building' in states: notes.append('building: another process is at work on it.')
     if 'absent' in states: notes.append(f'Next: distilherbert reproduce --profile {profile}   (or one row: distilherbert run S4)')

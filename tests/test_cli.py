@@ -263,6 +263,12 @@ def test_run_status_collect(run, home, tmp_path):
     status = run('distilherbert', 'status', '--profile', tiny(tmp_path, tokens=12_000), env=home).stdout
     stands = {tuple(line.split()[:3]) for line in status.splitlines()}
     assert {('model', 'S4', 'stale'), ('model', 'S4', 'absent'), ('model', 'T0', 'current')} <= stands
+    # another profile with the same rows of the table: this one's are not said to be useless
+    (tmp_path/'theirs').mkdir()
+    theirs = tiny(tmp_path/'theirs', name='theirs', tokens=12_000)
+    status = run('distilherbert', 'status', '--profile', theirs, env=home).stdout
+    assert any(line.split()[:3] == ['model', 'S4', 'other'] for line in status.splitlines()) and ' stale ' not in status
+    assert 'other: made for another profile, which may still read them: tiny (' in status
 
 
 class Training:
