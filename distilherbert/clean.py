@@ -46,7 +46,7 @@ from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from .artefact import Artefact, Progress, fingerprint, log, write_json
-from .scenario import Profile, SettingsError, data_dir, get_profile
+from .scenario import Profile, SettingsError, data_dir, data_workers, get_profile
 from .world import WORLD_VERSION, labelled_lines, world_documents
 
 # %% ../nbs/01_clean.ipynb #00000006
@@ -870,10 +870,10 @@ def write_text(
 # %% ../nbs/01_clean.ipynb #0000004b
 def text_artefact(
     profile:'str | Path | Profile', # A profile or its name
-    workers:int=1, # Processes; no part of the key, since the result does not depend on it
+    workers:int=0, # Processes; 0 for as many as DISTILHERBERT_WORKERS says; no part of the key, since the result does not depend on it
 )->Artefact: # The cleaned text
     "The artefact of a profile's cleaned text; raises `SettingsError` where there is no source."
-    p = get_profile(profile)
+    p, workers = get_profile(profile), workers or data_workers()
     sources, share = text_sources(p), 0.0 if p.text == 'world' else p.old_share
     settings = {'sources': [s.identity for s in sources], 'lines': p.text_lines, 'old_share': share, 'on_bad_file': p.on_bad_file}
     label = p.text if p.text in ('world', 'local', 'cc100') else 'folder'
@@ -883,7 +883,7 @@ def text_artefact(
 
 def build_text(
     profile:'str | Path | Profile'='demo', # A profile or its name
-    workers:int=1, # Processes
+    workers:int=0, # Processes; 0 for as many as DISTILHERBERT_WORKERS says
 )->Path: # Folder with `old-*.txt`, `ccsub-*.txt` and `manifest.json`
     "Clean a profile's text, unless it is there already."
     return text_artefact(profile, workers).build()

@@ -33,7 +33,7 @@ from xxhash import xxh3_64_intdigest
 from .artefact import Artefact, Progress, fingerprint, write_json
 from .clean import read_texts, text_artefact, text_shards
 from .corpus import PackedRows, packed_text, write_card
-from .scenario import Profile, SettingsError, data_dir, get_profile, hub_client
+from .scenario import Profile, SettingsError, data_dir, data_workers, get_profile, hub_client
 
 # %% ../nbs/02_pack.ipynb #00000006
 SPECIAL = ('<s>', '<pad>', '</s>', '<unk>', '<mask>') # HerBERT's special tokens, ids 0 to 4
@@ -583,10 +583,10 @@ def describe_tokens(
 def rows_artefact(
     profile:'str | Path | Profile', # A profile or its name
     part:str='ccsub', # "old" or "ccsub"
-    workers:int=1, # Processes; no part of the key
+    workers:int=0, # Processes; 0 for as many as DISTILHERBERT_WORKERS says; no part of the key
 )->Artefact: # The packed rows
     "The artefact of the packed rows of one part."
-    p = get_profile(profile)
+    p, workers = get_profile(profile), workers or data_workers()
     if part not in ('old', 'ccsub'): raise SettingsError(f'There is no part {part!r} of the text; the parts are "old" and "ccsub".')
     text, tokenizer = packed_text(p, part), tokenizer_artefact(p)
     settings = {n: getattr(p, n) for n in ('max_len', 'min_piece', 'heldout_share', 'data_seed')}
@@ -599,7 +599,7 @@ def rows_artefact(
 def build_rows(
     profile:'str | Path | Profile'='demo', # A profile or its name
     part:str='ccsub', # "old" or "ccsub"
-    workers:int=1, # Processes
+    workers:int=0, # Processes; 0 for as many as DISTILHERBERT_WORKERS says
 )->Path: # Folder with the rows
     "Pack a part of a profile's text, unless it is there already, and bring its data card up to date."
     p, rows = get_profile(profile), rows_artefact(profile, part, workers)

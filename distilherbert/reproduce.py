@@ -459,7 +459,8 @@ EPILOG = """examples:
   distilherbert status --profile mini        what is there, what is missing
 
 exit codes: 0 done, 1 failed while running, 2 wrong command or setting, 130 stopped with Ctrl-C, 143 with SIGTERM
-environment: DISTILHERBERT_RUNS (artefacts), DISTILHERBERT_RESULTS (records), DISTILHERBERT_DATA (real text and tasks)"""
+environment: DISTILHERBERT_RUNS (artefacts), DISTILHERBERT_RESULTS (records), DISTILHERBERT_DATA (real text and tasks),
+  DISTILHERBERT_WORKERS (processes that clean and pack text; 1 when not set; any number gives the same files)"""
 
 def subcommand(
     sub, # What `add_subparsers` returned
@@ -527,6 +528,7 @@ def parser(
     sub = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
     row = subcommand(sub, 'run', 'make one row: its model and its scores', 'distilherbert run S4 --profile mini')
     row.add_argument('scenario', help='S0 to S5, T0, T1, or a TOML file')
+    row.epilog += '\nDISTILHERBERT_WORKERS=8 before it cleans and packs text in 8 processes; the files are the same'
     grid = subcommand(sub, 'reproduce', 'make all rows by executing the chapters, then the report', 'distilherbert reproduce --profile demo')
     grid.add_argument('--rows', nargs='+', metavar='S', default=list(SCENARIOS), help='only these rows, and those they need')
     subcommand(sub, 'status', 'list what a profile needs and what of it is there', 'distilherbert status --profile mini')

@@ -7,8 +7,8 @@ __all__ = ['INITS', 'CHOICES', 'PLAIN', 'PRESETS', 'SCENARIOS', 'SHARES', 'POSIT
            'PAPER', 'PROFILES', 'DATA_LAYOUT', 'SettingsError', 'unknown_name', 'Objective', 'Scenario',
            'check_objective', 'check_scenario', 'has_type', 'check_types', 'check_name', 'Profile', 'out_of_range',
            'check_profile', 'read_toml', 'from_table', 'plain_value', 'get_settings', 'check_namesake', 'required',
-           'get_scenario', 'get_profile', 'checkout', 'home', 'runs_dir', 'results_dir', 'data_dir', 'hub_client',
-           'answers']
+           'get_scenario', 'get_profile', 'checkout', 'home', 'runs_dir', 'results_dir', 'data_dir', 'data_workers',
+           'hub_client', 'answers']
 
 # %% ../nbs/00_scenario.ipynb #00000002
 import difflib
@@ -440,6 +440,14 @@ def data_dir(
     if not folder.is_dir():
         raise SettingsError(f'There is no folder {folder}; DISTILHERBERT_DATA is {value!r} and should hold {DATA_LAYOUT}.')
     return folder
+
+# %% ../nbs/00_scenario.ipynb #00000037
+def data_workers(
+)->int: # At least 1; raises `SettingsError` for anything else
+    "Processes that clean and pack text, as the environment variable DISTILHERBERT_WORKERS says."
+    value = os.environ.get('DISTILHERBERT_WORKERS') or '1'
+    if value.isdecimal() and int(value): return int(value)
+    raise SettingsError(f'DISTILHERBERT_WORKERS is {value!r}; it should be a number of processes, 1 or more. This machine has {os.cpu_count()} cores.')
 
 # %% ../nbs/00_scenario.ipynb #00000031
 @contextmanager

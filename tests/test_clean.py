@@ -352,7 +352,8 @@ def test_the_number_of_workers_changes_no_byte(corpus, monkeypatch, tmp_path):
     folders = []
     for workers in (1, 4):
         monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/f'runs{workers}'))
-        a = text_artefact(profile_of(corpus, old_share=0.4), workers=workers)
+        monkeypatch.setenv('DISTILHERBERT_WORKERS', str(workers))
+        a = text_artefact(profile_of(corpus, old_share=0.4))
         folders.append(a.build())
     assert content(folders[0]) == content(folders[1]) and len(content(folders[0])) > 4
     assert read_manifest(folders[0])['counts'] == read_manifest(folders[1])['counts']

@@ -53,7 +53,7 @@ def test_help_has_examples_and_exit_codes(run):
 
 def test_a_command_answers_when_asked_for_help(run):
     done = run('distilherbert', 'run', '--help')
-    assert done.returncode == 0 and 'example: distilherbert run' in done.stdout
+    assert done.returncode == 0 and 'example: distilherbert run' in done.stdout and 'DISTILHERBERT_WORKERS=8' in done.stdout
 
 
 def subcommands(): return next(a.choices for a in reproduce.parser()._actions if isinstance(a, argparse._SubParsersAction))
@@ -200,6 +200,13 @@ def test_misspelt_field_of_a_profile(run, home, tmp_path):
 def test_missing_data_says_what_to_set(run, home):
     done = run('distilherbert', 'run', 'S0', '--profile', 'mini', env=home | {'DISTILHERBERT_DATA': ''})
     check_failure(done, 2, 'DISTILHERBERT_DATA')
+
+
+@pytest.mark.parametrize('workers', ['0', '-2', 'all', '1.5'])
+def test_a_number_of_workers_that_is_none(monkeypatch, capsys, home, workers):
+    monkeypatch.setenv('DISTILHERBERT_WORKERS', workers)
+    assert reproduce.main(['status']) == 2
+    assert f"DISTILHERBERT_WORKERS is '{workers}'; it should be a number of processes" in capsys.readouterr().err
 
 
 def test_verbose_shows_where_an_error_came_from(run, home):

@@ -134,12 +134,7 @@ def test_sigterm_saves_and_leaves(undisturbed, tmp_path, environment):
 
 def test_the_same_settings_give_the_same_bytes_with_other_workers(undisturbed, tmp_path):
     top, calm = undisturbed
-    code = (f'from distilherbert.pack import build_rows\nfrom distilherbert.clean import build_text\nif __name__ == "__main__":\n'
-            f' p = {str(top/"small.toml")!r}\n build_text(p, workers=4)\n for part in ("old", "ccsub"): build_rows(p, part, workers=4)')
-    (tmp_path/'data.py').write_text(code)
-    made = run_program(sys.executable, tmp_path/'data.py', env={'DISTILHERBERT_RUNS': tmp_path/'runs'})
-    assert made.returncode == 0, made.stderr
-    done = run_program(*program(top/'small.toml'), env={'DISTILHERBERT_RUNS': tmp_path/'runs'})
+    done = run_program(*program(top/'small.toml'), env={'DISTILHERBERT_RUNS': tmp_path/'runs', 'DISTILHERBERT_WORKERS': 4})
     assert done.returncode == 0, done.stderr
     assert content(Path(done.stdout.strip().splitlines()[-1])) == content(calm)
 

@@ -348,7 +348,8 @@ def test_the_number_of_workers_changes_no_byte(small, tmp_path, monkeypatch):
     folders = []
     for workers in (1, 4):
         monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/f'runs{workers}'))
-        folders.append(rows_artefact(small, 'ccsub', workers=workers).build())
+        monkeypatch.setenv('DISTILHERBERT_WORKERS', str(workers))
+        folders.append(rows_artefact(small, 'ccsub').build())
     assert arrays(folders[0]) == arrays(folders[1]) and len(list(folders[0].glob('ids-*.npy'))) > 1
     assert read_manifest(folders[0])['counts'] == read_manifest(folders[1])['counts']
 
