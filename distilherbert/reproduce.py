@@ -8,8 +8,8 @@ __all__ = ['CHAPTERS', 'STAGE_BAR', 'POINTS', 'CURVE', 'LOOKS', 'EPILOG', 'run',
            'is_ready', 'execute_job', 'execute_all', 'reproduce', 'execute_report', 'thin_out', 'rounded',
            'model_values', 'current', 'newest', 'keep', 'collect_text', 'collect_models', 'collect_scores',
            'teacher_fit', 'stage_seconds', 'collect_settings', 'collect', 'is_collected', 'subcommand',
-           'model_commands', 'carry_out_model', 'parser', 'version', 'parsed', 'carry_out', 'show_contamination',
-           'main']
+           'model_commands', 'carry_out_model', 'parser', 'version', 'parsed', 'carry_out', 'show_collected',
+           'show_contamination', 'main']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
@@ -569,7 +569,15 @@ def carry_out(
     elif a.command in ('predict', 'export', 'deployment', 'submit'): carry_out_model(a)
     elif a.command == 'cost': print(cost(a.profile, [*a.rows, *a.scenario] or None, seconds=0 if a.no_probe else 5))
     elif a.command == 'contamination': show_contamination(a.profile)
-    else: print('\n'.join(map(str, collect(a.profile))))
+    else: show_collected(a.profile)
+
+def show_collected(
+    profile:str, # Name or TOML file
+)->None: # Raises `SettingsError` where there is nothing
+    "Write the records, and list their files."
+    if files := collect(profile): return print('\n'.join(map(str, files)))
+    raise SettingsError(f'Nothing is there to collect: not one of the {len(plan(profile))} artefacts of profile {get_profile(profile).name} is in {runs_dir()}. '
+                        f'Make a row first: distilherbert run S4 --profile {profile}')
 
 def show_contamination(
     profile:str, # Name or TOML file

@@ -165,10 +165,20 @@ def test_the_script_of_the_cluster_asks_for_another_turn(tmp_path):
         assert (tmp_path/'log').read_text().split('\n')[:-1] == (['started', 'saved', 'requeue 77'] if kind == 'saves' else [])
 
 
+def imported(log):
+    "Top-level packages in what `-X importtime` wrote."
+    return {m[1] for m in re.finditer(r'^import time:.*\| *(\w+)', log, re.M)}
+
+
 def test_help_answers_at_once(run):
-    "It must not load PyTorch."
+    "It must not load PyTorch, however deep."
     done = run(sys.executable, '-X', 'importtime', '-m', 'distilherbert.reproduce', '--help')
-    assert done.returncode == 0 and '| torch' not in done.stderr.replace('|   ', '| ')
+    assert done.returncode == 0 and 'argparse' in imported(done.stderr) and 'distilherbert' in imported(done.stderr)
+    assert not imported(done.stderr) & {'torch', 'transformers', 'accelerate', 'datasets', 'pandas'}
+
+
+@pytest.mark.parametrize('log', ['import time:  1 |  2 | torch', 'import time:  1 |  2 |   torch', 'import time:  1 |  2 |       torch._C'])
+def test_an_import_is_found_at_any_depth(log): assert imported(f'import time: self [us] | cumulative | imported package\n{log}\n') == {'imported', 'torch'}
 
 
 def test_module_form(run):
@@ -220,6 +230,12 @@ def test_status_of_nothing(run, home):
     lines = done.stdout.splitlines()
     assert lines[0].startswith('Profile demo: 0 of ') and 'distilherbert reproduce' in lines[-1]
     assert sum(' absent ' in line for line in lines) == int(lines[0].split(' of ')[1].split()[0])
+
+
+def test_collect_of_nothing(run, home):
+    done = run('distilherbert', 'collect', env=home)
+    check_failure(done, 2, 'Nothing is there to collect', str(home['DISTILHERBERT_RUNS']), 'distilherbert run S4 --profile demo')
+    assert not done.stdout.strip() and not home['DISTILHERBERT_RESULTS'].exists()
 
 
 def test_output_may_be_cut_off(home):

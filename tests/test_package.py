@@ -1,6 +1,7 @@
 "The wheel and the source archive: what is in them, and that the wheel works alone."
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from conftest import TOP
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from test_cli import tiny
 
 MODULES = sorted(f.stem for f in (TOP/'distilherbert').glob('*.py') if not f.stem.startswith('_'))
 NOT_BUILT = ('.git', '.venv', '_runs', '_docs', '_proc', 'build', 'dist', '*.egg-info', '__pycache__', '.quarto', '.*_cache', '.hypothesis')
@@ -158,6 +160,18 @@ def test_commands_work_outside_a_checkout(environment, tmp_path, args):
     done = in_environment(environment.with_name('distilherbert'), *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'Traceback' not in done.stderr and done.stdout
+
+
+def test_a_row_is_made_outside_a_checkout(environment, tmp_path):
+    "Text, tokenizer, teacher, student and scores, with nothing but the wheel and what it requires."
+    program, file = environment.with_name('distilherbert'), tiny(tmp_path, world_size=150, tasks=['nkjp-ner'])
+    done = in_environment(program, 'run', 'S4', '--profile', file, cwd=tmp_path)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stdout + done.stderr
+    folder = Path(re.search(r'S4 \(tiny\) is there: (.+)', done.stdout)[1])
+    assert (folder/'model.safetensors').is_file() and folder.is_relative_to(tmp_path/'cache'/'distilherbert')
+    assert list((folder.parents[1]/'scores').glob('S4-*/predictions.npz'))
+    status = in_environment(program, 'status', '--profile', file, cwd=tmp_path).stdout
+    assert any(line.split()[:3] == ['model', 'S4', 'current'] for line in status.splitlines())
 
 
 def test_reproduce_outside_a_checkout_says_what_it_needs(environment, tmp_path):
