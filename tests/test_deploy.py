@@ -77,6 +77,10 @@ def classifier(request, tmp_path_factory):
     return kept(tmp_path_factory, *request.param)
 
 
+@pytest.fixture(scope='module')
+def ner(tmp_path_factory): return kept(tmp_path_factory, ('nkjp-ner',))[0]
+
+
 # --- which run -----------------------------------------------------------------------------------------------------------
 
 def test_the_choice_is_the_held_out_slices(toys, monkeypatch):
@@ -192,6 +196,44 @@ def test_the_tokenizer_of_herbert_survives(tmp_path):
     deploy.export_onnx(tmp_path/'kept', tmp_path/'onnx')
     first, second = (deploy.open_classifier(tmp_path/n) for n in ('kept', 'onnx'))
     assert np.allclose(first.logits(texts), second.logits(texts), atol=1e-5)
+
+
+def damaged(folder, tmp_path, change, file='classifier.json'):
+    "A copy with one file changed: JSON when `change` is a function, else its bytes."
+    copy = Path(shutil.copytree(folder, tmp_path/'copy'))
+    (copy/file).write_bytes(change if isinstance(change, bytes) else json.dumps(change(json.loads((copy/file).read_text()))).encode())
+    return copy
+
+
+def test_a_folder_without_a_head_is_no_classifier(tmp_path):
+    "Its answers would be random."
+    folder = make_folder(tmp_path/'mlm')
+    about = {'tasks': ['nkjp-ner'], 'texts': 1, 'labels': ['a', 'b'], 'scale': [], 'max_len': 20}
+    (folder/'classifier.json').write_text(json.dumps(about))
+    for ask in (lambda: deploy.predict(str(folder), ['w1']), lambda: deploy.export_onnx(folder, tmp_path/'out'), lambda: deploy.open_classifier(folder)):
+        with pytest.raises(TaskError, match='weights lack bert.pooler.dense.bias, .*classifier.weight. Make a classifier'): ask()
+    assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda a: {}, 'it lacks tasks, texts, labels'), (lambda a: [], r'should hold an object with tasks.* it holds \[\]'), (b'{', 'cannot be read'),
+    (lambda a: a | {'labels': 'ab'}, "labels = 'ab' cannot be"), (lambda a: a | {'texts': 3}, 'texts = 3 cannot be'), (lambda a: a | {'scale': [1]}, r'scale = \[1\]'),
+    (lambda a: a | {'labels': []}, r'labels = \[\] cannot be'), (lambda a: a | {'max_len': True}, 'max_len = True'), (lambda a: a | {'max_len': 33}, 'max_len = 33, but the model has 32 positions'),
+    (lambda a: a | {'labels': ['a', 'b', 'c']}, 'no weights that can be read')])
+def test_what_is_no_description_of_a_classifier_is_named(ner, tmp_path, change, words):
+    copy = damaged(ner, tmp_path, change)
+    for ask in (lambda: deploy.predict(str(copy), ['w1']), lambda: deploy.export_onnx(copy, tmp_path/'out')):
+        with pytest.raises(TaskError, match=words) as e: ask()
+        assert str(copy) in str(e.value)
+
+
+@pytest.mark.parametrize('file, change, words', [
+    ('model.onnx', b'no network', 'no exported model that can be read'), ('tokenizer.json', b'{}', 'no exported model that can be read'),
+    ('classifier.json', lambda a: {k: v for k, v in a.items() if k != 'marks'}, 'lacks marks'),
+    ('classifier.json', lambda a: a | {'max_len': 33}, 'max_len = 33, but the model has 32 positions')])
+def test_damaged_exports_are_named(ner, tmp_path, file, change, words):
+    copy = damaged(deploy.export_onnx(ner, tmp_path/'onnx'), tmp_path, change, file)
+    with pytest.raises(TaskError, match=words): deploy.predict(str(copy), ['w1'])
 
 
 # --- exports -------------------------------------------------------------------------------------------------------------
