@@ -429,8 +429,9 @@ def weighted_scores(
     gold:np.ndarray, # `(N,)`
     pred:np.ndarray, # `(R, N)`
     weight:np.ndarray, # `(B, N)`
-)->np.ndarray: # In percent `(B, R)`; raises `TaskError` for predictions that are no numbers
+)->np.ndarray: # In percent `(B, R)`; raises `TaskError` without labels, and for labels or predictions that are no numbers
     "Scores of R runs in B samples."
+    if not len(gold) or not np.isfinite(gold).all(): raise TaskError(f'There is no score ({metric}) of {len(gold)} labels, {(~np.isfinite(gold)).sum()} of them NaN or infinite.')
     if not np.isfinite(pred).all(): raise TaskError(f'The score ({metric}) is not a number: {(~np.isfinite(pred)).sum()} predictions are NaN or infinite.')
     return 100*METRICS[metric](gold, pred, weight.astype(float))
 
@@ -875,15 +876,18 @@ def build_scores(
 )->list[Path]: # Folders, by group and seed
     "Fine-tune a scenario on the tasks of a profile with every seed; what is there already is not repeated."
     p, s = get_profile(profile), get_scenario(scenario)
-    artefacts = [scores_artefact(p, s, seed, g) for g in profile_groups(p, tasks) for seed in p.task_seeds]
-    todo = [a for a in artefacts if a.state() != 'current']
+    groups = profile_groups(p, tasks)
+    artefacts = {(g, seed): scores_artefact(p, s, seed, g) for g in groups for seed in p.task_seeds}
+    waiting = {place: a for place, a in artefacts.items() if a.state() != 'current'}
+    for g in dict.fromkeys(g for g, _ in waiting): load_group(groups[g], p) # bad files should be known before a model is trained
+    todo = list(waiting.values())
     bar = Progress(len(todo), f'Fine-tuning {s.name}', 'runs')
     while todo: # another process may share the work: take what nobody is at, wait only at the end
         a = next((a for a in todo if a.state() != 'building'), todo[0])
         a.build()
         todo.remove(a)
         bar.update(note=a.label)
-    return [a.path for a in artefacts]
+    return [a.path for a in artefacts.values()]
 
 # %% ../nbs/06_klej.ipynb #0000005a
 READINGS = ('honest', 'last', 'max', 'test')

@@ -21,6 +21,7 @@ from distilherbert.artefact import Artefact, read_manifest
 from distilherbert.klej import TaskError
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
 
+WORLD = klej.world_task
 PROFILE = replace(get_profile('demo'), name='toy', task_epochs=4, task_lr=1e-2, threads=1, task_max_len=20, task_seeds=(1, 2, 3), task_batch=16,
                   task_examples=0, tasks=('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out'))
 
@@ -95,8 +96,7 @@ def test_the_choice_is_the_held_out_slices(toys, monkeypatch):
     assert deploy.honest_choice(toys, 'S0', 'nkjp-ner') == (3, 1) # the same score as seed 2, a lower loss
     runs[3] = run((2, 8), (0.5, 0.8))
     assert deploy.honest_choice(toys, 'S0', 'nkjp-ner') == (2, 0) # and now the earlier seed
-    runs[1]['gold/held'] = np.zeros(0)
-    with pytest.raises(TaskError, match='selection_share = 0.1'): deploy.honest_choice(toys, 'S0', 'nkjp-ner')
+    with pytest.raises(TaskError, match='selection_share = 0.1'): deploy.honest_choice(replace(toys, selection_share=0.0), 'S0', 'nkjp-ner')
 
 
 def test_a_classifier_repeats_the_run_that_was_scored(toys):
@@ -307,11 +307,12 @@ def test_an_export_that_differs_is_an_error(tmp_path_factory, tmp_path, monkeypa
     folder, _, _ = kept(tmp_path_factory, ('nkjp-ner',))
     write = deploy.write_onnx
     def other(model, file, int8):
-        with torch.no_grad(): model.classifier.bias += 1
+        with torch.no_grad(): model.classifier.bias += 20
         write(model, file, int8)
-        with torch.no_grad(): model.classifier.bias -= 1
+        with torch.no_grad(): model.classifier.bias -= 20
     monkeypatch.setattr(deploy, 'write_onnx', other)
-    with pytest.raises(RuntimeError, match='differs from the model'): deploy.export_onnx(folder, tmp_path/'onnx')
+    for int8 in (False, True):
+        with pytest.raises(RuntimeError, match='differs from the model'): deploy.export_onnx(folder, tmp_path/'onnx', int8)
     assert list(tmp_path.iterdir()) == [], 'nothing is left'
 
 
@@ -327,6 +328,47 @@ def test_what_is_no_classifier_is_named(tmp_path, classifier, monkeypatch):
     with pytest.raises(SettingsError, match='--output'): deploy.export_onnx(classifier[0], tmp_path/'onnx')
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(SettingsError, match=r'onnxscript is not installed.*distilherbert\[onnx\]'): deploy.export_onnx(classifier[0], tmp_path/'new')
+
+
+@pytest.fixture
+def untouched(toys, monkeypatch):
+    "A row of which nothing is there, and whose model nobody may begin to train."
+    monkeypatch.setattr(klej, 'model_artefact', lambda profile, scenario: Artefact('model', 'S4', 1, {}, (), lambda work: pytest.fail('trained')))
+    return toys
+
+
+@pytest.mark.parametrize('ask, words', [
+    (lambda p, out: deploy.predict('S4', ['x'], p, 'cbdd'), 'Did you mean cbd'), (lambda p, out: deploy.predict('S4', ['x'], p, 'dyk'), 'Unknown task'),
+    (lambda p, out: deploy.predict('S4', [], p), 'There is no text'), (lambda p, out: deploy.predict('S4', ['x'], p, 'cdsc-e'), 'tab between them'),
+    (lambda p, out: deploy.predict('S4', ['x'], replace(p, selection_share=0.0)), 'selection_share = 0.1'), (lambda p, out: deploy.predict('S44', [], p), 'Unknown scenario'),
+    (lambda p, out: deploy.export('S4', out, p), 'is there already'), (lambda p, out: deploy.export('S4', out/'new', p, 'dyk'), 'Unknown task'),
+    (lambda p, out: deploy.export('S44', out/'new', p), 'Unknown scenario'), (lambda p, out: deploy.export(str(out), '', p, 'dyk'), 'knows its task'),
+    (lambda p, out: klej.build_scores(replace(p, tasks=('dyk',)), 'S4'), 'Unknown task'),
+    (lambda p, out: deploy.deployment(p, ['S4'], 'dyk'), 'Unknown task')])
+def test_what_cannot_be_is_said_before_anything_is_trained(untouched, tmp_path, monkeypatch, ask, words):
+    monkeypatch.setattr(klej, 'world_task', WORLD)
+    with pytest.raises(ValueError, match=words): ask(untouched, tmp_path)
+
+
+@pytest.mark.parametrize('module', deploy.EXTRA)
+def test_missing_modules_are_said_before_anything_is_trained(untouched, tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    for ask in (lambda: deploy.export('S4', tmp_path/'new', untouched), lambda: deploy.deployment(untouched, ['S4'])):
+        with pytest.raises(SettingsError, match=f'{module} is not installed'): ask()
+
+
+def test_exports_have_names_of_their_own(ner, toys, tmp_path, monkeypatch):
+    "After a folder whose name has a dot, a row, and a row in a file."
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(deploy, 'export_onnx', lambda folder, out, int8: asked.append((str(out), int8)))
+    monkeypatch.setattr(deploy, 'build_classifier', lambda *a: tmp_path)
+    (tmp_path/'S4.old').mkdir()
+    Path('mine.toml').write_text('init = "random"\n')
+    for model in ('S4.old', f'{tmp_path}/S4.old/', 'S4', 'mine.toml'):
+        for int8 in (False, True): deploy.export(model, profile=toys, int8=int8)
+    names = ['S4.old-onnx', 'S4.old-onnx', 'S4-onnx', 'mine-onnx']
+    assert asked == [(n + '-int8'*int8, int8) for n in names for int8 in (False, True)]
 
 
 # --- costs ---------------------------------------------------------------------------------------------------------------

@@ -367,6 +367,12 @@ def test_nan_is_an_error(metric, value):
     with pytest.raises(TaskError, match=rf'score \({metric}\) is not a number: 1 predictions'): klej.score(metric, np.array([1.0, 2.0]), np.array([value, 1.0]))
 
 
+@pytest.mark.parametrize('metric', klej.METRICS)
+def test_labels_that_are_none_have_no_score(metric):
+    for gold, words in ((np.zeros(0), 'of 0 labels'), (np.array([1.0, np.nan]), 'of 2 labels, 1 of them NaN')):
+        with pytest.raises(TaskError, match=rf'no score \({metric}\) {words}'): klej.score(metric, gold, np.ones(len(gold)))
+
+
 # --- tokens and batches --------------------------------------------------------------------------------------------------
 
 @real
