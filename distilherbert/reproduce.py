@@ -490,7 +490,7 @@ def model_commands(
     p.add_argument('model', help=known)
     p.add_argument('--format', choices=['onnx'], default='onnx', help='onnx')
     p.add_argument('--int8', action='store_true', help='weights of 8 bits')
-    p.add_argument('-o', '--output', default='', metavar='FOLDER', help='folder to write (MODEL-onnx when left out)')
+    p.add_argument('-o', '--output', default='', metavar='FOLDER', help='folder to write (MODEL-onnx or MODEL-onnx-int8 when left out)')
     about_task(p)
     p = subcommand(sub, 'deployment', 'measure what fine-tuned models cost, next to their teacher', 'distilherbert deployment T0 S4 --task nkjp-ner')
     p.add_argument('rows', nargs='*', metavar='SCENARIO', help='rows to measure (all when left out)')
@@ -510,8 +510,7 @@ def carry_out_model(
             texts = a.texts or [line.rstrip('\n') for line in sys.stdin]
             lines = deploy.predict(a.model, texts, a.profile, a.task)
         elif a.command == 'export':
-            folder = deploy.find_classifier(a.model, a.profile, a.task)
-            lines = [deploy.export_onnx(folder, a.output or f'{Path(a.model).stem}-{a.format}', a.int8)]
+            lines = [deploy.export(a.model, a.output, a.profile, a.task, a.int8)]
         elif a.command == 'deployment':
             file = deploy.deployment(a.profile, a.rows, a.task, untrained=a.untrained)
             lines = [*deploy.deployment_lines(json.loads(file.read_text('utf-8'))['values']), file]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .artefact import Artefact, fingerprint, read_manifest
-from .deploy import classifier_artefact, honest_choice, open_classifier, with_tasks
+from .deploy import check_choice, classifier_artefact, honest_choice, open_classifier, with_tasks
 from distilherbert.klej import (
     TASKS, Task, TaskError, build_scores, get_task, labels_file, profile_groups, read_labelled_test, read_split, score, task_folder,
 )
@@ -160,7 +160,9 @@ def build_submission(
     "The submission of a row."
     names, s = chosen_tasks(get_profile(profile), tasks), get_scenario(scenario)
     p = with_tasks(profile, names)
-    for t in names: read_test(get_task(t), p.task_source, p.data_seed) # a missing file should be known before hours of fine-tuning
+    for t in names: # what is missing should be known before hours of fine-tuning
+        check_choice(p, get_task(t))
+        read_test(get_task(t), p.task_source, p.data_seed)
     build_scores(p, s, names)
     by_group = {g: classifier_artefact(p, s, g, *honest_choice(p, s, g)) for g in profile_groups(p, names)}
     classifiers = {t: by_group[get_task(t).group] for t in names}

@@ -21,6 +21,7 @@ from distilherbert.artefact import Artefact, read_manifest
 from distilherbert.klej import TaskError
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
 
+WORLD = klej.world_task
 PROFILE = replace(get_profile('demo'), name='toy', task_epochs=4, task_lr=1e-2, threads=1, task_max_len=20, task_seeds=(1, 2, 3), task_batch=16,
                   task_examples=0, tasks=('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out'))
 
@@ -77,6 +78,10 @@ def classifier(request, tmp_path_factory):
     return kept(tmp_path_factory, *request.param)
 
 
+@pytest.fixture(scope='module')
+def ner(tmp_path_factory): return kept(tmp_path_factory, ('nkjp-ner',))[0]
+
+
 # --- which run -----------------------------------------------------------------------------------------------------------
 
 def test_the_choice_is_the_held_out_slices(toys, monkeypatch):
@@ -91,8 +96,7 @@ def test_the_choice_is_the_held_out_slices(toys, monkeypatch):
     assert deploy.honest_choice(toys, 'S0', 'nkjp-ner') == (3, 1) # the same score as seed 2, a lower loss
     runs[3] = run((2, 8), (0.5, 0.8))
     assert deploy.honest_choice(toys, 'S0', 'nkjp-ner') == (2, 0) # and now the earlier seed
-    runs[1]['gold/held'] = np.zeros(0)
-    with pytest.raises(TaskError, match='selection_share = 0.1'): deploy.honest_choice(toys, 'S0', 'nkjp-ner')
+    with pytest.raises(TaskError, match='selection_share = 0.1'): deploy.honest_choice(replace(toys, selection_share=0.0), 'S0', 'nkjp-ner')
 
 
 def test_a_classifier_repeats_the_run_that_was_scored(toys):
@@ -194,6 +198,44 @@ def test_the_tokenizer_of_herbert_survives(tmp_path):
     assert np.allclose(first.logits(texts), second.logits(texts), atol=1e-5)
 
 
+def damaged(folder, tmp_path, change, file='classifier.json'):
+    "A copy with one file changed: JSON when `change` is a function, else its bytes."
+    copy = Path(shutil.copytree(folder, tmp_path/'copy'))
+    (copy/file).write_bytes(change if isinstance(change, bytes) else json.dumps(change(json.loads((copy/file).read_text()))).encode())
+    return copy
+
+
+def test_a_folder_without_a_head_is_no_classifier(tmp_path):
+    "Its answers would be random."
+    folder = make_folder(tmp_path/'mlm')
+    about = {'tasks': ['nkjp-ner'], 'texts': 1, 'labels': ['a', 'b'], 'scale': [], 'max_len': 20}
+    (folder/'classifier.json').write_text(json.dumps(about))
+    for ask in (lambda: deploy.predict(str(folder), ['w1']), lambda: deploy.export_onnx(folder, tmp_path/'out'), lambda: deploy.open_classifier(folder)):
+        with pytest.raises(TaskError, match='weights lack bert.pooler.dense.bias, .*classifier.weight. Make a classifier'): ask()
+    assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda a: {}, 'it lacks tasks, texts, labels'), (lambda a: [], r'should hold an object with tasks.* it holds \[\]'), (b'{', 'cannot be read'),
+    (lambda a: a | {'labels': 'ab'}, "labels = 'ab' cannot be"), (lambda a: a | {'texts': 3}, 'texts = 3 cannot be'), (lambda a: a | {'scale': [1]}, r'scale = \[1\]'),
+    (lambda a: a | {'labels': []}, r'labels = \[\] cannot be'), (lambda a: a | {'max_len': True}, 'max_len = True'), (lambda a: a | {'max_len': 33}, 'max_len = 33, but the model has 32 positions'),
+    (lambda a: a | {'labels': ['a', 'b', 'c']}, 'no weights that can be read')])
+def test_what_is_no_description_of_a_classifier_is_named(ner, tmp_path, change, words):
+    copy = damaged(ner, tmp_path, change)
+    for ask in (lambda: deploy.predict(str(copy), ['w1']), lambda: deploy.export_onnx(copy, tmp_path/'out')):
+        with pytest.raises(TaskError, match=words) as e: ask()
+        assert str(copy) in str(e.value)
+
+
+@pytest.mark.parametrize('file, change, words', [
+    ('model.onnx', b'no network', 'no exported model that can be read'), ('tokenizer.json', b'{}', 'no exported model that can be read'),
+    ('classifier.json', lambda a: {k: v for k, v in a.items() if k != 'marks'}, 'lacks marks'),
+    ('classifier.json', lambda a: a | {'max_len': 33}, 'max_len = 33, but the model has 32 positions')])
+def test_damaged_exports_are_named(ner, tmp_path, file, change, words):
+    copy = damaged(deploy.export_onnx(ner, tmp_path/'onnx'), tmp_path, change, file)
+    with pytest.raises(TaskError, match=words): deploy.predict(str(copy), ['w1'])
+
+
 # --- exports -------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
@@ -265,11 +307,12 @@ def test_an_export_that_differs_is_an_error(tmp_path_factory, tmp_path, monkeypa
     folder, _, _ = kept(tmp_path_factory, ('nkjp-ner',))
     write = deploy.write_onnx
     def other(model, file, int8):
-        with torch.no_grad(): model.classifier.bias += 1
+        with torch.no_grad(): model.classifier.bias += 20
         write(model, file, int8)
-        with torch.no_grad(): model.classifier.bias -= 1
+        with torch.no_grad(): model.classifier.bias -= 20
     monkeypatch.setattr(deploy, 'write_onnx', other)
-    with pytest.raises(RuntimeError, match='differs from the model'): deploy.export_onnx(folder, tmp_path/'onnx')
+    for int8 in (False, True):
+        with pytest.raises(RuntimeError, match='differs from the model'): deploy.export_onnx(folder, tmp_path/'onnx', int8)
     assert list(tmp_path.iterdir()) == [], 'nothing is left'
 
 
@@ -285,6 +328,47 @@ def test_what_is_no_classifier_is_named(tmp_path, classifier, monkeypatch):
     with pytest.raises(SettingsError, match='--output'): deploy.export_onnx(classifier[0], tmp_path/'onnx')
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(SettingsError, match=r'onnxscript is not installed.*distilherbert\[onnx\]'): deploy.export_onnx(classifier[0], tmp_path/'new')
+
+
+@pytest.fixture
+def untouched(toys, monkeypatch):
+    "A row of which nothing is there, and whose model nobody may begin to train."
+    monkeypatch.setattr(klej, 'model_artefact', lambda profile, scenario: Artefact('model', 'S4', 1, {}, (), lambda work: pytest.fail('trained')))
+    return toys
+
+
+@pytest.mark.parametrize('ask, words', [
+    (lambda p, out: deploy.predict('S4', ['x'], p, 'cbdd'), 'Did you mean cbd'), (lambda p, out: deploy.predict('S4', ['x'], p, 'dyk'), 'Unknown task'),
+    (lambda p, out: deploy.predict('S4', [], p), 'There is no text'), (lambda p, out: deploy.predict('S4', ['x'], p, 'cdsc-e'), 'tab between them'),
+    (lambda p, out: deploy.predict('S4', ['x'], replace(p, selection_share=0.0)), 'selection_share = 0.1'), (lambda p, out: deploy.predict('S44', [], p), 'Unknown scenario'),
+    (lambda p, out: deploy.export('S4', out, p), 'is there already'), (lambda p, out: deploy.export('S4', out/'new', p, 'dyk'), 'Unknown task'),
+    (lambda p, out: deploy.export('S44', out/'new', p), 'Unknown scenario'), (lambda p, out: deploy.export(str(out), '', p, 'dyk'), 'knows its task'),
+    (lambda p, out: klej.build_scores(replace(p, tasks=('dyk',)), 'S4'), 'Unknown task'),
+    (lambda p, out: deploy.deployment(p, ['S4'], 'dyk'), 'Unknown task')])
+def test_what_cannot_be_is_said_before_anything_is_trained(untouched, tmp_path, monkeypatch, ask, words):
+    monkeypatch.setattr(klej, 'world_task', WORLD)
+    with pytest.raises(ValueError, match=words): ask(untouched, tmp_path)
+
+
+@pytest.mark.parametrize('module', deploy.EXTRA)
+def test_missing_modules_are_said_before_anything_is_trained(untouched, tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    for ask in (lambda: deploy.export('S4', tmp_path/'new', untouched), lambda: deploy.deployment(untouched, ['S4'])):
+        with pytest.raises(SettingsError, match=f'{module} is not installed'): ask()
+
+
+def test_exports_have_names_of_their_own(ner, toys, tmp_path, monkeypatch):
+    "After a folder whose name has a dot, a row, and a row in a file."
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(deploy, 'export_onnx', lambda folder, out, int8: asked.append((str(out), int8)))
+    monkeypatch.setattr(deploy, 'build_classifier', lambda *a: tmp_path)
+    (tmp_path/'S4.old').mkdir()
+    Path('mine.toml').write_text('init = "random"\n')
+    for model in ('S4.old', f'{tmp_path}/S4.old/', 'S4', 'mine.toml'):
+        for int8 in (False, True): deploy.export(model, profile=toys, int8=int8)
+    names = ['S4.old-onnx', 'S4.old-onnx', 'S4-onnx', 'mine-onnx']
+    assert asked == [(n + '-int8'*int8, int8) for n in names for int8 in (False, True)]
 
 
 # --- costs ---------------------------------------------------------------------------------------------------------------

@@ -180,6 +180,19 @@ def test_hub_layout_from_a_folder(tmp_path, monkeypatch):
     with pytest.raises(TaskError, match='6 rows, but the official split has 7'): klej.load_task('polemo2.0-in', str(tmp_path))
 
 
+def test_copies_of_the_hub_that_cannot_be_loaded_are_named(tmp_path, monkeypatch):
+    "Shards with different columns, and a data set that is a program."
+    from datasets import Dataset
+    monkeypatch.setenv('HF_HOME', str(tmp_path/'cache'))
+    (place := tmp_path/'klej-polemo2-in'/'data').mkdir(parents=True)
+    for i, column in enumerate(('target', 'label')):
+        Dataset.from_dict({'sentence': ['w1'], column: ['a']}).to_parquet(place/f'train-0000{i}-of-00002.parquet')
+    (tmp_path/'klej-nkjp-ner').mkdir()
+    (tmp_path/'klej-nkjp-ner'/'klej-nkjp-ner.py').write_text('import datasets\n')
+    for task in ('polemo2.0-in', 'nkjp-ner'):
+        with pytest.raises(TaskError, match='cannot be loaded .*task_source = "local"'): klej.load_task(task, str(tmp_path))
+
+
 def test_no_network_is_a_quick_error(monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
     with pytest.raises(TaskError, match='task_source = "local"'): klej.load_task('nkjp-ner', 'hub')
@@ -354,6 +367,12 @@ def test_nan_is_an_error(metric, value):
     with pytest.raises(TaskError, match=rf'score \({metric}\) is not a number: 1 predictions'): klej.score(metric, np.array([1.0, 2.0]), np.array([value, 1.0]))
 
 
+@pytest.mark.parametrize('metric', klej.METRICS)
+def test_labels_that_are_none_have_no_score(metric):
+    for gold, words in ((np.zeros(0), 'of 0 labels'), (np.array([1.0, np.nan]), 'of 2 labels, 1 of them NaN')):
+        with pytest.raises(TaskError, match=rf'no score \({metric}\) {words}'): klej.score(metric, gold, np.ones(len(gold)))
+
+
 # --- tokens and batches --------------------------------------------------------------------------------------------------
 
 @real
@@ -439,6 +458,12 @@ def test_folders_that_cannot_be_scored(folder, tmp_path):
 def test_another_padding_is_another_tokenizer(folder, tmp_path):
     other = make_folder(tmp_path/'other', pad_token_id=0)
     with pytest.raises(TaskError, match='pads with 1, the model with 0'): klej.load_classifier(other, 2, 0)
+
+
+def test_other_special_tokens_are_another_tokenizer(folder, tmp_path):
+    klej.load_classifier(make_folder(tmp_path/'same', bos_token_id=0, eos_token_id=2), 2, 0)
+    for given, words in (({'bos_token_id': 5}, '0 for cls_token_id, and the model 5 for bos'), ({'sep_token_id': 4}, '2 for sep_token_id, and the model 4 for sep')):
+        with pytest.raises(TaskError, match=words): klej.load_classifier(make_folder(tmp_path/str(given), **given), 2, 0)
 
 
 def test_weights_that_are_no_berts(folder, tmp_path):
