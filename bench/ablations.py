@@ -21,6 +21,7 @@ import torch
 
 from distilherbert.artefact import duration, read_manifest, write_record
 from distilherbert.distill import model_artefact
+from distilherbert.evidence import expected_key
 from distilherbert.klej import profile_groups, read_scores, scores_artefact, task_samples
 from distilherbert.reproduce import at_once, rounded
 from distilherbert.scenario import PRESETS, SettingsError, get_profile, get_scenario, unknown_name
@@ -91,7 +92,7 @@ def main():
             found[v] = done.result()
             print(f'{v.row} {v.change or "as it is"}: held-out loss {found[v]["heldout_loss"]:.4f}', flush=True)
             file = write_record(base.name, 'ablations', {'seeds': a.seeds, 'variants': [f for f in found.values() if f]}, seed=base.seed,
-                                seconds=round(time.perf_counter() - start, 1), units={'heldout_loss': 'nats', 'kl': 'nats', 'score': '%'},
+                                key=expected_key(base, 'ablations'), seconds=round(time.perf_counter() - start, 1), units={'heldout_loss': 'nats', 'kl': 'nats', 'score': '%'},
                                 command=shlex.join(['python', 'bench/ablations.py', *sys.argv[1:]]))
     print(f'written to {file} after {duration(time.perf_counter() - start)}')
 

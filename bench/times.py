@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from distilherbert.artefact import duration, read_records, write_record
+from distilherbert.evidence import expected_key
 
 TOP = Path(__file__).resolve().parents[1]
 PARTS = ['S4', 'report', 'test']
@@ -39,9 +40,10 @@ def measure(what, folder):
 
 
 def record(times):
-    "Write times beside those that are known."
-    known = read_records('demo').get('commands', {'values': {}})['values']
-    return write_record('demo', 'commands', known | times, units={name: 's' for name in known | times}, command='python bench/times.py')
+    "Write times beside those that were measured with the same code."
+    key, old = expected_key('demo', 'commands'), read_records('demo').get('commands', {})
+    values = (old['values'] if old.get('key') == key else {}) | times
+    return write_record('demo', 'commands', values, key=key, units={name: 's' for name in values}, command='python bench/times.py')
 
 
 def main():

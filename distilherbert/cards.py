@@ -15,7 +15,8 @@ from pathlib import Path
 import yaml
 
 from .artefact import duration
-from .evidence import NOTHING, TASKS, Evidence, count, first_reading, initial_weights, load_evidence, markdown_table, tasks_of, with_interval
+from .evidence import (
+    NOTHING, TASKS, Evidence, count, deployment_lengths, first_reading, initial_weights, load_evidence, markdown_table, tasks_of, with_interval)
 from .scenario import (
     PRESETS, PROFILES, SCENARIOS, Profile, Scenario, SettingsError, get_profile, get_scenario, required)
 
@@ -156,12 +157,10 @@ def card_results(
     head = ('Task', 'n', 'Score on dev [%]', 'Most frequent answer [%]', 'Seeds')
     said = [markdown_table(head, rows) + '\n\nMean over fine-tuning seeds with its 95 % interval; the variance of pre-training is not in it.' if rows
             else 'No scores have been recorded.']
-    forms = e.get('deployment', 'rows', scenario, 'forms', default={})
+    forms, lengths = e.get('deployment', 'rows', scenario, 'forms', default={}), deployment_lengths(e)
     missing = how_to_measure(p, s, not rows, not forms)
-    lines = [(form, f'{f["bytes"]/1e6:.1f}' if 'bytes' in f else NOTHING, *(f'{1e3*t:.2f}' if (t := f['latency'][n]) is not None else NOTHING for n in f['latency'])) for form, f in forms.items()]
-    if lines:
-        lengths = next(iter(forms.values()))['latency']
-        said.append(markdown_table(('Form', 'File [MB]', *(f'One text of {n} tokens [ms]' for n in lengths)), lines))
+    lines = [(form, f'{f["bytes"]/1e6:.1f}' if 'bytes' in f else NOTHING, *(f'{1e3*t:.2f}' if (t := f['latency'][n]) is not None else NOTHING for n in lengths)) for form, f in forms.items()]
+    if lines: said.append(markdown_table(('Form', 'File [MB]', *(f'One text of {n} tokens [ms]' for n in lengths)), lines))
     if missing: said.append(missing)
     return '\n\n'.join(said)
 
@@ -175,7 +174,7 @@ def card_limits(
             'Nothing was done against biases of the text or of the teacher; a student inherits both.']
     if p.language == 'pl': said = ['The scores are on dev: KLEJ hides its test labels.', *said]
     if p.text == 'world': said = ['It knows a few hundred invented sentences of a synthetic world and **no Polish**: it is a demonstration.', *said]
-    elif p.teacher == 'scratch': said = [f'Its teacher is small and was trained here{", so it is no distilled HerBERT" if p.language == "pl" else ""}.', *said]
+    elif p.teacher == 'scratch': said = [f'Its teacher has {p.layers} layers of {p.hidden} and was trained here{", so it is no distilled HerBERT" if p.language == "pl" else ""}.', *said]
     if p.text != 'world': said.append('The text keeps its own licence; so may what is trained on it.')
     if base_model(p, get_scenario('T0')): said.append(f'The licence of `{p.teacher}` holds for what is made from it.')
     return '\n'.join(f'- {x}' for x in said)

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'DASHES', 'STYLE', 'NUMBER', 'FORMS', 'Picture', 'figures_dir', 'svg', 'save_picture',
-           'same_picture', 'taken_apart', 'picture_markdown', 'panels', 'entitle', 'curves', 'loss_points',
-           'unigram_entropies', 'draw_losses', 'draw_agreement', 'score_points', 'score_label', 'draw_scores',
-           'draw_waterfall', 'draw_lengths', 'draw_inflation', 'stage_times', 'draw_times', 'draw_size',
-           'draw_deployment', 'figure_tabs']
+           'same_picture', 'taken_apart', 'picture_markdown', 'panels', 'entitle', 'spread', 'curves', 'loss_points',
+           'smoothed', 'unigram_entropies', 'draw_ends', 'draw_losses', 'draw_agreement', 'score_points', 'score_label',
+           'best_student', 'draw_scores', 'draw_waterfall', 'middle_length', 'draw_lengths', 'draw_inflation',
+           'stage_times', 'draw_times', 'beside_each_other', 'size_title', 'draw_size', 'draw_deployment',
+           'figure_tabs']
 
 # %% ../nbs/11_figures.ipynb #00000002
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,8 +26,9 @@ import seaborn as sns
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from .evidence import Evidence, count, in_tabs, parts_of, tasks_of, waterfall
-from .evidence import METRICS, PUBLISHED, deployment_lengths, first_reading, inflation, task_name, with_interval
+from .artefact import duration
+from .evidence import METRICS, PUBLISHED, Evidence, count, deployment_lengths, find_pair, first_reading, in_tabs, inflation, parts_of
+from .evidence import task_name, tasks_of, teacher_start, verdict, waterfall, with_interval
 from .scenario import PROFILES, SCENARIOS, checkout
 
 # %% ../nbs/11_figures.ipynb #00000006
@@ -131,6 +134,16 @@ def entitle(
     "Write a title over all panels, at the left."
     figure.suptitle(title, x=0.01, ha='left', fontsize=11.5, fontweight='bold')
 
+def spread(
+    places:Mapping[str, float], # Name to where it belongs
+    gap:float, # Least distance between two
+)->dict[str, float]: # Name to where it is drawn
+    "Move what lies too close together apart, upwards, in the order of the places."
+    moved, last = {}, float('-inf')
+    for name in sorted(places, key=places.__getitem__):
+        last = moved[name] = max(places[name], last + gap)
+    return moved
+
 def curves(
     ax, # The panel
     points:pd.DataFrame, # Columns `scenario`, `x` and `y`
@@ -154,34 +167,70 @@ def loss_points(
     rows = [{'scenario': s, 'x': p['tokens']/1e6, 'y': p['mlm']} for s in SCENARIOS for p in e.get(f'model-{s}', which, default=[])]
     return pd.DataFrame(rows, columns=['scenario', 'x', 'y'])
 
+def smoothed(
+    points:pd.DataFrame, # Columns `scenario`, `x` and `y`
+    share:float=0.05, # Of the points of a curve, how many are averaged
+)->pd.DataFrame: # The same with running means
+    "Curves that can be told apart: a running mean in place of single steps."
+    def mean(y): return y.rolling(max(1, round(share*len(y))), center=True, min_periods=1).mean()
+    return points.assign(y=points.groupby('scenario', sort=False)['y'].transform(mean)) if len(points) else points
+
 def unigram_entropies(
     e:Evidence, # The records
 )->dict[str, float]: # Scenario to what its own held-out rows cost [nats]; T0 has other text than the rest
     "What a model pays that knows only how frequent words are."
     return {s: v for s in SCENARIOS if (v := e.get(f'model-{s}', 'unigram_entropy')) is not None and e.get(f'model-{s}', 'heldout')}
 
+# %% ../nbs/11_figures.ipynb #f0000002
+def draw_ends(
+    ax, # The panel
+    points:pd.DataFrame, # Held-out losses: columns `scenario`, `x` and `y`
+    start:float | None, # What T0 pays on the same rows [nats]
+)->None:
+    "The second half of the rows that start from trained weights, each with its name at its end."
+    points = points[[SCENARIOS[s].init in ('truncated', 'whole') for s in points['scenario']]] if len(points) else points
+    ax.set(title='Held out, second half', xlabel='Tokens seen [millions]')
+    if points.empty: return
+    late = points[points['x'] >= points['x'].max()/2]
+    curves(ax, late, legend=False)
+    ends = {s: p['y'].iloc[-1] for s, p in late.groupby('scenario', sort=False)}
+    left, right = late['x'].min(), late['x'].max()
+    if start is not None:
+        ax.hlines(start, left, right, color=COLOURS['T0'], linestyle='-.', linewidth=1.2)
+        ends['T0 on CCsub'] = start
+    low, high = min(late['y'].min(), *ends.values()), max(late['y'].max(), *ends.values())
+    room = 0.06*(high - low or 1.0)
+    ax.set_ylim(low - room, high + 2*room)
+    ax.set(ylabel='', xlim=(left - 0.04*(right - left), right + (0.62 if start is not None else 0.25)*(right - left)))
+    for name, y in spread(ends, 1.3*room).items():
+        ax.annotate(name, (right, y), (7, 0), textcoords='offset points', va='center', fontsize=9, color=COLOURS[name[:2]])
+
+# %% ../nbs/11_figures.ipynb #f0000003
 @style.context(STYLE)
 def draw_losses(
     e:Evidence, # Records with `model-…`
-)->Picture: # Two panels
+)->Picture: # Three panels
     "Training and held-out MLM loss by tokens."
-    figure, axes = panels(2, sharey=True)
-    floors = unigram_entropies(e)
+    figure, axes = panels(3, width=10.5)
+    axes[1].sharey(axes[0])
+    floors, held = unigram_entropies(e), loss_points(e, 'heldout')
     lines = {who: floors[rows[0]] for who, rows in (('T0', [s for s in floors if s == 'T0']), ('the others', [s for s in floors if s != 'T0'])) if rows}
-    for ax, which, title in zip(axes, ('train', 'heldout'), ('Training rows', 'Held-out rows'), strict=True):
-        curves(ax, loss_points(e, which), legend=which == 'heldout', marks=which == 'heldout')
+    for ax, points, title in ((axes[0], smoothed(loss_points(e, 'train')), 'Training, running mean'), (axes[1], held, 'Held out')):
+        curves(ax, points, legend=ax is axes[1], marks=ax is axes[1])
         for line in lines.values(): ax.axhline(line, color='#444444', linestyle=':', linewidth=1.4)
-        ax.set(title=title, xlabel='Tokens seen [millions]', ylabel='MLM loss [nats per masked token]')
-    for who, line in lines.items():
-        below = line == min(lines.values()) and len(lines) > 1
-        axes[0].annotate(f'unigram entropy, {who}', (1, line), xycoords=('axes fraction', 'data'), ha='right', va='top' if below else 'bottom', fontsize=9)
-    ends = {s: p['y'].iloc[-1] for s, p in loss_points(e, 'heldout').groupby('scenario', sort=False)}
-    asleep = [s for s, y in ends.items() if s in floors and y > floors[s]]
+        ax.set(title=title, xlabel='Tokens seen [millions]', ylabel='MLM loss [nats per masked token]' if ax is axes[0] else '')
+    if lines:
+        named = 'unigram entropy:\n' + ', '.join(f'{line:.2f} for {who}' for who, line in lines.items())
+        axes[0].annotate(named, (1, max(lines.values())), (0, 3), xycoords=('axes fraction', 'data'), textcoords='offset points', ha='right', va='bottom', fontsize=9)
+    draw_ends(axes[2], held, teacher_start(e))
+    ways = {s: (p['y'].iloc[0], p['y'].iloc[-1]) for s, p in held.groupby('scenario', sort=False)}
+    asleep = [s for s, (_, y) in ways.items() if s in floors and y > floors[s]]
     entitle(figure, f'{" and ".join(asleep)} did not get under the unigram entropy' if asleep else 'Every trained model ends under the unigram entropy')
-    last = ', '.join(f'{s} {y:.2f}' for s, y in ends.items())
-    return Picture('losses', figure, 'MLM loss over the tokens seen, on training rows (left) and on held-out rows (right). Dotted: the '
-                   'unigram entropy, the loss of a model that knows only word frequencies, of the rows that T0 and the others were trained on.',
-                   f'Two line charts of falling MLM loss against tokens. Last held-out losses: {last}.'
+    said = ', '.join(f'{s} {a:.2f} and {b:.2f}' for s, (a, b) in ways.items())
+    return Picture('losses', figure, 'MLM loss over the tokens seen: on training rows, as a running mean (left), on held-out rows (middle), and the second half of the '
+                   'latter for the rows that start from trained weights (right; the line is what T0 pays on the same rows). Dotted: the unigram entropy, the loss of a '
+                   'model that knows only word frequencies, of the rows that T0 and the others were trained on.',
+                   f'Three line charts of MLM loss against tokens. Held-out losses at the beginning and at the end: {said}.'
                    + ''.join(f' The unigram entropy for {who} is {line:.2f}.' for who, line in lines.items()))
 
 # %% ../nbs/11_figures.ipynb #00000014
@@ -198,11 +247,13 @@ def draw_agreement(
     for ax, y, label in zip(axes, ('agreement', 'kl'), ('Same first choice [% of masked tokens]', 'KL(teacher ‖ student) [nats]'), strict=True):
         curves(ax, table.assign(y=table[y]), legend=y == 'agreement')
         ax.set(xlabel='Tokens seen [millions]', ylabel=label, title='Agreement' if y == 'agreement' else 'Distance')
-    ends = ', '.join(f'{s} {p["agreement"].iloc[-1]:.0f} %' for s, p in table.groupby('scenario', sort=False))
+    ways = {s: (p['agreement'].iloc[0], p['agreement'].iloc[-1]) for s, p in table.groupby('scenario', sort=False)}
+    ends, base = (', '.join(f'{s} {way[i]:.0f} %' for s, way in ways.items()) for i in (-1, 0))
     entitle(figure, f'Agreement with the teacher at the end: {ends}')
     return Picture('agreement', figure, 'How far the distilled students agree with their own teacher on held-out rows: share of masked '
-                   'tokens with the same first choice (left), divergence of the distributions at temperature 1 (right).',
-                   f'Two line charts over the tokens seen. Agreement at the end: {ends or "no distilled student"}.')
+                   'tokens with the same first choice (left), divergence of the distributions at temperature 1 (right).'
+                   + (f' The first point is the base: copied layers that were not trained yet agree as well ({base}).' if ways else ''),
+                   f'Two line charts over the tokens seen. Agreement before training: {base or "no distilled student"}; at the end: {ends or "no distilled student"}.')
 
 # %% ../nbs/11_figures.ipynb #00000017
 def score_points(
@@ -221,6 +272,19 @@ def score_label(
     "What an axis with scores shows."
     metrics = {m for s in SCENARIOS if (m := e.get(f'klej-{s}', task, 'metric'))}
     return f'{METRICS[metrics.pop()].capitalize()} [%]' if len(metrics) == 1 else 'Score [%]'
+
+def best_student(
+    e:Evidence, # The records
+    reading:str='', # "honest", "last" or "max"; the first one there when left out
+)->str: # A title
+    "Is one student shown to be better than every other, on the mean of the tasks?"
+    means = {s: r['mean'] for s, r in score_points(e, 'mean', reading) if s.startswith('S')}
+    best = max(means, key=means.__getitem__, default='')
+    pairs = {s: p for s in means if s != best and (p := find_pair(e, best, s, reading=reading))}
+    if not pairs or len(pairs) < len(means) - 1: return 'Scores of every scenario, with intervals'
+    level = [s for s, p in pairs.items() if verdict(p) < 1]
+    if not level: return f'On the mean of the tasks, {best} is better than every other student'
+    return f'No student is shown to be best: {best}, the highest mean, is not shown to be better than {", ".join(level)}'
 
 @style.context(STYLE)
 def draw_scores(
@@ -242,8 +306,7 @@ def draw_scores(
         ax.set(title=task_name(e, task), xlabel=score_label(e, task), yticks=range(len(names)))
         ax.set_yticklabels(names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    means = {s: r['mean'] for s, r in score_points(e, 'mean', reading) if s.startswith('S')}
-    if means: entitle(figure, f'{max(means, key=means.get)} has the highest mean of the students')
+    entitle(figure, best_student(e, reading))
     said = '; '.join(f'{s} {with_interval(r)}' for s, r in score_points(e, 'mean', reading))
     return Picture('scores', figure, 'Score of every scenario on dev, mean over seeds with its 95 % interval.'
                    + (' Hollow diamonds: published figures (another reading, see the text).' if real else ''),
@@ -263,12 +326,16 @@ def draw_waterfall(
         for i, (step, n) in enumerate(steps):
             total = step in ('lines read', 'kept')
             start = 0 if total else left + n
-            ax.barh(i, abs(n), left=start, color='#0072b2' if total else '#d55e00', hatch='' if total else '//', edgecolor='white', height=0.7)
-            ax.annotate(f' {abs(n):,} ({100*abs(n)/counts["lines_read"]:.1f} %)', (start + abs(n), i), va='center', fontsize=8)
+            colour = '#0072b2' if total else '#d55e00'
+            ax.barh(i, abs(n), left=start, color=colour, hatch='' if total else '//', edgecolor='white', linewidth=0, height=0.7)
+            ax.barh(i, abs(n), left=start, facecolor='none', edgecolor=colour, linewidth=1.6, height=0.7)  # A bar of no width is still a line
+            ax.annotate(f'{abs(n):,} ({100*abs(n)/counts["lines_read"]:.1f} %)', (start + abs(n), i), (5, 0), textcoords='offset points', va='center', fontsize=8,
+                        bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.8})
             left = n if total else left + n
         ax.set(title=f'Part “{part}”', xlabel='Lines', xlim=(0, 1.45*counts['lines_read']), yticks=range(len(steps)))
         ax.set_yticklabels([s for s, _ in steps])
         ax.invert_yaxis()
+        ax.grid(False, axis='y')
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
         ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: count(x)))
         said.append(f'{part}: {counts["kept"]:,} of {counts["lines_read"]:,} lines kept')
@@ -278,6 +345,13 @@ def draw_waterfall(
                    f'Waterfall charts of the cleaning. {"; ".join(said)}.')
 
 # %% ../nbs/11_figures.ipynb #0000001d
+def middle_length(
+    lengths:Sequence[Sequence[int]], # Pairs of the first length of a class and how many texts are in it
+)->int: # The end of the class that holds the median
+    "A length that at least half of the texts stay under."
+    half, ends = sum(n for _, n in lengths)/2, [*(low for low, _ in lengths[1:]), lengths[-1][0] + 1]
+    return next(end for end, seen in zip(ends, accumulate(n for _, n in lengths), strict=True) if seen >= half)
+
 @style.context(STYLE)
 def draw_lengths(
     e:Evidence, # Records with `pack`
@@ -292,7 +366,9 @@ def draw_lengths(
         ax.stairs([100*x/sum(n) for x in n], [*low, ends[-1]], fill=True, color='#56b4e9', edgecolor='#0072b2')
         if e.profile in PROFILES: ax.axvline(PROFILES[e.profile].max_len, color='#444444', linestyle=':', linewidth=1.4)
         ax.set(title=title, xlabel='Tokens', ylabel='Share [%]')
-    entitle(figure, 'How many tokens a text has, and a row')
+    seen = [f'half of the texts of “{p}” have under {middle_length(v["lengths"])} tokens, its rows hold {v["mean_length"]:.1f} on average'
+            for p, v in parts.items() if p == 'ccsub' and 'mean_length' in v]
+    entitle(figure, f'{seen[0][0].upper()}{seen[0][1:]}' if seen else 'Lengths of texts and rows')
     said = '; '.join(f'{p}: rows of {v["mean_length"]:.1f} tokens on average' for p, v in parts.items() if 'mean_length' in v)
     return Picture('lengths', figure, 'Lengths of the texts before packing and of the packed rows, in tokens. Dotted: the longest row there can be.',
                    f'Histograms of the lengths of texts and rows. {said}.')
@@ -328,7 +404,9 @@ def stage_times(
 )->list[tuple[str, float]]: # Stage and its time [s], in the order of the pipeline
     "How long each stage took."
     order = ['clean', 'pack', *(f'model-{s}' for s in ('T0', 'T1', 'S0', 'S1', 'S2', 'S3', 'S4', 'S5')), *(f'klej-{s}' for s in SCENARIOS)]
-    return [(w, e.records[w]['seconds']) for w in order if e.has(w) and e.records[w].get('seconds')]
+    found = [(w, e.records[w]['seconds']) for w in order if e.has(w) and e.records[w].get('seconds')]
+    at = sum(w == 'clean' for w, _ in found)
+    return [*found[:at], *([('tokenizer', t)] if (t := e.get('time', 'tokenizer')) else []), *found[at:]]
 
 @style.context(STYLE)
 def draw_times(
@@ -337,7 +415,7 @@ def draw_times(
     "Time of every stage."
     def named(what):
         kind, dash, row = what.partition('-')
-        return f'{"train" if kind == "model" else "fine-tune"} {row}' if dash else what
+        return f'{"training" if kind == "model" else "fine-tuning"} {row}' if dash else what
     times = stage_times(e)
     size, unit = (3600, 'hours') if sum(t for _, t in times) > 7200 else (60, 'minutes')
     figure, (ax,) = panels(1, height=0.8 + 0.24*len(times))
@@ -349,34 +427,53 @@ def draw_times(
     ax.set(xlabel=f'Time [{unit}]', yticks=range(len(times)))
     ax.set_yticklabels([named(w) for w, _ in times])
     ax.invert_yaxis()
-    total, most = sum(t for _, t in times)/size, max(times, key=lambda t: t[1], default=('', 0))
-    entitle(figure, f'{total:.1f} {unit} in all; {named(most[0])} takes the longest')
-    machines = sorted({e.records[w]['provenance']['machine'] for w, _ in times if 'machine' in e.records[w].get('provenance', {})})
-    return Picture('times', figure, f'Time of every stage; {total:.1f} {unit} together, one after the other. Plain: training, hatched: fine-tuning on all tasks '
-                   f'and seeds, dotted: text. {"Machine: " + "; ".join(machines) + "." if machines else ""}'.rstrip(), f'Bar chart of the time of each stage; {total:.1f} {unit} in all.')
+    total, most = duration(e.get('time', 'total', default=sum(t for _, t in times))), max(times, key=lambda t: t[1], default=('', 0))
+    entitle(figure, f'The stages add up to {total}; {named(most[0])} takes the longest')
+    machines = sorted({e.records[w]['provenance']['machine'] for w, _ in times if 'machine' in e.records.get(w, {}).get('provenance', {})})
+    return Picture('times', figure, f'Time of every stage, beside whatever ran at the same time; they add up to {total}. Plain: training, hatched: fine-tuning on all tasks '
+                   f'and seeds, dotted: text. {"Machine: " + "; ".join(machines) + "." if machines else ""}'.rstrip(), f'Bar chart of the time of each stage; they add up to {total}.')
 
 # %% ../nbs/11_figures.ipynb #00000026
+def beside_each_other(
+    sizes:Mapping[str, int], # Scenario to its parameters
+    share:float=0.07, # Distance of two of the same size, of the whole width
+)->dict[str, float]: # Scenario to where it is drawn [million parameters]
+    "Models of one size in a row instead of on top of each other."
+    width = (max(sizes.values(), default=0) - min(sizes.values(), default=0) or max(sizes.values(), default=0))/1e6
+    groups = {n: [s for s in SCENARIOS if sizes.get(s) == n] for n in sizes.values()}
+    return {s: n/1e6 + share*width*(i - (len(g) - 1)/2) for n, g in groups.items() for i, s in enumerate(g)}
+
+def size_title(
+    e:Evidence, # Records with `model-…`
+    student:str='S4', # A student
+    teacher:str='T0', # Its teacher
+)->str: # A title
+    "What the student's smaller size costs it, if that can be said."
+    small, large, p = e.get(f'model-{student}', 'parameters'), e.get(f'model-{teacher}', 'parameters'), find_pair(e, student, teacher)
+    if not small or not large or not p: return 'Mean score by number of parameters'
+    said = {1: f'is better than {teacher}', 0: f'cannot be told from {teacher}', -1: f'is worse than {teacher}'}[verdict(p)]
+    return f'With {100*small/large:.0f} % of the parameters, {student} {said} on the mean'
+
 @style.context(STYLE)
 def draw_size(
     e:Evidence, # Records with `model-…` and `klej-…`
 )->Picture: # One panel
     "Mean score against the number of parameters."
-    figure, (ax,) = panels(1, height=3.4, width=6.0)
-    said, top, points = [], float('-inf'), score_points(e, 'mean')
-    apart = 0.055*max([r.get('high') or r['mean'] for _, r in points], default=0) - 0.055*min([r.get('low') or r['mean'] for _, r in points], default=0)
-    for s, r in sorted(points, key=lambda p: p[1]['mean']):
-        n = e.get(f'model-{s}', 'parameters')
-        if n is None: continue
-        top = max(top + apart, r['mean'])  # Labels of equal scores stand above each other
+    figure, (ax,) = panels(1, height=3.6, width=7.0)
+    points = {s: r for s, r in score_points(e, 'mean') if e.get(f'model-{s}', 'parameters') is not None}
+    sizes = {s: e.get(f'model-{s}', 'parameters') for s in points}
+    places, said = beside_each_other(sizes), []
+    for s, r in points.items():
         error = [[r['mean'] - r['low']], [r['high'] - r['mean']]] if r.get('low') is not None else None
-        ax.errorbar(n/1e6, r['mean'], yerr=error, fmt=MARKERS[s], color=COLOURS[s], markersize=9, capsize=3)
-        ax.annotate(s, (n/1e6, top), (12, 0), textcoords='offset points', va='center', fontsize=9, color=COLOURS[s])
-        said.append(f'{s} {count(n)} parameters, {r["mean"]:.1f} %')
-    said.sort()
-    ax.margins(x=0.2)
-    entitle(figure, 'What a parameter buys')
-    ax.set(xlabel='Parameters [millions]', ylabel='Mean accuracy [%]')
-    return Picture('size', figure, 'Mean accuracy of the tasks against the number of parameters.', f'Scatter plot. {"; ".join(said)}.')
+        ax.errorbar(places[s], r['mean'], yerr=error, fmt=MARKERS[s], color=COLOURS[s], markersize=9, capsize=3)
+        top = r['high'] if error else r['mean']
+        ax.annotate(s, (places[s], top), (0, 4), textcoords='offset points', ha='center', va='bottom', fontsize=9, color=COLOURS[s])
+        said.append(f'{s} {count(sizes[s])} parameters, {r["mean"]:.1f} %')
+    ax.margins(x=0.12, y=0.12)
+    entitle(figure, size_title(e))
+    ax.set(xlabel='Parameters [millions]', ylabel='Mean of the tasks [%]')
+    return Picture('size', figure, 'Mean of the tasks with its 95 % interval against the number of parameters. Models of one size are drawn beside each other.',
+                   f'Scatter plot. {"; ".join(said)}.')
 
 # %% ../nbs/11_figures.ipynb #00000029
 FORMS:Mapping[str, str] = MappingProxyType({'torch': 'full', 'onnx': 'none', 'int8': 'bottom'}) # Form to how its mark is filled
@@ -399,9 +496,14 @@ def draw_deployment(
     axes[0].set(xlabel='File [MB]', ylabel='Accuracy [%]' if trained else 'Parameters [millions]', title='Size')
     axes[1].set(xlabel=f'Time of one text of {n} tokens [ms]', title='Latency')
     if rows: axes[1].legend(frameon=False, ncols=2, fontsize=9)
-    entitle(figure, f'What {"accuracy" if trained else "a model of this shape"} costs, in megabytes and milliseconds')
+    pair = [rows[s]['forms']['torch'] for s in ('S4', 'T0') if s in rows]
+    if len(pair) == 2 and all(f.get('latency', {}).get(n) for f in pair):
+        small, large = ((1e3*f['latency'][n], f.get('score')) for f in pair)
+        scores = f', at {small[1]:.1f} against {large[1]:.1f} %' if trained else ''
+        entitle(figure, f'As PyTorch runs them, S4 takes {small[0]:.2f} ms where T0 takes {large[0]:.2f}{scores}')
+    else: entitle(figure, f'{"Accuracy" if trained else "Parameters"} by size and time')
     return Picture('deployment', figure, f'{"Accuracy" if trained else "Parameters of untrained models"} against the size of the file (left) and the time of one text (right). Filled: PyTorch, hollow: ONNX, '
-                   'half filled: ONNX with weights of 8 bits.', f'Scatter plots of {"fine-tuned" if trained else "untrained"} models. {"; ".join(said)}.')
+                   f'half filled: ONNX with weights of 8 bits.{" Each accuracy is that of a single fine-tuning." if trained else ""}', f'Scatter plots of {"fine-tuned" if trained else "untrained"} models. {"; ".join(said)}.')
 
 # %% ../nbs/11_figures.ipynb #0000002c
 def figure_tabs(
