@@ -1,6 +1,6 @@
 """One process, two with DDP and two with ZeRO-2: time of a step, and memory of each process, on the same rows.
 
-    .venv/bin/python bench/devices.py              the shape mini on a processor, or base where there are two GPUs (minutes)
+    .venv/bin/python bench/devices.py              the shape mini in float32, on two GPUs where there are two, else on the processor (minutes; hide a single GPU with CUDA_VISIBLE_DEVICES=)
     .venv/bin/python bench/devices.py --shape tiny --no-record
 
 It starts itself under torchrun. Written to results/bench/devices.json.

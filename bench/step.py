@@ -1,14 +1,16 @@
-"""Time of a training step against a DistilBERT-style baseline, in one process run, medians of interleaved rounds.
+"""Time of a training step against a step as DistilBERT published it, in one process run, medians of interleaved rounds.
 
-    .venv/bin/python bench/step.py                              processor: the shapes mini and base, masking, loading (about 10 minutes on two cores)
-    .venv/bin/python bench/step.py --where cuda                 one GPU: base in bf16, the largest micro-batch, peak memory (under 8 minutes)
+    .venv/bin/python bench/step.py                              processor: the shapes mini and base, masking, loading (about 17 minutes on two cores)
+    .venv/bin/python bench/step.py --where cuda                 one GPU: base in bf16 and fp16, the largest micro-batch, peak memory (under 8 minutes)
     .venv/bin/python bench/step.py --shapes tiny --rounds 2     seconds, to see that it works
 
-The baseline is written below: the same models, objective, number type, rows, masks and optimiser settings, run eagerly, with logits for every position of both
-models of which the masked ones are then selected; and, separately, with soft targets on all positions. Its attention is ours (SDPA), which is more than DistilBERT's
-code had; "as published" is the same step with eager attention and logits selected by `masked_select`, as in that code. Both take MLM over all logits, with the label
+"as published" is the baseline to beat: the same models, objective, number type, rows, masks and optimiser settings, run eagerly (attention, too), with logits for every
+position of both models, of which the masked ones are then selected by `masked_select`, as in DistilBERT's code; and, separately, with soft targets on all positions.
+"baseline" is a stricter one, with our attention (SDPA) and a selection by index, which that code had not. Both take MLM over all logits, with the label
 -100 where nothing is masked, as it did. "step" is the loop's own `train_step`, loading and masking included, dropout off. The number type is the faster one for both
-sides: float32 on a processor (a product in bfloat16 takes longer there where AMX is missing), bf16 on a GPU. Rows are full and random: only their shape matters.
+sides: float32 on a processor (a product in bfloat16 takes longer there where AMX is missing), bf16 on a GPU. These rows are full and random: only their shape matters.
+"packed rows" are random texts packed by the project's own packer, as full as the report's: where one of them is not full the attention has a mask.
+On a GPU the peak of memory is taken for each candidate alone, and loading for the rows of a step in the profile paper.
 Written to results/bench/step.json, under the place it ran on.
 """
 import argparse
@@ -27,8 +29,9 @@ import torch
 from torch.nn import functional as F
 
 from distilherbert.artefact import duration, read_records, write_record
-from distilherbert.distill import Run, TrainSettings, micro_batches, own_sep, train_step
+from distilherbert.distill import OutOfMemory, Run, Stream, TrainSettings, micro_batches, own_sep, peak_tokens, train_step
 from distilherbert.objective import Marks, mask_rows
+from distilherbert.pack import pack_texts
 from distilherbert.scenario import get_profile
 from distilherbert.student import bert_config, random_model, truncate
 
@@ -37,8 +40,8 @@ SHAPES = {  # name: profile's fields, vocabulary, rows of a step, micro-batch
     'mini': (dict(layers=4, hidden=128, heads=2, intermediate=512, max_len=128), 50_000, 16, 16),
     'base': (dict(layers=12, hidden=768, heads=12, intermediate=3072, max_len=512), 50_000, 4, 4),
 }
-FLOPS_PER_TOKEN, PEAK = 519e6, 989e12  # base: teacher forward, student forward and backward; one H100 or H200 in bf16
-S4_TOKENS = 2*1913e6  # The report's S4
+REPORT = get_profile('paper')  # Its rows of a step are loaded on a GPU
+TEXT_TOKENS = 130  # Of a random text on average: packed rows then hold 507 of 512 tokens, as the report's do
 
 
 class FullRows(list):
@@ -51,16 +54,25 @@ class FullRows(list):
         self.tokens, self.pad_id = n*max_len, 1
 
 
-def make_data(n, max_len, vocab):
+class PackedRows(list):
+    "Random texts, packed."
+    def __init__(self, n, max_len, vocab, ends, seed):
+        g, mean = np.random.default_rng(seed), max(2, TEXT_TOKENS*max_len//512)
+        texts = (g.integers(5, vocab, size).astype(np.uint16) for size in g.geometric(1/mean, 2*n*max_len//mean))
+        super().__init__(pack_texts(texts, ends, max_len, min_piece=40*max_len//512)[:n])
+        self.tokens, self.pad_id = sum(map(len, self)), 1
+
+
+def make_data(n, max_len, vocab, packed=False):
     ends = np.random.default_rng(1).random(vocab) < 0.6
-    return SimpleNamespace(train=FullRows(n, max_len, vocab, 0), heldout=FullRows(2, max_len, vocab, 1), vocab_size=vocab, pad_id=1, mask_id=4, sep_id=2,
-                           special_ids=range(5), ends_word=ends, starts_word=np.zeros(vocab, bool))
+    return SimpleNamespace(train=PackedRows(n, max_len, vocab, ends, 0) if packed else FullRows(n, max_len, vocab, 0), heldout=FullRows(2, max_len, vocab, 1),
+                           vocab_size=vocab, pad_id=1, mask_id=4, sep_id=2, special_ids=range(5), ends_word=ends, starts_word=np.zeros(vocab, bool))
 
 
-def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, attention='row', threads=2, zero=0):
+def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, attention='row', threads=2, zero=0, packed=False):
     fields, vocab, batch, micro = SHAPES[shape]
     profile = replace(get_profile('demo'), **fields, dropout=0.0)
-    data = make_data(4*(rows or batch), profile.max_len, vocab)
+    data = make_data(4*(rows or batch), profile.max_len, vocab, packed)
     teacher = random_model(bert_config(profile, vocab, profile.layers), seed=0)
     settings = TrainSettings(tokens=10**6, objective=objective, learning_rate=1e-4, batch_rows=rows or batch, micro_rows=micro_rows or micro, max_len=profile.max_len,
                              mask_share=0.15, warmup_share=0.1, weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision=precision, threads=threads, seed=0,
@@ -113,10 +125,17 @@ def timed(action, device):
     return time.perf_counter() - start
 
 
-def peak(action):
-    "Peak memory of the GPU while something runs [GiB]."
+def forget(device):
+    "Give back what is no longer used."
+    gc.collect()
+    if device == 'cuda': torch.cuda.empty_cache()
+
+
+def peak_gib(action, device):
+    "Peak memory of the GPU while something runs; None on a processor."
+    if device != 'cuda': return None
     torch.cuda.reset_peak_memory_stats()
-    timed(action, 'cuda')
+    timed(action, device)
     return round(torch.cuda.max_memory_allocated()/2**30, 2)
 
 
@@ -125,43 +144,82 @@ def plain_adamw(run):
     return torch.optim.AdamW(run.student.model.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01)
 
 
-def candidates(shape, precision, folder, threads):
-    "What is compared: for each name an action that makes one step."
-    actions = {}
-    for name, objective in (('masked', 'distilbert'), ('all', 'distilbert-all')):
-        mine, theirs, published = (make_run(shape, objective, precision, folder, threads=threads) for _ in range(3))
-        actions[f'step, {name}'] = partial(train_step, mine)
-        actions[f'baseline, {name}'] = partial(baseline_step, theirs, plain_adamw(theirs))
-        for model in (published.student.model, published.teacher.model): model.set_attn_implementation('eager')
-        actions[f'as published, {name}'] = partial(baseline_step, published, plain_adamw(published), published=True)
-        loss, *others = actions[f'step, {name}']()['loss'], actions[f'baseline, {name}'](), actions[f'as published, {name}']()
+def ours(objective, **changes):
+    "How to make our step: the action and its run."
+    def make(shape, precision, folder, threads):
+        run = make_run(shape, objective, precision, folder, threads=threads, **changes)
+        return partial(train_step, run), run
+    return make
+
+
+def theirs(objective, published):
+    "How to make a baseline's step: the action and its run."
+    def make(shape, precision, folder, threads):
+        run = make_run(shape, objective, precision, folder, threads=threads)
+        if published:
+            for model in (run.student.model, run.teacher.model): model.set_attn_implementation('eager')
+        return partial(baseline_step, run, plain_adamw(run), published), run
+    return make
+
+
+OBJECTIVES = {'masked': 'distilbert', 'all': 'distilbert-all'}
+CANDIDATES = {f'{name}, {on}': make for on, o in OBJECTIVES.items()
+              for name, make in (('step', ours(o)), ('baseline', theirs(o, False)), ('as published', theirs(o, True)))} | {
+    'step, masked, packed rows': ours('distilbert', packed=True), 'step, masked, attention in texts': ours('distilbert', attention='text')}
+
+
+def same_losses(actions):
+    "The first step of each: a baseline that computes something else is refused."
+    first = {name: action() for name, action in actions.items()}
+    for on in OBJECTIVES:
+        loss, others = first[f'step, {on}']['loss'], [first[f'{name}, {on}'] for name in ('baseline', 'as published')]
         if max(abs(loss - other) for other in others) > 0.01*loss: raise SystemExit(f'The baseline computes something else: its losses are {others}, ours {loss}.')
-    alone = make_run(shape, 'distilbert', precision, folder, attention='text', threads=threads)
-    actions['step, masked, attention in texts'] = partial(train_step, alone)
-    return actions, mine
+
+
+def loader(run, rows):
+    "An action that loads and masks so many rows."
+    s, step, data = run.settings, iter(range(10**9)), make_data(4*rows, run.settings.max_len, run.rows.vocab_size, packed=True)
+    stream = Stream(s.seed, len(data.train), rows)
+    return lambda: micro_batches(data.train, *stream.at(next(step)), s.micro_rows, run.marks, data.pad_id, s.max_len, s.mask_share, s.seed, own_sep(data, s))
+
+
+def step_tokens(run):
+    "Tokens of a step on average."
+    return run.settings.batch_rows*run.rows.train.tokens/len(run.rows.train)
 
 
 def compare(shape, precision, rounds, device, folder, threads):
     "Medians over interleaved rounds, the first of which is thrown away."
-    actions, run = candidates(shape, precision, folder, threads)
-    seconds = {name: [] for name in (*actions, 'loading and masking')}
-    s = run.settings
-    def load():
-        index, epoch = run.stream.at(run.step)
-        micro_batches(run.rows.train, index, epoch, s.micro_rows, run.marks, run.rows.pad_id, s.max_len, s.mask_share, s.seed, own_sep(run.rows, s))
+    made = {name: make(shape, precision, folder, threads) for name, make in CANDIDATES.items()}
+    same_losses({name: action for name, (action, _) in made.items()})
+    run, tokens = made['step, masked'][1], {name: step_tokens(r) for name, (_, r) in made.items()}
+    loaded = REPORT.batch_rows if device == 'cuda' else run.settings.batch_rows
+    actions = {name: action for name, (action, _) in made.items()} | {'loading and masking': loader(run, loaded)}
+    seconds = {name: [] for name in actions}
     for _ in range(rounds + 1):
-        for name, action in (*actions.items(), ('loading and masking', load)): seconds[name].append(timed(action, device))
+        for name, action in actions.items(): seconds[name].append(timed(action, device))
     median = {k: statistics.median(v[1:]) for k, v in seconds.items()}
-    tokens = s.batch_rows*s.max_len
+    s, per_row = run.settings, median['step, masked']/run.settings.batch_rows
     values = {'precision': precision, 'rows': s.batch_rows, 'row_length': s.max_len, 'vocabulary': run.rows.vocab_size, 'seconds': {k: round(v, 5) for k, v in median.items()},
               'spread': {k: [round(min(v[1:]), 5), round(max(v[1:]), 5)] for k, v in seconds.items()},
-              'tokens_per_s': {k: round(tokens/v) for k, v in median.items() if k != 'loading and masking'},
-              'times_baseline': {k: round(median[f'baseline, {k}']/median[f'step, {k}'], 2) for k in ('masked', 'all')},
-              'times_published': {k: round(median[f'as published, {k}']/median[f'step, {k}'], 2) for k in ('masked', 'all')},
+              'tokens_per_s': {k: round(n/median[k]) for k, n in tokens.items()},
+              'packed_row_length': round(tokens['step, masked, packed rows']/s.batch_rows, 2),
+              'times_published': {k: round(median[f'as published, {k}']/median[f'step, {k}'], 2) for k in OBJECTIVES},
+              'times_baseline': {k: round(median[f'baseline, {k}']/median[f'step, {k}'], 2) for k in OBJECTIVES},
               'attention_in_texts_cost': round(median['step, masked, attention in texts']/median['step, masked'] - 1, 4),
-              'loading_share': round(median['loading and masking']/median['step, masked'], 5)}
-    if device == 'cuda': values['peak_gib'] = {name: peak(action) for name, action in actions.items()}
+              'loaded_rows': loaded, 'loading_share': round(median['loading and masking']/loaded/per_row, 5)}
+    made = actions = run = None
+    if device == 'cuda': values['peak_gib'] = {name: alone(make, shape, precision, 1, device, folder, threads)['peak_gib'] for name, make in CANDIDATES.items()}
     return values
+
+
+def alone(make, shape, precision, rounds, device, folder, threads):
+    "One candidate with nothing else in memory."
+    forget(device)
+    action, run = make(shape, precision, folder, threads)
+    seconds = [timed(action, device) for _ in range(rounds + 1)][1:]
+    median = statistics.median(seconds)
+    return {'precision': precision, 'seconds': round(median, 5), 'tokens_per_s': round(step_tokens(run)/median), 'peak_gib': peak_gib(action, device)}
 
 
 def python_masker(ids, marks, share, rng):
@@ -202,37 +260,40 @@ def masking(rounds, rows=2100):
     return {'rows': rows, 'milliseconds': round(1000*a, 1), 'python_milliseconds': round(1000*b, 1), 'times_python': round(b/a, 1)}
 
 
-def largest(shape, precision, folder, device, limit):
+def with_rows(shape, precision, folder, device, threads, rows, steps):
+    "Pace and memory with micro-batches of so many rows; None where memory runs out, which the loop answers with smaller ones."
+    try:
+        run = make_run(shape, 'distilbert', precision, folder, rows=rows, micro_rows=rows, threads=threads)
+        seconds = []
+        while run.micro_rows == rows and len(seconds) < steps: seconds.append(timed(partial(train_step, run), device))
+        if run.micro_rows != rows: return None
+        pace, most = step_tokens(run)/statistics.median(seconds[steps//3:]), peak_tokens(run)
+        return {'tokens_per_s': round(pace), 'share_of_peak': round(pace/most, 4) if most else None, 'peak_gib': peak_gib(partial(train_step, run), device)}
+    except (torch.OutOfMemoryError, OutOfMemory): return None
+
+
+def largest(shape, precision, folder, device, threads, limit, steps=8):
     "Double the micro-batch until memory runs out; tokens/s of each."
-    found = {}
-    rows = SHAPES[shape][3]
+    found, rows = {}, SHAPES[shape][3]
     while rows <= limit:
-        try:
-            run = make_run(shape, 'distilbert', precision, folder, rows=rows, micro_rows=rows)
-            action = partial(train_step, run)
-            times = [timed(action, device) for _ in range(8)][3:]
-            found[rows] = {'tokens_per_s': round(rows*run.settings.max_len/statistics.median(times)), 'peak_gib': peak(action)}
-            print(f'micro-batch {rows}: {found[rows]}', flush=True)
-        except torch.cuda.OutOfMemoryError:
-            print(f'micro-batch {rows}: out of memory', flush=True)
-            break
-        finally:
-            run = action = None
-            gc.collect()
-            torch.cuda.empty_cache()
+        got = with_rows(shape, precision, folder, device, threads, rows, steps)
+        forget(device)
+        print(f'micro-batch {rows}: {got or "out of memory"}', flush=True)
+        if got is None: break
+        found[rows] = got
         rows *= 2
+    if not found: raise SystemExit(f'Memory runs out with {rows} rows of the shape {shape} already: take a smaller shape.')
     best = max(found, key=lambda r: found[r]['tokens_per_s'])
-    speed = found[best]['tokens_per_s']
-    return {'by_micro_batch': {str(k): v for k, v in found.items()}, 'largest_micro_batch': max(found), 'best_micro_batch': best, 'tokens_per_s': speed,
-            'share_of_peak': round(speed*FLOPS_PER_TOKEN/PEAK, 4), 'hours_of_the_reports_S4': round(S4_TOKENS/speed/3600, 2)}
+    return {'by_micro_batch': {str(k): v for k, v in found.items()}, 'largest_micro_batch': max(found), 'best_micro_batch': best,
+            **{k: found[best][k] for k in ('tokens_per_s', 'share_of_peak')}}
 
 
 def show(shape, v):
-    print(f'\n{shape}, {v["precision"]}, {v["rows"]} rows of {v["row_length"]}, vocabulary {v["vocabulary"]:,}')
+    print(f'\n{shape}, {v["precision"]}, {v["rows"]} rows of {v["row_length"]} ({v["packed_row_length"]} packed), vocabulary {v["vocabulary"]:,}')
     for k, s in v['seconds'].items(): print(f'  {k:36}{1000*s:10.1f} ms{v["tokens_per_s"].get(k, 0) or "":>12}' + (' tokens/s' if k in v['tokens_per_s'] else ''))
-    print(f'  times the baseline: masked {v["times_baseline"]["masked"]}, all {v["times_baseline"]["all"]}; the step as published: {v["times_published"]["masked"]}, '
-          f'{v["times_published"]["all"]}; loading and masking {100*v["loading_share"]:.2f} % of a step; '
-          f'attention in texts costs {100*v["attention_in_texts_cost"]:.1f} %', flush=True)
+    times = lambda key: f'masked {v[key]["masked"]}, all {v[key]["all"]}'
+    print(f'  times the step as published: {times("times_published")}; times the stricter baseline: {times("times_baseline")}; loading and masking '
+          f'{100*v["loading_share"]:.2f} % of a step (measured with {v["loaded_rows"]} rows); attention in texts costs {100*v["attention_in_texts_cost"]:.1f} %', flush=True)
 
 
 def main():
@@ -256,8 +317,11 @@ def main():
             precision = args.precision or ('bf16' if args.where == 'cuda' else 'fp32')
             values[shape] = compare(shape, precision, args.rounds, args.where, d, args.threads)
             show(shape, values[shape])
-            gc.collect()
-        if args.where == 'cuda': values['largest'] = largest('base', args.precision or 'bf16', d, 'cuda', args.limit)
+            forget(args.where)
+            if args.where == 'cuda':
+                values[shape]['fp16'] = alone(CANDIDATES['step, masked'], shape, 'fp16', args.rounds, args.where, d, args.threads)
+                print('  fp16', values[shape]['fp16'], flush=True)
+                values[shape]['largest'] = largest(shape, precision, d, args.where, args.threads, args.limit)
     if args.no_record: return
     known = read_records('bench').get('step', {}).get('values', {})
     where = torch.cuda.get_device_name(0) if args.where == 'cuda' else 'cpu'

@@ -8,7 +8,7 @@ __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERS
            'micro_loss', 'save_checkpoint', 'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'evaluate',
            'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps', 'NonFiniteLoss', 'Run',
            'heldout_batches', 'own_sep', 'marks_of', 'add_gradients', 'OutOfMemory', 'fitting', 'shrink',
-           'explain_shortage', 'train_step', 'explain_loss', 'save', 'resume', 'token_flops', 'peak_flops',
+           'explain_shortage', 'train_step', 'check_finite', 'save', 'resume', 'token_flops', 'peak_flops',
            'peak_tokens', 'live_note', 'board', 'look', 'train', 'UnfitTeacher', 'check_teacher', 'is_trained',
            'shape_settings', 'model_artefact', 'write_identity', 'flat', 'take_over', 'first_weights',
            'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card',
@@ -387,7 +387,7 @@ def count_steps(
 HELDOUT_ROWS, EVALUATIONS = 512, 20
 
 class NonFiniteLoss(RuntimeError):
-    "The loss is no number any more."
+    "The loss or its gradient is no number any more."
 
 class Run:
     "One training run in a folder: what is being trained, where it stands, and its log."
@@ -504,27 +504,31 @@ def explain_shortage(
 # %% ../nbs/05_distill.ipynb #0000002f
 def train_step(
     run:Run, # Its models move
-)->dict: # A line of `metrics.jsonl`, without the clock's fields
+)->dict: # A line of `metrics.jsonl`, without the clock's fields; raises `NonFiniteLoss` and `OutOfMemory`
     "One step of the optimiser."
     s, acc = run.settings, run.accelerator
     rate = learning_rate(run.step, run.steps, s.warmup_share, s.learning_rate)
     for group in run.optimizer.param_groups: group['lr'] = rate
     parts, totals = fitting(run, add_gradients)
-    if not math.isfinite(parts['loss']): raise NonFiniteLoss(explain_loss(run, parts))
-    norm = acc.clip_grad_norm_(run.student.parameters(), s.clip)
+    check_finite(run, 'loss', parts['loss'], parts)
+    norm = float(acc.clip_grad_norm_(run.student.parameters(), s.clip))
+    if s.precision != 'fp16': check_finite(run, 'gradient', norm, parts)  # In float16 such a step is left out, and the scale of the loss lowered
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     run.tokens += totals.tokens
-    return {'step': run.step, 'tokens': run.tokens, **parts, 'lr': rate, 'grad_norm': float(norm)}
+    return {'step': run.step, 'tokens': run.tokens, **parts, 'lr': rate, 'grad_norm': norm}
 
-def explain_loss(
-    run:Run, # The run that failed
-    parts:dict[str, float], # Parts of its loss
-)->str: # Message
-    "Say what is known about a loss that is no number."
-    return (f'The loss of step {run.step + 1} of {run.steps} is not finite: ' + ', '.join(f'{k} {v}' for k, v in parts.items()) +
-            '. The last checkpoint is kept; a lower learning rate (`lr_scratch`, `lr_trained`) or precision "fp32" usually helps.')
+def check_finite(
+    run:Run, # About to move
+    what:str, # "loss" or "gradient"
+    size:float, # Of it
+    parts:dict[str, float], # Parts of the loss
+)->None: # Raises `NonFiniteLoss`
+    "Refuse a step that would spoil the weights."
+    if math.isfinite(size): return
+    raise NonFiniteLoss(f'The {what} of step {run.step + 1} of {run.steps} is not finite: ' + ', '.join(f'{k} {v}' for k, v in parts.items()) +
+                        '. The last checkpoint is kept; a lower learning rate (`lr_scratch`, `lr_trained`) or precision "fp32" usually helps.')
 
 # %% ../nbs/05_distill.ipynb #00000031
 def save(

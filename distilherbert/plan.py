@@ -278,7 +278,7 @@ def probe_data(
     import numpy as np
     rng, (t, v) = np.random.default_rng(0), (shape.profile.max_len, shape.vocab_size)
     made = ProbeRows(np.concatenate([[0], rng.integers(5, v, t - 2), [2]]) for _ in range(rows))
-    return SimpleNamespace(train=made, heldout=ProbeRows(made[:1]), vocab_size=v, pad_id=1, mask_id=4, special_ids=range(5),
+    return SimpleNamespace(train=made, heldout=ProbeRows(made[:1]), vocab_size=v, pad_id=1, mask_id=4, sep_id=2, special_ids=range(5),
                            ends_word=np.ones(v, bool), starts_word=np.zeros(v, bool))
 
 # %% ../nbs/13_plan.ipynb #00000027

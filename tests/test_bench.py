@@ -1,10 +1,15 @@
 "The scripts in bench/ at a size of seconds."
+import importlib
 import json
 import os
 import sys
 
+import pytest
+import torch
 from conftest import TOP, run_program
 from test_cli import tiny
+
+from distilherbert import distill
 
 
 def test_the_grid_goes_on_from_command_to_command(tmp_path):
@@ -26,6 +31,44 @@ def test_the_grid_goes_on_from_command_to_command(tmp_path):
     assert set(rows) == {'S4', 'T0'} and all(r['tokens_per_s'] > 0 for r in rows.values())
     assert records['klej-S4']['values']['nkjp-ner']['readings']['last']['seeds'].keys() == {'1'}
     assert len(list(out.glob('runs/scores/*/predictions.npz'))) == 2*2 and not list(out.rglob('*.safetensors'))
+
+
+@pytest.fixture
+def step(monkeypatch):
+    "bench/step.py as a module."
+    monkeypatch.syspath_prepend(str(TOP/'bench'))
+    return importlib.import_module('step')
+
+
+def full_above(monkeypatch, rows):
+    "A device whose memory holds so many rows."
+    right = distill.micro_loss
+
+    def perhaps(student, teacher, objective, batch, *args):
+        if len(batch.ids) > rows: raise torch.OutOfMemoryError('CUDA out of memory.')
+        return right(student, teacher, objective, batch, *args)
+    monkeypatch.setattr(distill, 'micro_loss', perhaps)
+
+
+def test_the_largest_micro_batch_is_the_last_one_that_the_loop_did_not_cut(step, monkeypatch, tmp_path, capsys):
+    full_above(monkeypatch, 10)
+    found = step.largest('tiny', 'fp32', tmp_path, 'cpu', 1, limit=64, steps=3)
+    assert list(found['by_micro_batch']) == ['4', '8'] and found['largest_micro_batch'] == 8
+    assert 'micro-batch 16: out of memory' in capsys.readouterr().out
+    assert all(v['tokens_per_s'] > 0 and v['peak_gib'] is None for v in found['by_micro_batch'].values())
+    full_above(monkeypatch, 0)
+    with pytest.raises(SystemExit, match='Memory runs out with 4 rows of the shape tiny already'): step.largest('tiny', 'fp32', tmp_path, 'cpu', 1, limit=64, steps=3)
+
+
+def test_packed_rows_are_as_full_as_the_reports(step):
+    rows = step.make_data(3000, 512, 50_000, packed=True).train
+    assert len(rows) == 3000 and rows.tokens/3000 == pytest.approx(506.59, abs=0.5) and min(map(len, rows)) < 512
+
+
+def test_a_candidate_alone_is_measured_in_its_own_number_type(step, tmp_path):
+    found = step.alone(step.CANDIDATES['step, masked'], 'tiny', 'bf16', 1, 'cpu', tmp_path, 1)
+    assert found['precision'] == 'bf16' and found['tokens_per_s'] > 0
+    distill.make_accelerator('fp32', threads=1, clip=1.0)  # accelerate's state is one for a process
 
 
 def test_gathering_names_what_is_missing(tmp_path):

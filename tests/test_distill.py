@@ -418,6 +418,25 @@ def test_a_loss_that_is_no_number_names_its_step(tmp_path):
     with pytest.raises(D.NonFiniteLoss, match='step 1 of'): D.train(run, 'broken')
 
 
+@pytest.mark.parametrize('step', [0, 5])
+def test_a_gradient_that_is_no_number_spoils_no_checkpoint(tmp_path, step):
+    "The loss of that step is a number still. The weights do not move, and the run goes on from before it."
+    run = few_run(tmp_path, micro_rows=7)
+    weight = next(run.student.parameters())
+    hook = weight.register_hook(lambda g: torch.full_like(g, float('inf')) if run.step == step else g)
+    with pytest.raises(D.NonFiniteLoss, match=f'The gradient of step {step + 1} of {run.steps} is not finite: loss [0-9.]+, mlm'):
+        D.train(run, 'broken', checkpoint_minutes=1e-9)
+    hook.remove()
+    assert torch.isfinite(weights(run)).all()
+    kept = D.load_checkpoint(tmp_path/'checkpoints')
+    if step == 0: assert kept is None
+    else: assert kept['step'] == step and all(torch.isfinite(t).all() for t in kept['student'].values())
+    again, calm = few_run(tmp_path, micro_rows=7), few_run(tmp_path/'calm', micro_rows=7)
+    calm.folder.mkdir()
+    for r in (again, calm): D.train(r, 'again')
+    assert torch.equal(weights(again), weights(calm))
+
+
 GPU_FULL = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd more lines')
 
 
@@ -538,6 +557,12 @@ def test_operations_of_a_run_are_those_of_the_plan(tmp_path):
     assert D.token_flops(run.student.model.config, run.teacher.model.config, 12, 0.4) == pytest.approx(train_flops(shape, SCENARIOS['S4']))
 
 
+@pytest.mark.parametrize('attention', ['row', 'text'])
+def test_the_plan_probes_every_kind_of_attention(attention):
+    from distilherbert.plan import Shape, probe
+    assert probe(Shape(replace(SMALL, micro_rows=2, attention=attention), 40), SCENARIOS['S4'], seconds=0.1) > 0
+
+
 def test_share_of_peak_in_the_live_line(tmp_path, monkeypatch):
     run = few_run(tmp_path)
     work = D.token_flops(run.student.model.config, run.teacher.model.config, 12, 0.4)
@@ -567,6 +592,6 @@ def test_the_benches_work_at_a_small_size():
     "bench/step.py refuses a baseline that computes another loss; bench/kill_train.py a run that ends differently."
     env = {'CUDA_VISIBLE_DEVICES': ''}
     done = run_program(sys.executable, 'bench/step.py', '--shapes', 'tiny', '--rounds', '1', '--threads', '1', '--no-record', env=env)
-    assert done.returncode == 0 and 'times the baseline: masked' in done.stdout, done.stderr
+    assert done.returncode == 0 and 'times the step as published: masked' in done.stdout, done.stderr
     done = run_program(sys.executable, 'bench/kill_train.py', '--kills', '2', '--processes', '1', '--scenarios', 'S4', '--no-record', env=env)
     assert done.returncode == 0 and 'S4, 1 process(es): 2 kills' in done.stdout, done.stdout + done.stderr

@@ -20,7 +20,9 @@ from distilherbert.objective import (
     even_map,
     hidden_loss,
     mask_rows,
+    mix,
     place_hash,
+    uniform,
     word_starts,
 )
 from distilherbert.scenario import PRESETS, SettingsError
@@ -159,6 +161,33 @@ def test_masks_are_whole_words_and_never_special(marks, data, seed, share):
     assert (seen == ids)[~chosen].all() and not marks.special[seen[chosen & (seen != 4)]].any()
 
 
+def plain_mask(ids, row, epoch, seed, share, marks):
+    "Masking of all rows at once by its definition: every place hashed whole, every token asks the first one of its word."
+    h = place_hash(seed, epoch, row, ids.shape[1])
+    first = (marks.special | marks.starts)[ids]
+    first[:, 0] = True
+    first[:, 1:] |= (marks.special | marks.ends)[ids[:, :-1]]
+    at = np.maximum.accumulate(np.where(first, np.arange(ids.shape[1]), 0), axis=1)
+    chosen = (np.take_along_axis(uniform(h), at, axis=1) < np.float32(share)) & ~marks.special[ids]
+    own, ordinary = mix(h), np.flatnonzero(~marks.special)
+    other = ordinary[(own & np.uint64(0xFFFFFF)) % np.uint64(len(ordinary))]
+    new = np.where(uniform(own) < 0.8, marks.mask_id, np.where(uniform(own) < 0.9, other, ids))
+    return np.where(chosen, new, ids), chosen
+
+
+@settings(max_examples=150, deadline=None)
+@given(vocabularies(), st.data(), st.integers(1, 7), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**40),
+       st.one_of(st.floats(0.05, 0.95), st.sampled_from([1e-9, 1 - 2**-24])))
+def test_masks_in_blocks_are_those_of_the_definition(marks, data, rows, length, block, seed, share):
+    g = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    ids, row, epoch = g.integers(0, len(marks.ends), (rows, length)), g.integers(0, 2**40, rows), g.integers(0, 9, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, 'MASK_ROWS', block)
+        got = mask_rows(ids, row, epoch, seed, share, marks)
+    for mine, wanted in zip(got, plain_mask(ids, row, epoch, seed, share, marks), strict=True):
+        assert (mine == wanted).all() and mine.dtype == wanted.dtype
+
+
 def test_shares_over_a_million_tokens():
     g = np.random.default_rng(0)
     marks = Marks(np.arange(1000) < 5, g.random(1000) < 0.6, np.zeros(1000, bool), mask_id=4)
@@ -183,7 +212,6 @@ def test_a_rows_mask_does_not_depend_on_its_neighbours():
 
 def test_hash_is_splitmix64():
     "The first number of SplitMix64 with state 0 is known: 0xE220A8397B1DCDAF."
-    from distilherbert.objective import mix
     assert int(mix(np.array([0x9E3779B97F4A7C15], np.uint64))[0]) == 0xE220A8397B1DCDAF
     assert len(np.unique(place_hash(0, np.zeros(100), np.arange(100), 100))) == 10_000
 
