@@ -14,9 +14,9 @@ __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'PAGE', 'PASSES', 'DEEPEST', 'WIDEST', '
            'file_chunks', 'how_to_fetch', 'open_at', 'pause_after', 'http_chunks', 'last_cut', 'cut_blocks', 'Block',
            'decode_block', 'Source', 'file_blocks', 'document_blocks', 'file_source', 'folder_sources', 'cc100_source',
            'world_source', 'text_sources', 'odd_places', 'quick_look', 'fold_spaces', 'settle_lines', 'part_of',
-           'CleanBlock', 'clean_block', 'in_order', 'first_lines', 'resume_note', 'remember', 'TextWriter',
-           'read_sources', 'what_is_wrong', 'ReadingProgress', 'tidy_counts', 'write_text', 'text_artefact',
-           'build_text', 'text_shards', 'read_texts', 'score_cleaning']
+           'CleanBlock', 'clean_block', 'end_with_parent', 'worker_pool', 'in_order', 'first_lines', 'resume_note',
+           'put_whole', 'remember', 'TextWriter', 'read_sources', 'what_is_wrong', 'ReadingProgress', 'tidy_counts',
+           'write_text', 'text_artefact', 'build_text', 'text_shards', 'read_texts', 'score_cleaning']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.client import HTTPException
 from itertools import chain, compress, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from operator import ne
 from pathlib import Path
 
@@ -45,7 +45,7 @@ import numpy as np
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from .artefact import Artefact, Progress, fingerprint, log, write_json
+from .artefact import Artefact, Progress, fingerprint, flush, log, write_json
 from .scenario import Profile, SettingsError, data_dir, get_profile
 from .world import WORLD_VERSION, labelled_lines, world_documents
 
@@ -700,6 +700,21 @@ def clean_block(
     done.keys = digests_of(done.texts).tobytes()
     return done
 
+# %% ../nbs/01_clean.ipynb #0000005b
+def end_with_parent(
+)->None:
+    "Called once in a worker process: it ends as soon as its parent does, however that ends."
+    def watch():
+        parent_process().join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+def worker_pool(
+    workers:int, # Processes
+)->ProcessPoolExecutor: # For a `with`
+    "Processes that work for this one, and do not outlive it."
+    return ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=end_with_parent)
+
 # %% ../nbs/01_clean.ipynb #00000041
 def in_order(
     blocks:Iterator[Block], # What to clean
@@ -710,7 +725,7 @@ def in_order(
     if workers <= 1:
         yield from ((b, clean_block(b, old_share)) for b in blocks)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
+    with worker_pool(workers) as pool:
         waiting:list[tuple[Block, Future]] = []
         try:
             for b in blocks:
@@ -755,6 +770,16 @@ def resume_note(
         if file.suffix != '.txt' or int(file.stem.rsplit('-', 1)[1]) >= note['stretches']: file.unlink()
     return note
 
+def put_whole(
+    file:Path, # Where to
+    content:Iterable, # What, in pieces of bytes
+)->None:
+    "Write a file whole or not at all, and flush it to disk; two processes that do so at once do not disturb each other."
+    part = file.with_name(f'.{file.name}.{os.getpid()}.part')
+    with open(part, 'wb') as f: f.writelines(content)
+    flush(part)
+    part.replace(file)
+
 def remember(
     seen:Seen, # Keys; gets those of the file
     file:Path, # Texts of a finished stretch
@@ -796,9 +821,7 @@ class TextWriter:
         "Write a pair of files, then the note that they are there."
         for part, texts in self.kept.items():
             if not any(texts): continue
-            file = self.work/f'{part}-{self.note["stretches"]:05d}.txt'
-            with open(file.with_suffix('.txt.part'), 'wb') as f: f.writelines(texts)
-            file.with_suffix('.txt.part').replace(file)
+            put_whole(self.work/f'{part}-{self.note["stretches"]:05d}.txt', texts)
         self.note = {'stretches': self.note['stretches'] + 1, 'blocks': self.blocks, 'lines': self.lines, 'counts': self.counts}
         write_json(self.work/PROGRESS, self.note)
         self.kept, self.size = {part: [] for part in PARTS}, 0
