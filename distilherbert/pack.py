@@ -19,10 +19,9 @@ import shutil
 from array import array
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from xxhash import xxh3_64_intdigest
 
 from .artefact import Artefact, Progress, fingerprint, write_json
-from .clean import read_texts, text_artefact, text_shards
+from .clean import put_whole, read_texts, text_artefact, text_shards, worker_pool
 from .corpus import PackedRows, packed_text, write_card
 from .scenario import Profile, SettingsError, data_dir, data_workers, get_profile, hub_client
 
@@ -385,10 +384,9 @@ def save_array(
     array:np.ndarray, # What
 )->None:
     "Write an array whole or not at all; through memory, because NumPy does not say of a full disk that it is full."
-    part, content = file.with_suffix('.part'), io.BytesIO()
+    content = io.BytesIO()
     np.save(content, array)
-    part.write_bytes(content.getbuffer())
-    part.replace(file)
+    put_whole(file, [content.getbuffer()])
 
 # %% ../nbs/02_pack.ipynb #00000025
 @dataclass
@@ -561,7 +559,7 @@ def write_rows(
             done += file.stat().st_size
     if workers <= 1: finished(map(pack, jobs))
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool: finished(pool.map(pack, jobs))
+        with worker_pool(workers) as pool: finished(pool.map(pack, jobs))
     counts = sum_counts(shards, s.max_len)
     if not counts['rows']: raise ValueError(f'Not one row came out of {len(files)} files with {counts["texts"]:,} texts.')
     check_split(counts['rows'], counts['heldout_rows'], s.heldout_share)

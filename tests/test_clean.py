@@ -7,6 +7,8 @@ import os
 import random
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -199,6 +201,41 @@ def test_hostile_markup_takes_no_long_time():
     assert not is_too_deep('<p>a<br><img src="b"><div></div>'*10_000)
     for t in ('<!--'*100_000, '<a href="'*100_000, '&amp;'*100_000, '<b><i>'*50_000): explain_text(t)
     assert time.perf_counter() - begin < 30
+
+
+HOSTILE = """
+import resource
+from distilherbert.clean import Block, clean_block, explain_text
+WORDS = 'zwykłe słowa, jakich pełno '
+fonts = ''.join(f'<font color=c{i}>' for i in range(1900))
+shapes = {'reopened': f'<p>{fonts}' + f'<p>{WORDS}'*3000, 'few, but often': f'<p>{fonts[:9000]}' + f'<p>{WORDS}'*3000,
+          'attributes': '<a ' + ' '.join(f'a{i}=1' for i in range(100_000)) + f'>{WORDS}</a>', 'names alone': '<a ' + ' '.join(map(str, range(1002))) + f'>{WORDS}',
+          'escaped': f'&lt;p{" a"*2000}&gt;{WORDS}', 'unclosed quotes': '<a x="'*100_000 + WORDS, 'one long line': '<b>x</b> '*(60_000_000//9)}
+used = 4096*int(open('/proc/self/statm').read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,)*2)
+for name, text in shapes.items(): print(name, explain_text(text)[1], sep=': ')
+shapes.pop('one long line')
+done = clean_block(Block('\\n'.join([WORDS, *shapes.values(), WORDS])), 0.0)
+print(len(done.texts), done.counts['ccsub']['rejected markup'])
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='memory is limited and read as Linux does it')
+def test_hostile_markup_is_rejected_in_little_memory():
+    done = subprocess.run([sys.executable, '-c', HOSTILE], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *rules, block = done.stdout.splitlines()
+    assert [r.split(': ')[1] for r in rules] == ['markup']*7 and block == '2 6', done.stdout
+
+
+def test_markup_up_to_the_limits_is_kept():
+    words = ' zwykłe słowa, jakich pełno'
+    tag = lambda n: '<p ' + ' '.join(f'a{i}="b / c"' for i in range(n)) + f'>{words}'
+    assert explain_text(tag(clean.WIDEST)) == (words.strip(), 'kept') and explain_text(tag(clean.WIDEST + 1)) == (None, 'markup')
+    for line in (tag(clean.WIDEST), tag(clean.WIDEST + 1), '<b>'*1500 + f'<p>{words}</p>'*100, f'<b>{words}'*1000 + '<br>'): assert_block_is_clean(line)
+    picture = '<img src="data:image/png;base64,' + 'a/b+'*1_000_000 + f'">{words}'
+    assert clean_text(picture) == words.strip(), 'one attribute, however long'
+    assert clean_text(f'<p>{words}</p>'*100_000).startswith('zwykłe') and not is_too_deep(f'<b>{words}</b>'*80_000)
 
 
 def test_the_quick_look_never_hides_a_symbol_or_a_space():
@@ -408,7 +445,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(corpus, monkeypatch, tm
     a = text_artefact(profile_of(corpus, old_share=0.4))
     monkeypatch.setattr(clean, 'clean_block', dies)
     with pytest.raises(Killed): a.build()
-    (a.partial/'ccsub-00099.txt.part').write_bytes(b'half a fi')
+    for part in ('ccsub-00099.txt', '.ccsub-00098.txt.123.part'): (a.partial/part).write_bytes(b'half a fi')
     assert not a.path.exists()
     finished = clean.resume_note(a.partial)['blocks']
     again = []

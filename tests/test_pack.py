@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from array import array
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import run_program
 from hypothesis import given, settings
@@ -409,9 +411,45 @@ def test_a_text_of_which_no_row_comes_is_an_error(tmp_path, small):
 
 def test_three_kills_leave_the_same_bytes():
     "The script that leaves a record of thirty, with three and a small text."
-    done = run_program(sys.executable, 'bench/kill_data.py', '--kills', '3', '--small', timeout=900)
+    done = run_program(sys.executable, 'bench/kill_data.py', '--kills', '3', '--workers', '1', '--small', timeout=900)
     assert done.returncode == 0 and '3 kills' in done.stdout and '0 of them made again' in done.stdout, done.stdout + done.stderr
     assert int(re.search(r'([\d,]+) finished files seen', done.stdout)[1].replace(',', '')) > 0, done.stdout
+
+
+BUILD = """
+from dataclasses import replace
+from distilherbert import clean
+from distilherbert.pack import rows_artefact
+from distilherbert.scenario import get_profile
+clean.STRETCH, clean.GROUP = 5000, 20
+p = replace(get_profile('demo'), world_size=400, vocab_size=400, max_len=32, min_piece=6)
+clean.text_artefact(p, 2).build()
+rows_artefact(p, 'ccsub', 2).build()
+"""
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path, monkeypatch):
+    "Killed while two workers clean, and again while they pack: no process is left, and what is made then is what an undisturbed run makes."
+    monkeypatch.setattr(clean, 'STRETCH', 5000)
+    monkeypatch.setattr(clean, 'GROUP', 20)
+    p, runs = replace(get_profile('demo'), world_size=400, vocab_size=400, max_len=32, min_piece=6), tmp_path/'killed'
+    undisturbed = rows_artefact(p, 'ccsub').build()
+    for made in ('text/.*.partial/*-?????.txt', 'rows/.*.partial/ids-?????.npy'):
+        parent = subprocess.Popen([sys.executable, '-c', BUILD], env=os.environ | {'DISTILHERBERT_RUNS': str(runs), 'PYTHONPATH': str(Path(__file__).parents[1])}, stdout=subprocess.DEVNULL)
+        while len(list(runs.glob(made))) < 2:
+            assert parent.poll() is None, f'it ended before there was {made}'
+            time.sleep(0.005)
+        workers = [w for w in psutil.Process(parent.pid).children(recursive=True) if 'spawn_main' in ' '.join(w.cmdline())]
+        parent.kill()
+        parent.wait()
+        assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=60)[1]
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(runs))
+    a = rows_artefact(p, 'ccsub')
+    assert a.state() == 'absent' and a.partial.is_dir() and arrays(a.build()) == arrays(undisturbed)
+    assert not list(runs.rglob('*.part')) and content_of_text(runs) == content_of_text(undisturbed.parents[1])
+
+
+def content_of_text(runs): return {f.name: f.read_bytes() for f in runs.glob('text/*/*.txt')}
 
 
 def test_the_bench_of_the_data_runs_small():

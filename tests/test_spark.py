@@ -3,15 +3,16 @@ import gzip
 import os
 import random
 import re
+import runpy
 import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import run_program
 
 from distilherbert import spark
 from distilherbert.artefact import read_manifest
@@ -34,16 +35,18 @@ def noisy(documents, seed):
     return '\n'.join(text) + '\n'
 
 
-@pytest.fixture
-def corpus(tmp_path, monkeypatch):
-    "Two files and a profile on them, with a small tokenizer of its own."
-    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
-    folder, tokenizer = tmp_path/'text', tmp_path/'tokenizer'
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+    "Two files and a profile on them, with a small tokenizer of its own; artefacts are made once for all tests."
+    top = tmp_path_factory.mktemp('spark')
+    folder, tokenizer = top/'text', top/'tokenizer'
     for d in (folder, tokenizer): d.mkdir()
-    for i in range(2): (folder/f'{i}.txt').write_text(noisy(300, i), 'utf-8')
+    for i in range(2): (folder/f'{i}.txt').write_text(noisy(150, i), 'utf-8')
     write_tokenizer(tokenizer, train_tokenizer([SENTENCE.format(i) for i in range(100)], 150), 64)
-    demo = get_profile('demo')
-    return replace(demo, name='spark', text=str(folder), old_share=0.4, tokenizer=str(tokenizer), max_len=64, heldout_share=0.1), sorted(folder.glob('*.txt'))
+    p = replace(get_profile('demo'), name='spark', text=str(folder), old_share=0.4, tokenizer=str(tokenizer), max_len=64, heldout_share=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('DISTILHERBERT_RUNS', str(top/'runs'))
+        yield p, sorted(folder.glob('*.txt'))
 
 
 # Without Spark: what runs on a worker
@@ -113,7 +116,7 @@ def words_of(rows): return Counter(i for s in (rows.train, rows.heldout) for k i
 
 def test_the_kept_texts_are_those_of_one_machine(corpus, session):
     p, files = corpus
-    text, rows = spark_artefacts(p, files, session, partitions=3)
+    text, rows = spark_artefacts(p, files, session, partitions=2)
     rows.build()
     kept = [(r.part, r.text.decode()) for r in session.read.parquet(str(text.path/'texts')).select('part', 'text').collect()]
     alone = text_artefact(p).build()
@@ -128,7 +131,7 @@ def test_the_kept_texts_are_those_of_one_machine(corpus, session):
 
 def test_the_rows_hold_the_texts_of_their_part_and_open_as_all_rows(corpus, session):
     p, files = corpus
-    text, rows = spark_artefacts(p, files, session, partitions=3)
+    text, rows = spark_artefacts(p, files, session, partitions=2)
     opened, tokenizer = Rows.open(rows.build()), load_tokenizer(tokenizer_artefact(p).path)
     counts = read_manifest(rows.path)['counts']
     texts = [r.text.decode() for r in session.read.parquet(str(text.path/'texts')).where('part = 1').collect()]
@@ -141,30 +144,39 @@ def test_the_rows_hold_the_texts_of_their_part_and_open_as_all_rows(corpus, sess
     assert np.diff(sorted(int(re.search(r'\d+', f.name)[0]) for f in rows.path.glob('ids-*.npy'))).all()
 
 
-@pytest.mark.parametrize('name, data, words', [
-    ('2.txt', (SENTENCE.format(1) + '\n\n').encode()*200 + 'gęś i żółw'.encode('iso-8859-2'), r'2\.txt is not UTF-8: byte at offset'),
-    ('2.txt', 'Ala ma kota, a kot ma psa.\n'.encode('utf-16-le')*20, r'2\.txt is not text: .* are NUL')])
-def test_a_file_that_is_not_utf8_is_an_error_with_its_name(corpus, session, name, data, words):
+def test_files_that_are_not_utf8_are_an_error_with_their_names(corpus, session, tmp_path):
     p, files = corpus
-    (files[0].parent/name).write_bytes(data)
-    text, _ = spark_artefacts(p, [*files, files[0].parent/name], session)
-    with pytest.raises(BadText, match=words): text.build()
-    assert text.state() == 'absent'
-    with pytest.raises(BadText, match=words): text_artefact(p).build()
+    bad = {'2.txt': ((SENTENCE.format(1) + '\n\n').encode()*200 + 'gęś i żółw'.encode('iso-8859-2'), r'2\.txt is not UTF-8: byte at offset'),
+           '3.txt': ('Ala ma kota, a kot ma psa.\n'.encode('utf-16-le')*20, r'3\.txt is not text: .* are NUL')}
+    for name, (data, words) in bad.items():
+        (tmp_path/'alone').mkdir(exist_ok=True)
+        for f in (tmp_path/name, tmp_path/'alone'/name): f.write_bytes(data)
+        with pytest.raises(BadText, match=words): text_artefact(replace(p, text=str(tmp_path/'alone'))).build()
+        (tmp_path/'alone'/name).unlink()
+    text, _ = spark_artefacts(p, [*files, *(tmp_path/name for name in bad)], session)
+    with pytest.raises(BadText) as e: text.build()
+    assert all(re.search(words, str(e.value)) for _, words in bad.values()) and text.state() == 'absent'
 
 
-def test_a_truncated_archive_is_an_error_with_its_name(corpus, session):
+def test_a_truncated_archive_is_an_error_with_its_name(corpus, session, tmp_path):
     p, files = corpus
-    (files[0].parent/'2.txt.gz').write_bytes(gzip.compress(noisy(500, 9).encode())[:-20])
-    text, _ = spark_artefacts(p, [*files, files[0].parent/'2.txt.gz'], session)
+    (tmp_path/'2.txt.gz').write_bytes(gzip.compress(noisy(100, 9).encode())[:-20])
+    text, _ = spark_artefacts(p, [*files, tmp_path/'2.txt.gz'], session)
     with pytest.raises(BadText, match=r'^Spark cannot read 2\.txt\.gz to its end'): text.build()
     assert text.state() == 'absent'
 
 
-def test_the_command_makes_rows(corpus, session, tmp_path):
+def test_the_command_makes_rows(corpus, session, tmp_path, capsys):
+    "In this process, where Spark runs already: a second Java would take half a minute."
     p, files = corpus
-    (tmp_path/'p.toml').write_text(f'like = "demo"\ntokenizer = "{p.tokenizer}"\nmax_len = 64\n')
-    done = run_program(sys.executable, '-m', 'distilherbert.spark', *files, '--profile', tmp_path/'p.toml', '--partitions', '2', '--conf', 'spark.ui.enabled=false',
-                       env={'DISTILHERBERT_RUNS': tmp_path/'command', 'PYTHONPATH': os.environ.get('PYTHONPATH', '')})
-    assert done.returncode == 0, done.stderr
-    assert Rows.open(done.stdout.strip().splitlines()[-1]).max_len == 64
+    (tmp_path/'p.toml').write_text(f'like = "demo"\ntokenizer = "{p.tokenizer}"\nmax_len = 64\nold_share = 0.4\nheldout_share = 0.1\n')
+    assert spark.main([*map(str, files), '--profile', str(tmp_path/'p.toml'), '--partitions', '2', '--conf', 'spark.ui.enabled=false']) == 0
+    folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert Rows.open(folder).max_len == 64 and folder == spark_artefacts(p, files, None, partitions=2)[1].path
+
+
+@pytest.mark.filterwarnings('ignore:.*found in sys.modules:RuntimeWarning')
+def test_the_module_is_a_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['distilherbert.spark', 'none.txt', '--profile', 'demo'])
+    with pytest.raises(SystemExit, match='2'): runpy.run_module('distilherbert.spark', run_name='__main__')
+    assert capsys.readouterr().err.startswith('distilherbert.spark: Spark reads .txt and .txt.gz files that are there; not none.txt')
