@@ -343,6 +343,18 @@ def test_both_commands_end_the_same_way(monkeypatch, capsys, command, error, cod
     assert ('the same command with -v' in err) == (code == 1)
 
 
+def test_what_is_written_is_flushed_on_windows_too(tmp_path, monkeypatch):
+    "There a folder cannot be opened, and only what is open for writing can be flushed."
+    (tmp_path/'file').write_text('x')
+    opened = []
+    theirs = SimpleNamespace(name='nt', O_RDWR=os.O_RDWR, O_RDONLY=os.O_RDONLY, fsync=os.fsync, close=os.close,
+                             open=lambda path, flags: opened.append((path, flags)) or os.open(path, flags))
+    monkeypatch.setattr(artefact, 'os', theirs)
+    artefact.flush(tmp_path/'file')
+    artefact.flush(tmp_path)
+    assert opened == [(tmp_path/'file', os.O_RDWR)]
+
+
 def test_run_program_hides_settings_of_the_caller(monkeypatch):
     monkeypatch.setenv('DISTILHERBERT_RUNS', '/nowhere')
     done = run_program(sys.executable, '-c', 'import os; print("DISTILHERBERT_RUNS" in os.environ)')

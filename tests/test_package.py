@@ -104,6 +104,7 @@ def test_constraints_pin_every_requirement():
     for r in map(Requirement, settings()['requirements'].split() + settings()['dev_requirements'].split()):
         assert r.specifier.contains(next(v for n, v in pins.items() if canonicalize_name(n) == canonicalize_name(r.name))), str(r)
     assert pins['torch'] == '2.13.0' and '+' not in ''.join(pins.values())
+    assert f"pip install torch=={pins['torch']} --index-url" in (TOP/'README.md').read_text('utf-8')
 
 
 def closure(names):

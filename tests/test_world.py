@@ -1,4 +1,5 @@
 "The embedded world: repeatable, grammatical, balanced, and labelled as promised."
+import json
 import os
 import re
 import subprocess
@@ -181,6 +182,13 @@ def test_floor_lies_below_the_unigram_entropy():
     unigram = world.entropy([w for t in texts for w in re.findall(r'\w+|[.,]', t)])
     assert 0 < world.world_entropy('old') < 0.5*unigram
     assert world.world_entropy('old', lambda word: 2) == pytest.approx(world.world_entropy('old')/2)
+
+
+def test_the_teacher_closed_most_of_the_gap_to_the_floor():
+    "Before any score of a task counts: T0 of the committed records has learnt over half of what there is to learn beyond the frequencies of words."
+    fit = json.loads((ROOT/'results'/'demo'/'settings.json').read_text('utf-8'))['values']['T0_fit']
+    assert fit['floor'] < fit['heldout_loss'] < fit['unigram_entropy']
+    assert fit['unigram_entropy'] - fit['heldout_loss'] > 0.5*(fit['unigram_entropy'] - fit['floor'])
 
 
 @pytest.mark.parametrize('call, message', [
