@@ -10,6 +10,7 @@ position of both models, of which the masked ones are then selected by `masked_s
 -100 where nothing is masked, as it did. "step" is the loop's own `train_step`, loading and masking included, dropout off. The number type is the faster one for both
 sides: float32 on a processor (a product in bfloat16 takes longer there where AMX is missing), bf16 on a GPU. These rows are full and random: only their shape matters.
 "packed rows" are random texts packed by the project's own packer, as full as the report's: where one of them is not full the attention has a mask.
+"compiled" is a step with `compile = true`, measured on a GPU, or with --compile; compiling itself comes before the first round.
 On a GPU the peak of memory is taken for each candidate alone, and loading for the rows of a step in the profile paper.
 Written to results/bench/step.json, under the place it ran on.
 """
@@ -69,14 +70,14 @@ def make_data(n, max_len, vocab, packed=False):
                            vocab_size=vocab, pad_id=1, mask_id=4, sep_id=2, special_ids=range(5), ends_word=ends, starts_word=np.zeros(vocab, bool))
 
 
-def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, attention='row', threads=2, zero=0, packed=False):
+def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, attention='row', threads=2, zero=0, packed=False, compile=False):
     fields, vocab, batch, micro = SHAPES[shape]
     profile = replace(get_profile('demo'), **fields, dropout=0.0)
     data = make_data(4*(rows or batch), profile.max_len, vocab, packed)
     teacher = random_model(bert_config(profile, vocab, profile.layers), seed=0)
     settings = TrainSettings(tokens=10**6, objective=objective, learning_rate=1e-4, batch_rows=rows or batch, micro_rows=micro_rows or micro, max_len=profile.max_len,
                              mask_share=0.15, warmup_share=0.1, weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision=precision, threads=threads, seed=0,
-                             attention=attention)
+                             attention=attention, compile=compile)
     return Run(truncate(teacher), teacher, data, settings, Path(folder), zero)
 
 
@@ -165,7 +166,8 @@ def theirs(objective, published):
 OBJECTIVES = {'masked': 'distilbert', 'all': 'distilbert-all'}
 CANDIDATES = {f'{name}, {on}': make for on, o in OBJECTIVES.items()
               for name, make in (('step', ours(o)), ('baseline', theirs(o, False)), ('as published', theirs(o, True)))} | {
-    'step, masked, packed rows': ours('distilbert', packed=True), 'step, masked, attention in texts': ours('distilbert', attention='text')}
+    'step, masked, packed rows': ours('distilbert', packed=True), 'step, masked, compiled': ours('distilbert', compile=True),
+    'step, masked, packed rows, compiled': ours('distilbert', packed=True, compile=True), 'step, masked, attention in texts': ours('distilbert', attention='text')}
 
 
 def same_losses(actions):
@@ -188,9 +190,10 @@ def step_tokens(run):
     return run.settings.batch_rows*run.rows.train.tokens/len(run.rows.train)
 
 
-def compare(shape, precision, rounds, device, folder, threads):
+def compare(shape, precision, rounds, device, folder, threads, compile):
     "Medians over interleaved rounds, the first of which is thrown away."
-    made = {name: make(shape, precision, folder, threads) for name, make in CANDIDATES.items()}
+    chosen = {name: make for name, make in CANDIDATES.items() if compile or 'compiled' not in name}
+    made = {name: make(shape, precision, folder, threads) for name, make in chosen.items()}
     same_losses({name: action for name, (action, _) in made.items()})
     run, tokens = made['step, masked'][1], {name: step_tokens(r) for name, (_, r) in made.items()}
     loaded = REPORT.batch_rows if device == 'cuda' else run.settings.batch_rows
@@ -209,7 +212,7 @@ def compare(shape, precision, rounds, device, folder, threads):
               'attention_in_texts_cost': round(median['step, masked, attention in texts']/median['step, masked'] - 1, 4),
               'loaded_rows': loaded, 'loading_share': round(median['loading and masking']/loaded/per_row, 5)}
     made = actions = run = None
-    if device == 'cuda': values['peak_gib'] = {name: alone(make, shape, precision, 1, device, folder, threads)['peak_gib'] for name, make in CANDIDATES.items()}
+    if device == 'cuda': values['peak_gib'] = {name: alone(make, shape, precision, 1, device, folder, threads)['peak_gib'] for name, make in chosen.items()}
     return values
 
 
@@ -303,6 +306,7 @@ def main():
     p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), help='default: fp32 on a processor, bf16 on a GPU')
     p.add_argument('--threads', type=int, default=os.cpu_count())
+    p.add_argument('--compile', action='store_true', help='measure compiled steps on a processor, too')
     p.add_argument('--limit', type=int, default=1024, help='largest micro-batch that is tried on a GPU')
     p.add_argument('--no-record', action='store_true', help='only print')
     args = p.parse_args()
@@ -315,7 +319,7 @@ def main():
         print('masking', values['masking'], flush=True)
         for shape in args.shapes or (('base',) if args.where == 'cuda' else ('mini', 'base')):
             precision = args.precision or ('bf16' if args.where == 'cuda' else 'fp32')
-            values[shape] = compare(shape, precision, args.rounds, args.where, d, args.threads)
+            values[shape] = compare(shape, precision, args.rounds, args.where, d, args.threads, args.compile or args.where == 'cuda')
             show(shape, values[shape])
             forget(args.where)
             if args.where == 'cuda':

@@ -327,7 +327,7 @@ def memory_ran_out(
 )->bool: # Does it say that memory ran out?
     "Is this error about memory? The error of a chapter names the one that stopped it."
     said = f'{type(e).__name__}: {e}'
-    return isinstance(e, MemoryError) or getattr(e, 'errno', None) == errno.ENOMEM or bool(re.search(r'OutOfMemoryError:|MemoryError:|DefaultCPUAllocator', said))
+    return isinstance(e, MemoryError) or getattr(e, 'errno', None) == errno.ENOMEM or bool(re.search(r'OutOfMemoryError:|MemoryError:|DefaultCPUAllocator|STATUS_ALLOC_FAILED', said))
 
 def explain_memory(
     e:BaseException, # What went wrong

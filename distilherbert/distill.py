@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERSION', 'order', 'Stream', 'learning_rate',
-           'parameter_groups', 'AtPlaces', 'text_numbers', 'own_positions', 'own_text', 'MicroBatch', 'micro_batches',
-           'micro_loss', 'save_checkpoint', 'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'evaluate',
-           'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps', 'NonFiniteLoss', 'Run',
-           'heldout_batches', 'own_sep', 'marks_of', 'add_gradients', 'OutOfMemory', 'fitting', 'shrink',
+           'parameter_groups', 'AtPlaces', 'compile_encoder', 'compiled_losses', 'text_numbers', 'own_positions',
+           'own_numbers', 'own_text', 'MicroBatch', 'micro_batches', 'Ahead', 'ask', 'micro_loss', 'save_checkpoint',
+           'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'heldout_sums', 'evaluate', 'TrainSettings',
+           'train_settings', 'settings_key', 'get_objective', 'count_steps', 'NonFiniteLoss', 'Run', 'heldout_batches',
+           'own_sep', 'marks_of', 'step_pieces', 'add_gradients', 'OutOfMemory', 'fitting', 'shrink', 'cut_finer',
            'explain_shortage', 'train_step', 'check_finite', 'save', 'resume', 'token_flops', 'peak_flops',
-           'peak_tokens', 'live_note', 'board', 'look', 'train', 'UnfitTeacher', 'check_teacher', 'is_trained',
-           'shape_settings', 'model_artefact', 'write_identity', 'flat', 'take_over', 'first_weights',
-           'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card',
-           'build_model', 'main']
+           'peak_tokens', 'live_note', 'board', 'look', 'timed_step', 'looked', 'train', 'UnfitTeacher',
+           'check_teacher', 'is_trained', 'shape_settings', 'model_artefact', 'write_identity', 'flat', 'take_over',
+           'first_weights', 'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts',
+           'model_card', 'build_model', 'main']
 
 # %% ../nbs/05_distill.ipynb #00000002
 import argparse
@@ -27,7 +28,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -54,7 +56,18 @@ from distilherbert.devices import (
     unwrapped,
 )
 from .evidence import Evidence
-from .objective import Marks, Predictions, Totals, agreement, check_hidden_map, distillation_loss, mask_rows, mlm_loss
+from distilherbert.objective import (
+    Marks,
+    Predictions,
+    Totals,
+    agreement,
+    check_hidden_map,
+    chunk_of,
+    distillation_loss,
+    logit_losses,
+    mask_rows,
+    mlm_loss,
+)
 from .pack import Rows, rows_artefact, tokenizer_artefact
 from .plan import encoder_flops, head_flops, matrix_pace
 from .scenario import PRESETS, Objective, Profile, Scenario, SettingsError, get_profile, get_scenario
@@ -142,6 +155,25 @@ class AtPlaces(nn.Module):
         between = tuple(out.hidden_states[i + 1].flatten(0, 1)[tokens] for i in self.layers)
         return Predictions(head.transform(hidden[places]), head.decoder.weight, head.decoder.bias, hidden[tokens], between)
 
+# %% ../nbs/05_distill.ipynb #0000b013
+def compile_encoder(
+    model:BertForMaskedLM, # Its encoder is compiled in place, when it is first asked
+    backend:str='inductor', # Of `torch.compile`
+)->None:
+    "Compile an encoder, once for each shape, for training and for looking."
+    torch._dynamo.config.recompile_limit = 64  # It counts teacher and student, both modes, masks and the last micro-batch of a step together
+    model.bert.compile(dynamic=False, backend=backend)
+
+def compiled_losses(
+    backend:str='inductor', # Of `torch.compile`
+)->Callable: # The same as `logit_losses`
+    "Compile what the logits of some places add to the loss, for any number of places."
+    inner = torch.compile(logit_losses, dynamic=True, backend=backend)
+    def losses(objective, student, teacher, labels, totals):
+        sizes = (torch.full((), float(n), device=student.device) for n in (totals.masked, totals.tokens))  # As numbers they would be compiled in
+        return inner(objective, student, teacher, labels, Totals(*sizes))
+    return losses
+
 # %% ../nbs/05_distill.ipynb #00000014
 def text_numbers(
     ids:np.ndarray, # Padded rows `(B, T)`
@@ -160,32 +192,50 @@ def own_positions(
     first = np.diff(text, axis=1, prepend=-1) > 0
     return place - np.maximum.accumulate(np.where(first, place, 0), axis=1)
 
-def own_text(
+def own_numbers(
     ids:np.ndarray, # Padded rows `(B, T)`
     real:np.ndarray, # True for tokens, False for padding `(B, T)`
     sep_id:int, # Id of `</s>`
+)->np.ndarray: # int64 `(B, T)`, negative and another at each place of the padding
+    "The number of a token's text; padding is a stranger to all."
+    return np.where(real, text_numbers(ids, sep_id), -1 - np.arange(ids.shape[1]))
+
+def own_text(
+    texts:torch.Tensor, # Number of each place's text `(B, T)`
 )->torch.Tensor: # bool `(B, 1, T, T)`; padding looks at itself
     "Who may look at whom when texts in one row are strangers."
-    text = np.where(real, text_numbers(ids, sep_id), -1 - np.arange(ids.shape[1]))
-    return torch.from_numpy(text[:, None, :, None] == text[:, None, None, :])
+    return texts[:, None, :, None] == texts[:, None, None, :]
 
 # %% ../nbs/05_distill.ipynb #00000017
 @dataclass(frozen=True)
 class MicroBatch:
     "Some rows of a step, ready for the device."
     ids:torch.Tensor # What the model sees `(B, T)`
-    attention:torch.Tensor | None # 1 for tokens, 0 for padding `(B, T)`, or who may look at whom, bool `(B, 1, T, T)`; None for all
+    attention:torch.Tensor | None # 1 for tokens, 0 for padding `(B, T)`; None where all are tokens or texts are strangers
     masked:torch.Tensor # Masked places, indices into the flattened rows `(M,)`
     tokens:torch.Tensor # Places with a token `(A,)`
     labels:torch.Tensor # What was at the masked places `(M,)`
     positions:torch.Tensor | None=None # Where each token stands in its text `(B, T)`; None for its place in the row
+    texts:torch.Tensor | None=None # Number of its text `(B, T)`, where texts are strangers
+
+    def each(self, change:Callable)->'MicroBatch':
+        "The same with each tensor changed."
+        return MicroBatch(*(None if t is None else change(t) for t in (getattr(self, f) for f in self.__dataclass_fields__)))
+
+    def pinned(self)->'MicroBatch':
+        "The same in memory that a GPU fetches from by itself."
+        return self.each(torch.Tensor.pin_memory)
 
     def to(self, device)->'MicroBatch':
-        "The same on another device; a GPU fetches from pinned memory while the processor goes on."
-        pin = torch.device(device).type == 'cuda'
-        move = lambda t: None if t is None else (t.pin_memory() if pin else t).to(device, non_blocking=pin)
-        return MicroBatch(*(move(getattr(self, f)) for f in self.__dataclass_fields__))
+        "The same on another device; a GPU fetches while the processor goes on."
+        if torch.device(device).type != 'cuda': return self.each(lambda t: t.to(device))
+        return self.pinned().each(lambda t: t.to(device, non_blocking=True))
 
+    def inputs(self, places:torch.Tensor)->tuple: # For `AtPlaces`
+        "What a model is given that predicts at some places."
+        return self.ids, self.attention if self.texts is None else own_text(self.texts), places, self.tokens, self.positions
+
+# %% ../nbs/05_distill.ipynb #0000a017
 def micro_batches(
     rows, # Sequence of rows: the training or the held-out part
     index:np.ndarray, # Which rows make the step `(B,)`
@@ -210,14 +260,41 @@ def micro_batches(
     for a in range(0, len(index), micro_rows):
         part = slice(a, a + micro_rows)
         masked, tokens = np.flatnonzero(chosen[part]), np.flatnonzero(real[part])
-        attention = None if real[part].all() else torch.from_numpy(real[part].astype(np.int64))
+        attention = torch.from_numpy(real[part].astype(np.int64)) if sep_id is None and not real[part].all() else None
         labels = ids[part].reshape(-1)[masked]
-        alone = () if sep_id is None else (own_positions(ids[part], sep_id),)
-        if sep_id is not None: attention = own_text(ids[part], real[part], sep_id)
-        pieces.append(MicroBatch(torch.from_numpy(seen[part]), attention, *map(torch.from_numpy, (masked, tokens, labels, *alone))))
+        apart = () if sep_id is None else (own_positions(ids[part], sep_id), own_numbers(ids[part], real[part], sep_id))
+        pieces.append(MicroBatch(torch.from_numpy(seen[part]), attention, *map(torch.from_numpy, (masked, tokens, labels, *apart))))
     return pieces, Totals(int(chosen.sum()), int(real.sum()))
 
+# %% ../nbs/05_distill.ipynb #0000b019
+class Ahead:
+    "The pieces of each step in turn."
+    def __init__(
+        self,
+        make:Callable[['Run', int, int], object], # Makes the pieces of a step: of a run, the step, and the rows of a micro-batch
+        background:bool, # Prepare the next step beside?
+    ):
+        self.make, self.pool, self.waiting = make, ThreadPoolExecutor(1) if background else None, None
+
+    def of(self, run:'Run'): # What `make` makes
+        "The pieces of a run's next step."
+        wanted, (key, coming) = (run.step, run.micro_rows), self.waiting or (None, None)
+        ready = coming and coming.result()  # Even if it is not wanted: one thread at a time asks the stream
+        if key != wanted: ready = self.make(run, *wanted)
+        later = run.step + 1, run.micro_rows
+        self.waiting = (later, self.pool.submit(self.make, run, *later)) if self.pool and later[0] < run.steps else None
+        return ready
+
 # %% ../nbs/05_distill.ipynb #0000001a
+@torch.no_grad()
+def ask(
+    teacher:nn.Module, # `AtPlaces`
+    inputs:tuple, # Of a micro-batch
+)->Predictions: # Without gradient
+    "What a teacher says, in the number type of its weights; autocast converts those in float32 only."
+    kind = next(teacher.parameters()).dtype
+    with nullcontext() if kind == torch.float32 else torch.autocast(inputs[0].device.type, enabled=False): return teacher(*inputs)
+
 def micro_loss(
     student:nn.Module, # `AtPlaces`, perhaps wrapped by accelerate
     teacher:nn.Module | None, # `AtPlaces`, or None
@@ -225,17 +302,18 @@ def micro_loss(
     batch:MicroBatch, # On the models' device
     totals:Totals, # Of the whole step
     accelerator:Accelerator, # For its number type
+    scale:float=1.0, # Of the loss in half precision
+    of_logits:Callable=logit_losses, # What the logits of some places add to the loss; the same, compiled
 )->dict[str, torch.Tensor]: # "loss" and its parts, this micro-batch's shares of the step's
     "The loss of a micro-batch."
-    places, labels, theirs = batch.masked, batch.labels, None
+    places, labels = batch.masked, batch.labels
     if teacher is not None and objective.soft_targets_on == 'all':
         places = batch.tokens
         labels = labels.new_full(places.shape, -100).scatter_(0, torch.searchsorted(places, batch.masked), labels)
-    seen = (batch.ids, batch.attention, places, batch.tokens, batch.positions)
+    seen = batch.inputs(places)
     with accelerator.autocast():
-        if teacher is not None:
-            with torch.no_grad(): theirs = teacher(*seen)
-        return distillation_loss(objective, student(*seen), theirs, labels, totals, loss_scale(accelerator))
+        theirs = None if teacher is None else ask(teacher, seen)
+        return distillation_loss(objective, student(*seen), theirs, labels, totals, scale, of_logits)
 
 # %% ../nbs/05_distill.ipynb #0000001e
 def save_checkpoint(
@@ -305,22 +383,37 @@ def unigram_entropy(
 
 # %% ../nbs/05_distill.ipynb #00000025
 @torch.no_grad()
+def heldout_sums(
+    student:nn.Module, # `AtPlaces`
+    teacher:nn.Module | None, # `AtPlaces`, or None
+    batch:MicroBatch, # Held-out rows, on the models' device
+    accelerator:Accelerator, # For its number type
+)->np.ndarray: # Over the masked places: loss [nats], divergence from the teacher [nats], same first choices `(3,)`
+    "What some held-out rows add; not all their logits are there at once."
+    seen, sums = batch.inputs(batch.masked), np.zeros(3)
+    with accelerator.autocast():
+        mine, theirs = student(*seen), None if teacher is None else ask(teacher, seen)
+    chunk = chunk_of(len(mine.weight), 'cuda')
+    for a in range(0, len(batch.labels), chunk):
+        some = slice(a, a + chunk)
+        with accelerator.autocast(): logits = [p.logits(some) for p in (mine, theirs) if p]
+        sums += mlm_loss(logits[0], batch.labels[some], 1).item(), *(agreement(*logits) if theirs else (0.0, 0))
+    return sums
+
 def evaluate(
     student:nn.Module, # `AtPlaces`
     teacher:nn.Module | None, # `AtPlaces`, or None
     batches:Sequence[MicroBatch], # Held-out rows
     accelerator:Accelerator, # For device and number type; several processes share the batches
-)->dict[str, float]: # "mlm" [nats]; with a teacher "kl" [nats] and "agreement" (share)
+    stopped:Callable[[], object]=bool, # Asked before each batch
+)->dict[str, float]: # "mlm" [nats]; with a teacher "kl" [nats] and "agreement" (share); raises `Halted`
     "Loss on held-out rows, and agreement with the teacher on their masked places."
     was_training, sums, n = student.training, np.zeros(3), 0
     student.eval()
     try:
-        for b in (b.to(accelerator.device) for b in batches[accelerator.process_index::accelerator.num_processes]):
-            with accelerator.autocast():
-                logits = student(b.ids, b.attention, b.masked, b.tokens, b.positions).logits()
-                theirs = teacher(b.ids, b.attention, b.masked, b.tokens, b.positions).logits() if teacher is not None else None
-            kl, same = agreement(logits, theirs) if teacher is not None else (0.0, 0)
-            sums += mlm_loss(logits, b.labels, 1).item(), kl, same
+        for b in batches[accelerator.process_index::accelerator.num_processes]:
+            if stopped(): raise Halted
+            sums += heldout_sums(student, teacher, b.to(accelerator.device), accelerator)
             n += len(b.labels)
     finally: student.train(was_training)
     *sums, n = everyones(accelerator, (*sums, n)).sum(0)
@@ -346,6 +439,7 @@ class TrainSettings:
     threads:int # CPU threads
     seed:int # Order, masks and dropout
     attention:str='row' # What a token may look at: "row" or "text"
+    compile:bool=False # Run the encoders and the losses through torch.compile
 
 def train_settings(
     profile:Profile, # Size of the run
@@ -403,18 +497,21 @@ class Run:
         self.settings, self.rows, self.folder, self.marks = settings, rows, folder, marks_of(rows)
         self.accelerator = make_accelerator(settings.precision, settings.threads, settings.clip, zero)
         self.objective, mine, theirs = get_objective(settings), (), ()
+        self.of_logits = compiled_losses() if settings.compile else logit_losses
+        for model in filter(None, (student, teacher) if settings.compile else ()): compile_encoder(model)
         if self.objective is not None and self.objective.hidden:
             mine = range(student.config.num_hidden_layers)
             theirs = check_hidden_map(self.objective.hidden_map, len(mine), teacher.config.num_hidden_layers)
         self.optimizer = torch.optim.AdamW(parameter_groups(student, settings.weight_decay), lr=settings.learning_rate,
                                            betas=(0.9, settings.adam_beta2), fused=True)
         self.student, self.optimizer = self.accelerator.prepare(AtPlaces(student, mine).train(), self.optimizer)
-        half = torch.bfloat16 if settings.precision == 'bf16' and self.accelerator.device.type == 'cuda' else None
+        half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(settings.precision) if self.accelerator.device.type == 'cuda' else None
         self.teacher = None if teacher is None else AtPlaces(teacher, theirs).eval().requires_grad_(False).to(self.accelerator.device, half)
-        self.steps, self.step, self.tokens = count_steps(settings, rows.train), 0, 0
+        self.steps, self.step, self.tokens, self.waiting = count_steps(settings, rows.train), 0, 0, None
         self.stream = Stream(settings.seed, len(rows.train), settings.batch_rows)
         self.alone = self.accelerator.distributed_type == DistributedType.NO
         self.micro_rows, self.stopped = settings.micro_rows, lambda: 0
+        self.ahead = Ahead(step_pieces, self.accelerator.device.type == 'cuda')
         self.heldout = heldout_batches(rows, settings)
 
 # %% ../nbs/05_distill.ipynb #0000002a
@@ -443,23 +540,35 @@ def marks_of(
     return Marks(special, rows.ends_word, rows.starts_word, rows.mask_id)
 
 # %% ../nbs/05_distill.ipynb #0000002c
+def step_pieces(
+    run:Run, # Its rows and settings
+    step:int, # Counted from 0
+    micro_rows:int, # Rows per micro-batch
+)->tuple[list[MicroBatch], Totals]: # This process's part of the step; for a GPU in pinned memory
+    "Load, mask and cut a step."
+    s, acc = run.settings, run.accelerator
+    index, epoch = run.stream.at(step)
+    mine = own_rows(len(index), acc.process_index, acc.num_processes)
+    pieces, totals = micro_batches(run.rows.train, index[mine], epoch[mine], micro_rows, run.marks, run.rows.pad_id, s.max_len, s.mask_share, s.seed,
+                                   own_sep(run.rows, s))
+    if acc.device.type != 'cuda': return pieces, totals
+    with torch.cuda.device(acc.device): return [p.pinned() for p in pieces], totals
+
 def add_gradients(
     run:Run, # Its student gets the gradient
 )->tuple[dict[str, float], Totals]: # The step's loss and its parts, and its totals; raises `Halted`
     "Forward and backward for all micro-batches of the next step."
     s, acc = run.settings, run.accelerator
-    index, epoch = run.stream.at(run.step)
-    mine = own_rows(len(index), acc.process_index, acc.num_processes)
-    pieces, totals = micro_batches(run.rows.train, index[mine], epoch[mine], run.micro_rows, run.marks, run.rows.pad_id, s.max_len,
-                                   s.mask_share, s.seed, own_sep(run.rows, s))
+    pieces, totals = run.ahead.of(run)
     same_pieces(acc, pieces)
     totals = Totals(*map(int, everyones(acc, (totals.masked, totals.tokens)).sum(0)))
     torch.manual_seed(s.seed + 1_000_003*run.step + (acc.process_index << 40))
     seen:dict[str, list[torch.Tensor]] = {}
+    scale = loss_scale(acc)
     for n, piece in enumerate(pieces, 1):
         if run.alone and run.stopped(): raise Halted
         with exchanging(acc, run.student, last=n == len(pieces)):
-            losses = micro_loss(run.student, run.teacher, run.objective, piece.to(acc.device), totals, acc)
+            losses = micro_loss(run.student, run.teacher, run.objective, piece.to(acc.device), totals, acc, scale, run.of_logits)
             acc.backward(losses['loss']*acc.num_processes)
         for k, v in losses.items(): seen.setdefault(k, []).append(v.detach())
     return dict(zip(seen, everyones(acc, (sum(x.item() for x in v) for v in seen.values())).sum(0).tolist(), strict=True)), totals
@@ -470,14 +579,16 @@ class OutOfMemory(RuntimeError):
 
 def fitting(
     run:Run, # Its micro-batches may shrink
-    work:Callable[[Run], object], # A part of a step that may be repeated
+    work:Callable[[Run], object], # A part of a step
+    again:bool=True, # May it be repeated, and does it need less in smaller micro-batches?
 ): # What it returned; raises `OutOfMemory`
     "Do it, in smaller micro-batches where a GPU's memory runs out."
     while True:
         try: return work(run)
         except (MemoryError, RuntimeError) as e:
             if not memory_ran_out(e): raise
-            if run.micro_rows == 1 or not run.alone or not isinstance(e, torch.OutOfMemoryError): raise OutOfMemory(explain_shortage(run, e)) from e
+            gpu = isinstance(e, torch.OutOfMemoryError) or 'STATUS_ALLOC_FAILED' in str(e)
+            if not again or run.micro_rows == 1 or not run.alone or not gpu: raise OutOfMemory(explain_shortage(run, e, again)) from e
         shrink(run)  # Out of the `except`, which keeps tensors alive
 
 def shrink(
@@ -486,20 +597,33 @@ def shrink(
     "Forget what was added up, and halve the micro-batches."
     run.optimizer.zero_grad(set_to_none=True)
     if torch.cuda.is_available(): torch.cuda.empty_cache()
-    run.micro_rows //= 2
-    run.heldout = heldout_batches(run.rows, replace(run.settings, micro_rows=run.micro_rows))
+    cut_finer(run, run.micro_rows//2)
     print(f'Memory ran out in step {run.step + 1}: it goes on with {run.micro_rows} rows at once instead of {2*run.micro_rows}.')
 
+def cut_finer(
+    run:Run, # Its held-out rows are cut anew
+    micro_rows:int, # Rows per micro-batch
+)->None:
+    "Go on in micro-batches of another size."
+    if micro_rows == run.micro_rows: return
+    run.micro_rows = micro_rows
+    run.heldout = heldout_batches(run.rows, replace(run.settings, micro_rows=micro_rows))
+
+# %% ../nbs/05_distill.ipynb #0000a02e
 def explain_shortage(
     run:Run, # Whose memory ran out
     e:BaseException, # What was said
+    again:bool=True, # Would smaller micro-batches help?
 )->str: # Message
     "Say what is left to try."
+    said = (str(e).strip() or type(e).__name__).splitlines()[0]
+    head = f'Memory ran out in step {run.step + 1} of {run.steps}'
+    if not again: return (f'{head} when the optimiser moved the weights ({said}). Fewer rows at once do not help: take a device with more memory, or several '
+                          'processes that share the state of the optimiser (`zero = 2`).')
     advice = ('Less than one row is not possible: take shorter rows (`max_len`), precision "bf16", or a device with more memory.' if run.micro_rows == 1 else
               f'Write `micro_rows = {run.micro_rows//2}` into a TOML profile (`like = "mini"` takes the rest from mini), and type the same command with '
               '`--profile FILE`. That is another model, which begins anew.')
-    said = (str(e).strip() or type(e).__name__).splitlines()[0]
-    return f'Memory ran out in step {run.step + 1} of {run.steps} with `micro_rows` at {run.micro_rows} ({said}). {advice}'
+    return f'{head} with `micro_rows` at {run.micro_rows} ({said}). {advice}'
 
 # %% ../nbs/05_distill.ipynb #0000002f
 def train_step(
@@ -513,7 +637,7 @@ def train_step(
     check_finite(run, 'loss', parts['loss'], parts)
     norm = float(acc.clip_grad_norm_(run.student.parameters(), s.clip))
     if s.precision != 'fp16': check_finite(run, 'gradient', norm, parts)  # In float16 such a step is left out, and the scale of the loss lowered
-    run.optimizer.step()
+    fitting(run, lambda run: run.optimizer.step(), again=False)
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     run.tokens += totals.tokens
@@ -541,7 +665,8 @@ def save(
     flush(log)
     save_checkpoint(run.folder/'checkpoints', run.step, {
         'student': unwrapped(run.student).model.state_dict(), 'optimizer': optimizer, 'processes': acc.num_processes,
-        'scaler': acc.scaler.state_dict() if acc.scaler else {}, 'tokens': run.tokens, 'log_bytes': log.stat().st_size})
+        'scaler': acc.scaler.state_dict() if acc.scaler else {}, 'tokens': run.tokens, 'log_bytes': log.stat().st_size,
+        'micro_rows': run.micro_rows, 'waiting': run.waiting})
 
 def resume(
     run:Run, # Is moved to its newest whole checkpoint
@@ -556,7 +681,8 @@ def resume(
     unwrapped(run.student).model.load_state_dict(state['student'])
     load_optimizer(acc, run.optimizer, state['optimizer'])
     if acc.scaler: acc.scaler.load_state_dict(state['scaler'])
-    run.step, run.tokens = state['step'], state['tokens']
+    run.step, run.tokens, run.waiting = state['step'], state['tokens'], state.get('waiting')
+    cut_finer(run, state.get('micro_rows', run.micro_rows))
     if not acc.is_main_process: return
     print(f'Goes on after step {run.step} of {run.steps}.')
     if state['processes'] != acc.num_processes:
@@ -626,11 +752,30 @@ def board(
 # %% ../nbs/05_distill.ipynb #0000003d
 def look(
     run:Run, # At any step
-)->dict[str, float]: # "heldout_mlm" [nats], and with a teacher "heldout_kl" [nats], "heldout_agreement" (share)
+)->dict[str, float]: # "heldout_mlm" [nats], and with a teacher "heldout_kl" [nats], "heldout_agreement" (share); raises `Halted`
     "How the run does on held-out rows."
-    found = fitting(run, lambda run: evaluate(unwrapped(run.student), run.teacher, run.heldout, run.accelerator))
+    found = fitting(run, lambda run: evaluate(unwrapped(run.student), run.teacher, run.heldout, run.accelerator, lambda: run.alone and run.stopped()))
     return {f'heldout_{k}': v for k, v in found.items()}
 
+def timed_step(
+    run:Run, # Its models move
+)->dict: # A line of `metrics.jsonl`, fields of the clock last
+    "A step and its pace."
+    start, before = time.perf_counter(), run.tokens
+    line = train_step(run)
+    seconds = time.perf_counter() - start
+    return line | {'seconds': round(seconds, 4), 'tokens_per_s': round((run.tokens - before)/seconds)}
+
+def looked(
+    run:Run, # After a step
+    line:dict, # Of that step
+)->dict: # The line with the look at the held-out rows where one is due; raises `Halted`
+    "Complete a line of the log."
+    if run.step % max(1, run.steps//EVALUATIONS) and run.step < run.steps: return line
+    clock = {k: line[k] for k in CLOCK}
+    return {k: v for k, v in line.items() if k not in clock} | look(run) | clock
+
+# %% ../nbs/05_distill.ipynb #0000a03d
 def train(
     run:Run, # Begins at its newest checkpoint, where there is one
     title:str, # Shown with the progress
@@ -638,28 +783,26 @@ def train(
 )->None: # The student is trained; raises `Interrupted`, `NonFiniteLoss` and `OutOfMemory`
     "Train to the last step."
     resume(run)
-    acc, saved, every = run.accelerator, time.perf_counter(), max(1, run.steps//EVALUATIONS)
+    acc, saved = run.accelerator, time.perf_counter()
     bar, peak = (Progress(run.steps, title, 'steps', run.step), peak_tokens(run)) if acc.is_main_process else (None, 0.0)
     with open(run.folder/'metrics.jsonl' if bar else os.devnull, 'a', encoding='utf-8') as log, StopSignal() as stop, board(run) as seen:
         run.stopped = lambda: stop.number
-        if run.step == 0: print(json.dumps({'step': 0, 'tokens': 0, **look(run)}), file=log, flush=True)
-        while run.step < run.steps:
-            start, before = time.perf_counter(), run.tokens
-            try: line = train_step(run)
-            except Halted:
-                if run.step: save(run)
-                raise Interrupted(stop.number, run.step, run.steps) from None
-            seconds = time.perf_counter() - start
-            clock = {'seconds': round(seconds, 4), 'tokens_per_s': round((run.tokens - before)/seconds)}
-            if run.step % every == 0 or run.step == run.steps: line |= look(run)
-            print(json.dumps(line | clock), file=log, flush=True)
-            seen(line | clock)
-            if bar: bar.update(1, live_note(line | clock, peak))
-            stopped, late = everyones(acc, (stop.number, time.perf_counter() - saved > 60*checkpoint_minutes)).max(0)
-            if stopped or late:
-                save(run)
-                saved = time.perf_counter()
-            if stopped: raise Interrupted(int(stopped), run.step, run.steps)
+        try:
+            if run.step == 0: print(json.dumps({'step': 0, 'tokens': 0, **look(run)}), file=log, flush=True)
+            while run.waiting or run.step < run.steps:
+                run.waiting = run.waiting or timed_step(run)
+                line, run.waiting = looked(run, run.waiting), None
+                print(json.dumps(line), file=log, flush=True)
+                seen(line)
+                if bar: bar.update(1, live_note(line, peak))
+                stopped, late = everyones(acc, (stop.number, time.perf_counter() - saved > 60*checkpoint_minutes)).max(0)
+                if stopped or late:
+                    save(run)
+                    saved = time.perf_counter()
+                if stopped: raise Interrupted(int(stopped), run.step, run.steps)
+        except Halted:
+            if run.step: save(run)
+            raise Interrupted(stop.number, run.step, run.steps) from None
 
 # %% ../nbs/05_distill.ipynb #00000044
 class UnfitTeacher(RuntimeError):

@@ -10,7 +10,7 @@ __all__ = ['MASK_ROWS', 'CHUNK_BYTES', 'stir', 'settle', 'mix', 'place_states', 
 
 # %% ../nbs/04_objective.ipynb #00000002
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -322,12 +322,13 @@ def distillation_loss(
     labels:torch.Tensor, # Token at each masked place, -100 at others `(N,)`
     totals:Totals, # Of the whole step
     scale:float=1.0, # Of the loss in half precision
+    of_logits:Callable=logit_losses, # What the logits of some places add to the loss; the same, compiled
 )->dict[str, torch.Tensor]: # "loss" and its parts "mlm", "soft", "cos", "hid", this micro-batch's shares
     "The weighted sum that a student is trained on."
     guide = None if teacher is None else teacher.to(number_type(teacher.features))
     def loss_of(z, some):
         with torch.no_grad(): theirs = None if guide is None else guide.logits(some)
-        return logit_losses(objective, z, theirs, labels[some], totals)
+        return of_logits(objective, z, theirs, labels[some], totals)
     chunk = chunk_of(len(student.weight), student.weight.device.type)
     loss, parts = ChunkedLoss.apply(student.features, student.weight, student.bias, loss_of, chunk, scale)
     if objective is not None and objective.cosine_of == 'hidden':

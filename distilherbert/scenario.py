@@ -202,6 +202,7 @@ class Profile:
     clip:float=3.0 # Largest gradient norm
     precision:str='fp32' # "fp32", "bf16" or "fp16" autocast
     attention:str='row' # What a token may look at: its whole "row", or only its own "text" in it
+    compile:bool=False # Run encoders and losses through torch.compile, for a GPU; another model, the same to rounding
     threads:int=2 # CPU threads; results are exact for one value
     zero:int=0 # Several processes: 0 for DDP, 2 for ZeRO-2 with DeepSpeed; does not change what is trained
     checkpoint_minutes:float=10.0 # Time between checkpoints [minutes]

@@ -6,8 +6,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -347,7 +349,8 @@ def packed(*texts):
 
 def logits_in_texts(rows, model):
     data = D.micro_batches(rows, np.arange(len(rows)), np.zeros(len(rows), int), len(rows), MARKS, 1, 16, 1e-9, seed=0, sep_id=2)[0][0]
-    return model(data.ids, attention_mask=data.attention, position_ids=data.positions).logits
+    ids, attention, *_, positions = data.inputs(data.masked)
+    return model(ids, attention_mask=attention, position_ids=positions).logits
 
 
 def test_texts_of_a_row_are_strangers():
@@ -465,6 +468,32 @@ def test_memory_runs_out_while_the_held_out_rows_are_looked_at(tmp_path, monkeyp
     assert run.student.training, 'it trains on with dropout'
 
 
+CUBLAS_FULL = RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`')
+
+
+def test_halved_micro_batches_stay_halved_in_a_run_that_is_picked_up(tmp_path, monkeypatch):
+    "cuBLAS says in words of its own that memory ran out. A look at the held-out rows is cut as finely as a step."
+    run = few_run(tmp_path, micro_rows=4)
+    D.resume(run)
+    with monkeypatch.context() as m:
+        fails_at(m, {2}.__contains__, CUBLAS_FULL)
+        D.train_step(run)
+    D.save(run)
+    again = few_run(tmp_path, micro_rows=4)
+    D.resume(again)
+    assert again.micro_rows == run.micro_rows == 2 and [len(b.ids) for b in again.heldout] == [len(b.ids) for b in run.heldout] == [2]
+
+
+def test_no_room_for_the_optimisers_state_is_named(tmp_path, monkeypatch):
+    "A step of the optimiser may have moved some weights: it is not repeated."
+    run = few_run(tmp_path, micro_rows=4)
+
+    def full(*args, **kw): raise GPU_FULL
+    monkeypatch.setattr(run.optimizer.optimizer, 'step', full)
+    with pytest.raises(D.OutOfMemory, match='step 1 of .* when the optimiser moved the weights .*Fewer rows at once do not help') as raised: D.train_step(run)
+    assert run.micro_rows == 4 and '`zero = 2`' in str(raised.value)
+
+
 @pytest.mark.parametrize('micro_rows, alone, error, words', [
     (4, True, GPU_FULL, ['`micro_rows` at 1 (CUDA out of memory', 'Less than one row is not possible', '`max_len`']),
     (4, False, GPU_FULL, ['`micro_rows` at 4', 'Write `micro_rows = 2`', '--profile FILE']),
@@ -533,6 +562,35 @@ def test_sigterm_in_the_middle_of_a_long_step_ends_within_a_micro_batch(tmp_path
     assert logs[0] == logs[1]
 
 
+@pytest.mark.parametrize('look, step', [(1, 0), (3, 6), (7, 18)], ids=['first', 'between', 'last'])
+def test_sigterm_breaks_a_look_off(tmp_path, monkeypatch, look, step):
+    "Two held-out batches make a look. Asked to stop in the first, it leaves before the second; what was left of the look is made up for, and the log is the same."
+    (tmp_path/'calm').mkdir(), (tmp_path/'rough').mkdir()
+    calm, rough, right, made = few_run(tmp_path/'calm', micro_rows=1), few_run(tmp_path/'rough', micro_rows=1), D.heldout_sums, []
+    monkeypatch.setattr(D, 'EVALUATIONS', 6)
+    assert calm.steps == 18 and len(calm.heldout) == 2
+    D.train(calm, 'calm')
+
+    def asked(*args):
+        made.append(args)
+        if len(made) == 2*look - 1: signal.raise_signal(signal.SIGTERM)
+        return right(*args)
+    with monkeypatch.context() as m:
+        m.setattr(D, 'heldout_sums', asked)
+        with pytest.raises(D.Interrupted) as left: D.train(rough, 'rough')
+    assert left.value.code == 128 + signal.SIGTERM and len(made) == 2*look - 1 and rough.student.training and rough.step == step
+    assert [l['step'] for l in D.read_metrics(tmp_path/'rough')] == list(range(step))
+    kept = D.load_checkpoint(tmp_path/'rough'/'checkpoints')
+    assert (kept is None) if step == 0 else (kept['step'] == step and kept['waiting']['step'] == step)
+    picked_up = few_run(tmp_path/'rough', micro_rows=1)
+    D.train(picked_up, 'picked up')
+    assert torch.equal(weights(picked_up), weights(calm))
+    logs = [D.read_metrics(tmp_path/d) for d in ('calm', 'rough')]
+    assert [list(l) for l in logs[0]] == [list(l) for l in logs[1]], 'the same fields in the same order'
+    calm_log, rough_log = ([{k: v for k, v in l.items() if k not in D.CLOCK} for l in log] for log in logs)
+    assert calm_log == rough_log
+
+
 @pytest.mark.parametrize('objective', ['distilbert', 'distilbert-all'])
 def test_operations_of_a_step_are_those_that_torch_counts(objective):
     "Full rows, attention as products of matrices. PyTorch counts what it runs; the backward pass counts the first layer's input gradient as well, ours does too."
@@ -555,6 +613,67 @@ def test_operations_of_a_run_are_those_of_the_plan(tmp_path):
     shape = Shape(replace(SMALL, layers=2, mask_share=0.4), 40)
     run = few_run(tmp_path)
     assert D.token_flops(run.student.model.config, run.teacher.model.config, 12, 0.4) == pytest.approx(train_flops(shape, SCENARIOS['S4']))
+
+
+def test_a_look_does_not_depend_on_how_many_logits_are_held(tmp_path, monkeypatch):
+    run = few_run(tmp_path, micro_rows=2)
+    whole, asked = D.look(run), []
+    monkeypatch.setattr(D, 'chunk_of', lambda *args: asked.append(args) or 1)
+    assert D.look(run) == pytest.approx(whole, abs=1e-6) and asked == [(40, 'cuda')]
+
+
+def test_the_loss_scale_is_read_once_a_step(tmp_path, monkeypatch):
+    "Reading it makes a GPU wait."
+    run, asked, plain = few_run(tmp_path, micro_rows=2), [], few_run(tmp_path, micro_rows=2)
+    monkeypatch.setattr(D, 'loss_scale', lambda accelerator: asked.append(accelerator) or 1024.0)
+    line = D.train_step(run)
+    assert len(asked) == 1
+    monkeypatch.undo()
+    assert {k: v for k, v in D.train_step(plain).items()} == pytest.approx(line, rel=1e-5), 'and is taken out again'
+
+
+@pytest.mark.parametrize('scenario', ['S4', 'T0'])
+def test_a_compiled_run_is_the_same_to_rounding(tmp_path, monkeypatch, scenario):
+    "Traced and differentiated by torch.compile, without generating code, which takes minutes on a processor. Names of weights, checkpoints and keys of other runs stay."
+    for f in ('compile_encoder', 'compiled_losses'): monkeypatch.setattr(D, f, partial(getattr(D, f), backend='aot_eager'))
+    logs, runs = [], []
+    for compile in (False, True):
+        folder = tmp_path/str(compile)
+        folder.mkdir()
+        teacher = random_model(bert_config(SMALL, 40, 2), seed=1)
+        settings = D.train_settings(replace(SMALL, tokens=150, teacher_tokens=150, mask_share=0.4, micro_rows=4, compile=compile), SCENARIOS[scenario])
+        run = D.Run(truncate(teacher), teacher if scenario == 'S4' else None, few_data(), settings, folder)
+        D.train(run, 'compiled', checkpoint_minutes=1e-9)
+        runs.append(run), logs.append(D.read_metrics(folder))
+        assert ('compile' in D.settings_key(settings)) == compile
+    assert len(logs[0]) == len(logs[1]) > 2
+    for a, b in zip(*logs, strict=True):
+        assert {k: a[k] for k in a if k not in D.CLOCK} == pytest.approx({k: b[k] for k in b if k not in D.CLOCK}, rel=1e-4, abs=1e-5)
+    assert torch.allclose(*map(weights, runs), atol=1e-4) and torch._dynamo.utils.counters['stats']['unique_graphs'] > 2
+    kept = [D.load_checkpoint(tmp_path/c/'checkpoints')['student'] for c in ('False', 'True')]
+    assert list(kept[0]) == list(kept[1]) == list(run.student.model.state_dict())
+
+
+@pytest.mark.parametrize('micro_rows', [7, 3])
+def test_steps_prepared_in_the_background_are_the_same_bit_for_bit(tmp_path, monkeypatch, micro_rows):
+    "As on a GPU; memory runs out once, and what was prepared for larger micro-batches is thrown away."
+    logs, runs, threads, right = [], [], set(), D.step_pieces
+
+    def pieces(*args):
+        threads.add((ahead, threading.current_thread() is threading.main_thread()))
+        return right(*args)
+    for ahead in (False, True):
+        folder = tmp_path/str(ahead)
+        folder.mkdir()
+        run = few_run(folder, micro_rows=micro_rows, dropout=0.1)
+        run.ahead = D.Ahead(pieces, ahead)
+        with monkeypatch.context() as m:
+            fails_at(m, {5}.__contains__, GPU_FULL)
+            D.train(run, 'ahead')
+        runs.append(run)
+        logs.append([{k: v for k, v in l.items() if k not in D.CLOCK} for l in D.read_metrics(folder)])
+    assert runs[1].micro_rows == micro_rows//2 and logs[0] == logs[1] and torch.equal(*map(weights, runs))
+    assert threads == {(False, True), (True, True), (True, False)}
 
 
 @pytest.mark.parametrize('attention', ['row', 'text'])
