@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'PAGE', 'PASSES', 'DEEPEST', 'WIDEST', 'LARGEST', 'ATTRIBUTE', 'TAG', 'VOID',
            'SELF_CLOSING', 'REOPENED', 'URL', 'UNWRITABLE', 'CHANGES', 'LATER', 'QUIET', 'SYMBOL', 'SHORTEST', 'RULES',
-           'KEY', 'CHUNK', 'DECODERS', 'CC100', 'FATAL', 'BLOCK', 'LONGEST', 'LONGEST_LINE', 'GROUP', 'FEW_NULS',
-           'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PLAIN', 'PLAIN_BREAK', 'PLAIN_INLINE', 'PLAIN_ENTITY',
-           'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'CALLED_FOR', 'Page', 'strip_markup', 'is_too_deep',
-           'is_folded', 'fold', 'settle_markup', 'has_address', 'remove_urls', 'make_writable', 'apply_rules', 'marks',
-           'too_many_symbols', 'clean_and_tell', 'explain_text', 'clean_text', 'digests_of', 'are_equal',
-           'first_in_batch', 'home_slots', 'insert_keys', 'spread_keys', 'Seen', 'deduplicate', 'BadText', 'decompress',
-           'file_chunks', 'how_to_fetch', 'open_at', 'pause_after', 'http_chunks', 'last_cut', 'cut_blocks', 'Block',
-           'decode_block', 'Source', 'file_blocks', 'document_blocks', 'file_source', 'folder_sources', 'cc100_source',
-           'world_source', 'text_sources', 'odd_places', 'quick_look', 'fold_spaces', 'settle_lines', 'part_of',
-           'CleanBlock', 'clean_block', 'end_with_parent', 'worker_pool', 'in_order', 'first_lines', 'resume_note',
-           'put_whole', 'remember', 'TextWriter', 'read_sources', 'what_is_wrong', 'ReadingProgress', 'tidy_counts',
-           'write_text', 'text_artefact', 'build_text', 'text_shards', 'read_texts', 'score_cleaning']
+           'KEY', 'ROOM', 'PIECE', 'CHUNK', 'DECODERS', 'CC100', 'FATAL', 'BLOCK', 'LONGEST', 'LONGEST_LINE', 'GROUP',
+           'FEW_NULS', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PLAIN', 'PLAIN_BREAK', 'PLAIN_INLINE',
+           'PLAIN_ENTITY', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'CALLED_FOR', 'Page', 'strip_markup',
+           'is_too_deep', 'is_folded', 'fold', 'settle_markup', 'has_address', 'remove_urls', 'make_writable',
+           'apply_rules', 'marks', 'too_many_symbols', 'clean_and_tell', 'explain_text', 'clean_text', 'digests_of',
+           'are_equal', 'first_in_batch', 'home_slots', 'insert_keys', 'grow_table', 'Seen', 'deduplicate', 'BadText',
+           'decompress', 'file_chunks', 'how_to_fetch', 'open_at', 'pause_after', 'http_chunks', 'last_cut',
+           'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks', 'document_blocks', 'file_source',
+           'folder_sources', 'cc100_source', 'world_source', 'text_sources', 'odd_places', 'quick_look', 'fold_spaces',
+           'settle_lines', 'part_of', 'CleanBlock', 'clean_block', 'end_with_parent', 'worker_pool', 'in_order',
+           'first_lines', 'resume_note', 'put_whole', 'remember', 'TextWriter', 'read_sources', 'what_is_wrong',
+           'ReadingProgress', 'tidy_counts', 'write_text', 'text_artefact', 'build_text', 'text_shards', 'read_texts',
+           'score_cleaning']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -245,6 +246,8 @@ def first_in_batch(
     return np.flatnonzero(first)
 
 # %% ../nbs/01_clean.ipynb #0000001e
+ROOM = 64 # Slots behind the last home
+
 def home_slots(
     keys:np.ndarray, # `(n,)` keys
     slots:int, # Slots of the table
@@ -253,12 +256,14 @@ def home_slots(
     return ((keys.view(np.uint64)[::2] >> np.uint64(32))*np.uint64(slots) >> np.uint64(32)).astype(np.int64)
 
 def insert_keys(
-    table:np.ndarray, # `(slots,)` keys, zeros where a slot is free; changed in place
+    table:np.ndarray, # Keys, zeros where a slot is free `(slots + room,)`; changed in place, with more room when it is used up
     keys:np.ndarray, # `(n,)` keys, all different, no more than there are free slots
+    slots:int, # Slots that are homes
 )->np.ndarray: # `(n,)` True where a key was not in the table
     "Open addressing with linear probing, for many keys at once."
-    new, waiting, slot = np.zeros(len(keys), bool), np.arange(len(keys)), home_slots(keys, len(table))
+    new, waiting, slot = np.zeros(len(keys), bool), np.arange(len(keys)), home_slots(keys, slots)
     while len(slot):
+        if slot.max() >= len(table): table.resize(len(table) + ROOM, refcheck=False)
         found = table.take(slot)
         free = np.flatnonzero(are_equal(found, 0))
         table[slot[free]] = keys[free]
@@ -267,32 +272,36 @@ def insert_keys(
         new[waiting[free[here[free]]]] = True
         left = np.flatnonzero(~here)
         waiting, keys, slot = waiting[left], keys[left], slot[left] + 1
-        slot[slot == len(table)] = 0
     return new
 
 # %% ../nbs/01_clean.ipynb #00000020
-def spread_keys(
-    keys:np.ndarray, # `(n,)` keys, all different
-    slots:int, # Slots of the new table, more than there are keys
-)->np.ndarray: # `(slots,)` table with these keys
-    "Fill an empty table at once."
-    home, table = home_slots(keys, slots), np.zeros(slots, KEY)
-    order, place = np.argsort(home, kind='stable'), np.arange(len(keys))
-    place += np.maximum.accumulate(home[order] - place)
-    inside = np.searchsorted(place, slots)
-    table[place[:inside]] = keys[order[:inside]]
-    insert_keys(table, keys[order[inside:]])
-    return table
+PIECE = 1 << 14 # Slots that are moved at a time
+
+def grow_table(
+    table:np.ndarray, # Keys; becomes larger in place `(slots + room,)`
+    slots:int, # Slots that will be homes, more than before
+)->None:
+    "Give the keys of a table the homes that they have in a larger one."
+    end = len(table)
+    table.resize(slots + ROOM, refcheck=False)
+    while end:
+        begin = max(0, end - PIECE)
+        while begin and not are_equal(table[begin - 1:begin], 0)[0]: begin -= 1
+        keys = table[begin:end]
+        keys = keys[~are_equal(keys, 0)]
+        table[begin:end] = 0
+        insert_keys(table, keys, slots)
+        end = begin
 
 class Seen:
     "A growing set of 128-bit keys that takes and answers whole batches."
-    FULL, GROWTH = 0.65, 1.5 # Share of slots in use before the table grows, and by how much: 25 to 37 bytes a key
+    FULL, GROWTH = 0.65, 1.5 # Share of slots in use before the table grows, and by how much: 25 to 37 bytes a key, at any time
 
     def __init__(
         self,
         slots:int=4096, # Slots to begin with [16 bytes each]
     ):
-        self.table, self.used = np.zeros(slots, KEY), 0
+        self.table, self.slots, self.used = np.zeros(slots + ROOM, KEY), slots, 0
 
     def add(
         self,
@@ -301,10 +310,11 @@ class Seen:
         "Insert a batch; of equal keys the first counts as new."
         keys = np.ascontiguousarray(digests).view(KEY)[:, 0]
         needed = (self.used + len(keys))/self.FULL
-        if needed > len(self.table):
-            self.table = spread_keys(self.table[~are_equal(self.table, 0)], int(max(needed, self.GROWTH*len(self.table))) + 1)
+        if needed > self.slots:
+            self.slots = int(max(needed, self.GROWTH*self.slots)) + 1
+            grow_table(self.table, self.slots)
         firsts, new = first_in_batch(keys), np.zeros(len(keys), bool)
-        new[firsts] = insert_keys(self.table, keys[firsts])
+        new[firsts] = insert_keys(self.table, keys[firsts], self.slots)
         self.used += int(new.sum())
         return new
 

@@ -1039,14 +1039,14 @@ def contamination_sentence(
     e:Evidence, # The records
 )->str: # A sentence in Markdown
     "How many examples of the dev sets occur in the text."
-    found = e.get('contamination', default={})
-    tasks = [t for t in tasks_of(e) or TASKS if any('dev' in part.get('tasks', {}).get(t, {}) for part in found.values())]
+    found = e.get('contamination', default={}).get('together', {}).get('tasks', {})
+    tasks = [t for t in tasks_of(e) or TASKS if 'dev' in found.get(t, {})]
     if not tasks: return f'Whether the text of the profile `{e.profile}` holds examples of the tasks has not been searched.'
-    said = []
-    for t in tasks:
-        seen = [part['tasks'][t]['dev'] for part in found.values() if 'dev' in part.get('tasks', {}).get(t, {})]
-        said.append(linked(e, 'contamination', f'{max(x["found"] for x in seen):,} of {seen[0]["n"]:,}') + f' examples of the dev set of {task_name(e, t)}')
-    return f'In the profile `{e.profile}` the search found {" and ".join(said)} in a part of the text.'
+    dev = {t: found[t]['dev'] for t in tasks}
+    said = [linked(e, 'contamination', f'{c["found"]:,} of {c["n"]:,}') + f' examples of the dev set of {task_name(e, t)}' for t, c in dev.items()]
+    short = sum(c['n'] - c['searchable'] for c in dev.values())
+    return (f'In the profile `{e.profile}` the search found {" and ".join(said)} in the text. {linked(e, "contamination", f"{short:,}")} of them are so short '
+            'that only a whole line could show them.')
 
 # %% ../nbs/10_evidence.ipynb #00000053
 def record_state(

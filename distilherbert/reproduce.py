@@ -588,7 +588,7 @@ def show_contamination(
     p = get_profile(profile)
     values = contamination(p)
     print(contamination_table(values))
-    for part in values:
+    for part in (part for part in values if part != 'together'):
         print(f'Each example: {contamination_artefact(p, part).path}/examples.tsv')
         if (rows := rows_artefact(p, part)).state() == 'current': print(f'Data card: {write_card(rows, text_artefact(p), p)}')
 

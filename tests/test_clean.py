@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -302,6 +303,36 @@ def test_a_document_keeps_its_part_whatever_its_neighbours():
     assert 190 < sum(p == 'old' for p in part.values()) < 290
     for d in documents[:50]: assert clean_block(Block(f'Inny tekst przed nim.\n\n{d}\n\n'), 0.6).counts[part[d]]['documents'] >= 1
     assert {clean.part_of(d, 0.0) for d in documents} == {'ccsub'}
+
+
+def test_a_table_never_takes_more_than_it_holds_at_most():
+    rng, seen, worst = np.random.default_rng(0), Seen(), 0
+    tracemalloc.start()
+    try:
+        for _ in range(60):
+            keys = rng.integers(0, 2**64, (8192, 2), dtype=np.uint64)
+            tracemalloc.reset_peak()
+            seen.add(keys)
+            if seen.used > 200_000: worst = max(worst, tracemalloc.get_traced_memory()[1]/seen.used)
+    finally: tracemalloc.stop()
+    assert 16/Seen.FULL < worst < 50, f'{worst:.0f} bytes a key, of which batches and pieces in the making are 10'
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**64 - 1, 2**63, 2**40]), max_size=300), st.integers(1, 9), st.sampled_from([1, 3, 16]))
+def test_a_table_with_crowded_slots_grows_right(halves, slots, piece):
+    "Keys that want one slot, at the start, the end, and across pieces."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clean, 'PIECE', piece)
+        patch.setattr(clean, 'ROOM', 2)
+        seen, known = Seen(slots), set()
+        for i in range(0, len(halves), 7):
+            batch = [(h, 1 + j % 3) for j, h in enumerate(halves[i:i + 7])]
+            new = seen.add(np.array(batch, np.uint64)).tolist()
+            for key, n in zip(batch, new, strict=True):
+                assert n == (key not in known)
+                known.add(key)
+        assert not len(known) or not seen.add(np.array([*known], np.uint64)).any()
 
 
 def test_a_table_that_grows_keeps_its_keys():

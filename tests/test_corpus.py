@@ -16,6 +16,7 @@ from distilherbert.clean import read_texts, text_artefact
 from distilherbert.corpus import (
     FILES,
     QUOTED,
+    SHORTEST,
     SPAN,
     TEXTS,
     Example,
@@ -46,14 +47,15 @@ def elsewhere(tmp_path, monkeypatch):
 
 def slow_look(examples, texts):
     "Every field against every text, word for word."
-    exact, overlap = set(), set()
+    exact, inside, overlap = set(), set(), set()
     for e, example in enumerate(examples):
         for field in map(normal_words, example.texts):
             for t, words in enumerate(map(normal_words, texts)):
                 if field and field == words: exact.add((t, e))
+                if SHORTEST <= len(field) < SPAN and any(words[i:i + len(field)] == field for i in range(len(words))): inside.add((t, e))
                 runs = {tuple(words[i:i + SPAN]) for i in range(len(words) - SPAN + 1)}
                 if any(tuple(field[i:i + SPAN]) in runs for i in range(len(field) - SPAN + 1)): overlap.add((t, e))
-    return exact, overlap
+    return exact, inside, overlap
 
 
 SOME_WORDS = st.lists(st.sampled_from(['a', 'b', 'Kot', 'kot,', '—']), max_size=30).map(' '.join)
@@ -66,6 +68,16 @@ def test_the_search_finds_what_a_slow_one_finds(fields, texts):
     found = Index(examples).look(texts)
     for pairs, expected in zip(found, slow_look(examples, texts), strict=True): assert set(map(tuple, pairs.tolist())) == expected
     assert all(len(pairs) == len(set(map(tuple, pairs.tolist()))) for pairs in found[1:])
+
+
+def test_short_examples_are_found_inside_texts_from_six_words_on():
+    words = [f'słowo{i}' for i in range(40)]
+    examples = [Example('cbd', 'dev', n, (' '.join(words[:n]),)) for n in range(1, 14)]
+    texts = [' '.join(words[:n]) for n in range(1, 15)] + ['Mówią: ' + ', '.join(words[:9]) + '!', ' '.join(words[1:40]), ' '.join([*words[:5], 'inne', *words[5:]])]
+    exact, inside, overlap = (set(map(tuple, pairs.tolist())) for pairs in Index(examples).look(texts))
+    assert exact == {(i, i) for i in range(13)} and overlap == {(12, 12), (13, 12)}
+    assert inside == {(t, e) for t in range(14) for e in range(5, 12) if t >= e} | {(14, e) for e in range(5, 9)}
+    assert Index(examples).searchable == set(range(5, 13))
 
 
 # Planted examples, all the way to the rows
@@ -97,7 +109,8 @@ def planted(tmp_path, klej):
     plants = {
         ('nkjp-ner', 'test', 3): quote('nkjp-ner', 'test', 3).upper(), ('psc', 'train', 1): f'Pisano o tym wczoraj, że {quote("psc", "train", 1, 1)[:-2]}, i tyle.',
         ('ar', 'dev', 0): f'„{quote("ar", "dev", 0).strip(chr(34))}”', ('dyk', 'test', 2): 'Ktoś pytał: ' + ' '.join(quote('dyk', 'test', 2).split()[4:4 + SPAN])}
-    nearly = ['Ktoś pytał: ' + ' '.join(quote('cbd', 'test', 1).split()[:SPAN - 1]), quote('cdsc-e', 'dev', 3)[:-9], 'Tu jest: ' + quote('cbd', 'train', 3)]
+    plants['cbd', 'train', 3] = 'Tu jest: ' + quote('cbd', 'train', 3)
+    nearly = ['Ktoś pytał: ' + ' '.join(quote('cbd', 'test', 1).split()[:SPAN - 1]), quote('cdsc-e', 'dev', 3)[:-9], 'Tu jest: ' + ' '.join(quote('cbd', 'test', 3).split()[1:])]
     rng, folder = random.Random(1), tmp_path/'text'
     folder.mkdir()
     lines = [sentence(rng, rng.randrange(5, 40)) for _ in range(400)]
@@ -112,17 +125,28 @@ def test_planted_examples_are_found_and_no_others(planted):
     p, plants, _ = planted
     values = contamination(p)
     found = {}
-    for part in values:
+    for part in ('old', 'ccsub'):
         with open(contamination_artefact(p, part).path/'examples.tsv', encoding='utf-8') as f:
-            for row in csv.DictReader(f, delimiter='\t'): found[row['task'], row['split'], int(row['row'])] = (row['exact'], row['overlap'])
-    assert found == {('nkjp-ner', 'test', 3): ('1', '0'), ('psc', 'train', 1): ('0', '1'), ('ar', 'dev', 0): ('1', '1'), ('dyk', 'test', 2): ('0', '1')}
+            for row in csv.DictReader(f, delimiter='\t'): found[row['task'], row['split'], int(row['row'])] = row['exact'] + row['inside'] + row['overlap']
+    assert found == {('nkjp-ner', 'test', 3): '110', ('psc', 'train', 1): '001', ('ar', 'dev', 0): '101', ('dyk', 'test', 2): '001', ('cbd', 'train', 3): '010'}
     assert set(found) == set(plants)
-    total = {kind: sum(c['tasks'][t][s][kind] for c in values.values() for t in c['tasks'] for s in c['tasks'][t]) for kind in ('exact', 'overlap', 'found')}
-    assert total == {'exact': 2, 'overlap': 3, 'found': 4}
+    total = {kind: sum(c[kind] for splits in values['together']['tasks'].values() for c in splits.values()) for kind in ('n', 'searchable', 'exact', 'inside', 'overlap', 'found')}
+    assert total == {'n': 4*(3*9 - 3), 'searchable': 4*(3*9 - 3), 'exact': 2, 'inside': 2, 'overlap': 3, 'found': 5}
     assert all(c['tasks'].keys() == TEXTS.keys() and sum(s['n'] for t in c['tasks'].values() for s in t.values()) == 4*(3*9 - 3) for c in values.values())
-    assert sum(c['texts_found'] for c in values.values()) == 4 and sum(c['texts'] for c in values.values()) == 407
+    assert sum(values[part]['texts_found'] for part in ('old', 'ccsub')) == values['together']['texts_found'] == 5 and values['together']['texts'] == 408
     assert read_records('planted')['contamination']['values'] == values
     assert 'psc' in contamination_table(values) and '1' in contamination_table(values)
+
+
+def test_an_example_in_both_parts_is_one_example(tmp_path):
+    folders, parts = [tmp_path/part for part in ('old', 'ccsub')], []
+    examples = [Example('cbd', 'test', i, (f'jeden dwa trzy cztery pięć sześć {i}',)) for i in range(3)]
+    for folder, lines in zip(folders, ('mówi: jeden dwa trzy cztery pięć sześć 0\n', 'jeden dwa trzy cztery pięć sześć 0\na jeden dwa trzy cztery pięć sześć 2\n'), strict=True):
+        folder.mkdir()
+        (folder/'text.txt').write_text(lines)
+        parts.append(search(folder, [folder/'text.txt'], examples))
+    assert corpus.count_together(parts, folders) == {'texts': 3, 'texts_found': 3, 'texts_exact': 1, 'texts_inside': 3, 'texts_overlap': 0, 'tasks': {
+        'cbd': {'test': {'n': 3, 'searchable': 3, 'exact': 1, 'inside': 2, 'overlap': 0, 'found': 2}}}}
 
 
 def test_drop_klej_leaves_these_texts_out_of_the_rows(planted):
