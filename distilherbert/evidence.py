@@ -335,15 +335,17 @@ def answers(
 
 def findings_sentence(
     e:Evidence, # The records
+    numbers:bool=True, # With differences and intervals, or with the names of the rows alone?
 )->str: # Sentences in Markdown
     "What the questions of the grid came to on the mean of the tasks, the unwelcome answers too."
     asked = [(a, b, p) for a, b, _ in QUESTIONS if (p := find_pair(e, a, b))]
     if not asked: return f'In the profile `{e.profile}` nothing has been compared.'
     def listed(v, between):
-        found = [f'{a} {between} {b} (' + linked(e, 'comparisons', f'{signed(p["difference"])} [{signed(p["low"])}, {signed(p["high"])}]') + ')'
-                 for a, b, p in asked if verdict(p) == v]
-        return ', '.join(found) or 'none'
-    return (f'In the profile `{e.profile}`, on the mean of the tasks, in points with paired 95 % intervals: **better** {listed(1, "than")}; '
+        found = {f'{a} {between} {b}': f'{signed(p["difference"])} [{signed(p["low"])}, {signed(p["high"])}]' for a, b, p in asked if verdict(p) == v}
+        if not found: return 'none'
+        return ', '.join(f'{names} ({linked(e, "comparisons", x)})' for names, x in found.items()) if numbers else linked(e, 'comparisons', ', '.join(found))
+    how = ', in points with paired 95 % intervals' if numbers else ' and by paired 95 % intervals'
+    return (f'In the profile `{e.profile}`, on the mean of the tasks{how}: **better** {listed(1, "than")}; '
             f'**worse** {listed(-1, "than")}; **no difference that this data can show** {listed(0, "and")}.')
 
 # %% ../nbs/10_evidence.ipynb #f0000003
@@ -807,10 +809,11 @@ def loss_sentence(
     if not {'S3', 'S4'} <= set(ends): return f'The held-out losses of S3 and S4 have not both been measured in the profile `{e.profile}`.'
     def loss(s, x): return linked(e, f'model-{s}', f'{x:.3f}')
     said = f'In the profile `{e.profile}` the held-out losses on CCsub end at ' + ', '.join(f'{loss(s, v)} ({s})' for s, v in ends.items()) + ' nats: '
-    said += ' and '.join(f'{s} {beside(v - ends["S3"])} S3' for s, v in ends.items() if s != 'S3') + '.'
+    said += ' and '.join(f'{s} {linked(e, f"model-{s}", beside(v - ends["S3"]))} S3' for s, v in ends.items() if s != 'S3') + '.'
     start = teacher_start(e)
     if start is None: return said
-    said += f' T0 itself pays {loss("T1", start)} there (the first point of T1, which is T0 before it reads on): S3 ends {beside(ends["S3"] - start)} it, S4 {beside(ends["S4"] - start)} it.'
+    s3, s4 = (linked(e, f'model-{s}', beside(ends[s] - start)) for s in ('S3', 'S4'))
+    said += f' T0 itself pays {loss("T1", start)} there (the first point of T1, which is T0 before it reads on): S3 ends {s3} it, S4 {s4} it.'
     if ends['S4'] < ends['S3'] + MARGIN or abs(ends['S4'] - start) >= abs(ends['S3'] - start): return said
     return f'{said} A simple reason would fit: the soft targets hold S4 near a teacher that S3, on the same text, leaves behind.{lighter_sentence(e)}'
 

@@ -211,7 +211,7 @@ def draw_losses(
     e:Evidence, # Records with `model-…`
 )->Picture: # Three panels
     "Training and held-out MLM loss by tokens."
-    figure, axes = panels(3, width=10.5)
+    figure, axes = panels(3, height=3.8, width=9.5)
     axes[1].sharey(axes[0])
     floors, held = unigram_entropies(e), loss_points(e, 'heldout')
     lines = {who: floors[rows[0]] for who, rows in (('T0', [s for s in floors if s == 'T0']), ('the others', [s for s in floors if s != 'T0'])) if rows}
