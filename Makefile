@@ -65,10 +65,11 @@ check: $(STAMP) ## The quick checks: style, notebooks clean and exported
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest -q tests/test_notebooks.py
 
-# 05 and 06 train for minutes: the tests run them through papermill, as README shows, while other tests go on beside.
+# 05 and 06 train for minutes: the tests run them through papermill, as README shows, while other tests go on beside. What `check` has tested is not
+# tested again. The files that take longest begin first (tests/conftest.py).
 test: check ## All tests: style, notebooks executed, programs run
 	@$(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^([_.]|05_distill|06_klej)'
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 tests
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --ignore tests/test_notebooks.py tests
 
 sync: $(STAMP) ## After editing notebooks: export the modules and clean the notebooks
 	@$(BIN)/nbdev_export

@@ -10,6 +10,14 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # waiting threads must not 
 
 TOP = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((TOP/'nbs').glob('*.ipynb'))
+# Each file is the work of one process (`--dist loadfile`): those that take longest begin first, so that no process waits for another at the end.
+LONGEST = ('readme', 'devices', 'papermill', 'guides', 'cli', 'bench', 'distill', 'deploy', 'klej')
+
+
+def pytest_collection_modifyitems(items):
+    "Files in the order of `LONGEST`, the others behind; the order within a file stays."
+    place = {f'test_{name}.py': n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def run_program(*args, env=None, cwd=TOP, timeout=600, **kw):

@@ -39,6 +39,19 @@ def tiny(folder, **changes):
     return file
 
 
+@pytest.fixture
+def typed(home, monkeypatch, capsys):
+    "`typed('status', '--profile', file)`: the command in this process, which has loaded PyTorch already; the programs themselves are run by other tests."
+    for k, v in home.items(): monkeypatch.setenv(k, str(v))
+
+    def command(*words):
+        capsys.readouterr()
+        code = reproduce.main([str(w) for w in words])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+    return command
+
+
 def check_failure(done, code, *words):
     assert done.returncode == code, done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
@@ -207,9 +220,9 @@ def test_misspelt_field_of_a_profile(run, home, tmp_path):
     check_failure(run('distilherbert', 'status', '--profile', file, env=home), 2, 'Did you mean tokens', 'mine.toml')
 
 
-def test_missing_data_says_what_to_set(run, home):
-    done = run('distilherbert', 'run', 'S0', '--profile', 'mini', env=home | {'DISTILHERBERT_DATA': ''})
-    check_failure(done, 2, 'DISTILHERBERT_DATA')
+def test_missing_data_says_what_to_set(typed, monkeypatch):
+    monkeypatch.setenv('DISTILHERBERT_DATA', '')
+    check_failure(typed('run', 'S0', '--profile', 'mini'), 2, 'DISTILHERBERT_DATA')
 
 
 @pytest.mark.parametrize('workers', ['0', '-2', 'all', '1.5'])
@@ -224,16 +237,16 @@ def test_verbose_shows_where_an_error_came_from(run, home):
     assert done.returncode == 2 and 'Traceback' in done.stderr and 'Did you mean S4' in done.stderr
 
 
-def test_status_of_nothing(run, home):
-    done = run('distilherbert', 'status', env=home)
+def test_status_of_nothing(typed):
+    done = typed('status')
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith('Profile demo: 0 of ') and 'distilherbert reproduce' in lines[-1]
     assert sum(' absent ' in line for line in lines) == int(lines[0].split(' of ')[1].split()[0])
 
 
-def test_collect_of_nothing(run, home):
-    done = run('distilherbert', 'collect', env=home)
+def test_collect_of_nothing(typed, home):
+    done = typed('collect')
     check_failure(done, 2, 'Nothing is there to collect', str(home['DISTILHERBERT_RUNS']), 'distilherbert run S4 --profile demo')
     assert not done.stdout.strip() and not home['DISTILHERBERT_RESULTS'].exists()
 
@@ -244,12 +257,12 @@ def test_output_may_be_cut_off(home):
     assert done.stdout.startswith('Profile demo') and 'Traceback' not in done.stderr and 'Broken' not in done.stderr
 
 
-def test_cost_without_and_with_a_probe(run, home, tmp_path):
+def test_cost_without_and_with_a_probe(typed, tmp_path):
     file = tiny(tmp_path)
-    done = run('distilherbert', 'cost', 'S4', '--profile', file, '--no-probe', env=home)
+    done = typed('cost', 'S4', '--profile', file, '--no-probe')
     assert done.returncode == 0, done.stderr
     assert 'FLOPs' in done.stdout and 'Together about' in done.stdout
-    done = run('distilherbert', 'cost', '--scenario', 'S5', '--profile', file, env=home)
+    done = typed('cost', '--scenario', 'S5', '--profile', file)
     assert done.returncode == 0, done.stderr
     rows = [line.split()[0] for line in done.stdout.splitlines()[3:6]]
     assert rows == ['T0', 'T1', 'S5'] and 'probe' in done.stdout
@@ -261,7 +274,7 @@ def test_cost_of_the_report_without_a_network(run, home):
     assert '3,826,000,000' in done.stdout and 'Assumed' in done.stdout
 
 
-def test_run_status_collect(run, home, tmp_path):
+def test_run_status_collect(run, typed, home, tmp_path):
     "A row from nothing, found again, seen by status, and collected into records."
     file = tiny(tmp_path)
     first = run('distilherbert', 'run', 'S4', '--profile', file, env=home)
@@ -269,63 +282,60 @@ def test_run_status_collect(run, home, tmp_path):
     assert 'S4 (tiny) is there' in first.stdout and 'model/T0' in first.stdout
     assert '\x1b' not in first.stdout + first.stderr and '\r' not in first.stdout + first.stderr, 'nothing is drawn over itself in a pipe'
     assert re.search(r'model/T0 is there \(\d+ s\): ', first.stderr), 'a stage says how long it took'
-    second = run('distilherbert', 'run', 'S4', '--profile', file, env=home)
+    second = typed('run', 'S4', '--profile', file)
     assert second.returncode == 0 and 'to be made' not in second.stdout
-    status = run('distilherbert', 'status', '--profile', file, env=home).stdout
+    status = typed('status', '--profile', file).stdout
     assert any(line.split()[:3] == ['model', 'S4', 'current'] for line in status.splitlines())
     assert any(line.split()[:3] == ['model', 'S5', 'absent'] for line in status.splitlines())
-    collected = run('distilherbert', 'collect', '--profile', file, env=home)
+    collected = typed('collect', '--profile', file)
     assert collected.returncode == 0, collected.stderr
     folder = home['DISTILHERBERT_RESULTS']/'tiny'
     names = {f.stem for f in folder.glob('*.json')}
     assert {'settings', 'clean', 'pack', 'model-T0', 'model-S4', 'klej-S4', 'time'} <= names and 'model-S5' not in names
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
-    run('distilherbert', 'collect', '--profile', file, env=home)
+    run('distilherbert', 'collect', '--profile', file, env=home)  # Another process: nothing depends on what this one remembers
     assert before == {f.name: f.read_bytes() for f in folder.iterdir()}, 'collecting twice writes the same bytes'
     # another setting: what was made is stale, and is not touched
-    status = run('distilherbert', 'status', '--profile', tiny(tmp_path, tokens=12_000), env=home).stdout
+    status = typed('status', '--profile', tiny(tmp_path, tokens=12_000)).stdout
     stands = {tuple(line.split()[:3]) for line in status.splitlines()}
     assert {('model', 'S4', 'stale'), ('model', 'S4', 'absent'), ('model', 'T0', 'current')} <= stands
     # another profile with the same rows of the table: this one's are not said to be useless
     (tmp_path/'theirs').mkdir()
     theirs = tiny(tmp_path/'theirs', name='theirs', tokens=12_000)
-    status = run('distilherbert', 'status', '--profile', theirs, env=home).stdout
+    status = typed('status', '--profile', theirs).stdout
     assert any(line.split()[:3] == ['model', 'S4', 'other'] for line in status.splitlines()) and ' stale ' not in status
     assert 'other: made for another profile, which may still read them: tiny (' in status
 
 
 class Training:
-    "A command that trains T0 of a profile for longer than anybody waits."
-    def __init__(self, command, file, home):
+    "`distilherbert run T0` of a profile that takes longer than anybody waits."
+    def __init__(self, file, home):
         env = os.environ | {k: str(v) for k, v in home.items()} | {'PYTHONUNBUFFERED': '1'}
         self.work = home['DISTILHERBERT_RUNS']/'model'
-        self.process = subprocess.Popen([sys.executable, '-m', *command, '--profile', str(file)], env=env, cwd=TOP,
+        self.process = subprocess.Popen([sys.executable, '-m', 'distilherbert.reproduce', 'run', 'T0', '--profile', str(file)], env=env, cwd=TOP,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def lines(self): return [line for f in self.work.glob('.T0-*.partial/metrics.jsonl') for line in f.read_text().splitlines()]
 
-    def stop(self, number, lines):
-        "Wait until the log has so many lines, send a signal, and return what was said."
+    def interrupt(self, lines):
+        "Wait until the log has more lines than that, press Ctrl-C, and return what was said."
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline and self.process.poll() is None and len(self.lines()) <= lines: time.sleep(0.1)
-        self.process.send_signal(number)
-        return self.process.communicate(timeout=60)
+        self.process.send_signal(signal.SIGINT)
+        out, err = self.process.communicate(timeout=60)
+        assert self.process.returncode == 130 and 'Traceback' not in err, out + err
+        return out, err
 
 
-@pytest.mark.parametrize('command, number, code', [(['distilherbert.reproduce', 'run', 'T0'], signal.SIGINT, 130),
-                                                   (['distilherbert.distill', '--scenario', 'T0'], signal.SIGTERM, 143)], ids=['Ctrl-C', 'SIGTERM'])
-def test_stopped_and_started_again(home, tmp_path, command, number, code):
-    "Both commands say how far they came, how to go on, and what scripts ask for: the exit code. The next run goes on."
+def test_stopped_with_ctrl_c(home, tmp_path):
+    "SIGINT during training: exit code 130, how far it came, a word on how to go on; and the next run goes on."
     file, stopped = tiny(tmp_path, teacher_tokens=3_000_000), r'Stopped after step (\d+) of (\d+); the same command goes on from there\.'
-    first = Training(command, file, home)
-    out, err = first.stop(number, 5)
-    assert first.process.returncode == code and 'Traceback' not in err, out + err
+    first = Training(file, home)
+    _, err = first.interrupt(5)
     step, steps = re.search(stopped, err).groups()
     assert list(first.work.glob('.T0-*.partial/checkpoints/*.pt')), 'it saved before it stopped'
-    second = Training(command, file, home)
-    out, err = second.stop(number, len(first.lines()) + 5)
-    assert f'Goes on after step {step} of {steps}.' in out
-    assert second.process.returncode == code and int(re.search(stopped, err)[1]) > int(step), out + err
+    out, err = Training(file, home).interrupt(len(first.lines()) + 5)
+    assert f'Goes on after step {step} of {steps}.' in out and int(re.search(stopped, err)[1]) > int(step)
 
 
 @pytest.mark.parametrize('error, code, said', [

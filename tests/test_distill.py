@@ -126,10 +126,11 @@ def test_sigterm_saves_and_leaves(undisturbed, tmp_path, environment):
     process = begin(top, tmp_path/'runs', environment)
     assert wait_for_steps(tmp_path/'runs', process, 10)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     log, = (tmp_path/'runs'/'model').glob('.S4-*.partial/metrics.jsonl')
     last = json.loads(log.read_text().splitlines()[-1])['step']
+    assert f'Stopped after step {last} of ' in err and 'Traceback' not in err
     saved = sorted(log.parent.glob('checkpoints/*.pt'))[-1]
     assert int(saved.name.split('-')[0]) == last
 
