@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLEANED', 'NOT_ON_SPARK', 'decode_batch', 'clean_batches', 'open_session', 'add_counts', 'write_whole',
            'clean_on_spark', 'cleaned_counts', 'pack_batches', 'pack_on_spark', 'spark_files', 'spark_artefacts',
-           'main', 'spark_table']
+           'main', 'line_through', 'spark_table', 'spark_pays']
 
 # %% ../nbs/16_spark.ipynb #00000002
 import argparse
@@ -22,6 +22,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from .artefact import Artefact, fingerprint, read_records
@@ -211,12 +212,30 @@ def main(
     return 0
 
 # %% ../nbs/16_spark.ipynb #00000015
+def line_through(
+    sizes:Sequence[float], # Sizes [MB]
+    seconds:Sequence[float], # Time at each [s]
+)->tuple[float, float]: # Time at no size [s], at least 0, and for each MB [s/MB]
+    "Least squares; where starting seems to cost less than nothing, the line through zero."
+    slope, start = np.polyfit(sizes, seconds, 1)
+    return (float(start), float(slope)) if start > 0 else (0.0, float(np.dot(sizes, seconds)/np.dot(sizes, sizes)))
+
 def spark_table(
 )->list[dict]: # A line for each size that was measured; empty without a record
     "What Spark costs on one machine, from the record."
     lines = read_records('bench').get('data', {'values': {}})['values'].get('spark', [])
-    return [{'text [MB]': round(l['bytes']/1e6), 'one process [s]': l['plain_seconds'], 'Spark [s]': l['spark_seconds'],
-             'pays from machines': int(l['spark_seconds']/l['plain_seconds']) + 1} for l in lines]
+    return [{'text [MB]': round(l['bytes']/1e6), 'one process [s]': l['plain_seconds'], 'Spark [s]': l['spark_seconds']} for l in lines]
+
+def spark_pays(
+    machines:Sequence[int]=(2, 4, 8, 16), # Numbers of machines
+)->tuple[dict, list[dict]]: # Costs of both ways, with the fewest machines; from what size on each number pays. Empty without two sizes
+    "When Spark pays, from lines through the sizes of the record."
+    lines = spark_table()
+    if len(lines) < 2: return {}, []
+    sizes = [l['text [MB]'] for l in lines]
+    (start, one), (spark_start, each) = (line_through(sizes, [l[what] for l in lines]) for what in ('one process [s]', 'Spark [s]'))
+    costs = {'one process [s/MB]': round(one, 3), 'Spark [s/MB]': round(each, 3), 'Spark, to start [s]': round(spark_start, 1), 'machines at least': int(each/one) + 1}
+    return costs, [{'machines': n, 'pays from [MB]': round(max(0.0, (spark_start - start)/(one - each/n))) if one > each/n else '—'} for n in machines]
 
 # %% ../nbs/16_spark.ipynb #00000017
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())

@@ -455,7 +455,7 @@ def content_of_text(runs): return {f.name: f.read_bytes() for f in runs.glob('te
 def test_the_bench_of_the_data_runs_small():
     done = run_program(sys.executable, 'bench/data.py', '--small', timeout=900)
     assert done.returncode == 0 and 'A smoke run: nothing is written.' in done.stdout, done.stdout + done.stderr
-    for what in ('clean, one core', 'deduplicate, one core', 'tokenise and pack', 'whole pipeline', 'best fit', '2 times'): assert what in done.stdout
+    for what in ('clean, one core', 'deduplicate, one core', 'tokenise and pack', 'whole pipeline', 'best fit', 'wait for the tokenizer', 'by number of workers', '2 times'): assert what in done.stdout
 
 
 def on_a_small_disk(disk, runs):
