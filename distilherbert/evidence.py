@@ -911,9 +911,9 @@ def one_each(
 def deployment_lengths(
     e:Evidence, # The records
 )->list[str]: # Numbers of tokens, as the record has them
-    "The lengths at which any model was measured."
+    "The lengths at which any model was measured, the shortest first."
     forms = [f for r in e.get('deployment', 'rows', default={}).values() for f in r['forms'].values()]
-    return [n for n in (forms[0]['latency'] if forms else ()) if any(f['latency'][n] is not None for f in forms)]
+    return sorted((n for n in (forms[0]['latency'] if forms else ()) if any(f['latency'][n] is not None for f in forms)), key=int)
 
 # %% ../nbs/10_evidence.ipynb #0000004d
 LOSS_ONLY = ('soft targets five times lighter', 'temperature 1', 'no cosine', 'soft targets on all places') # Changes that S3 has no part in

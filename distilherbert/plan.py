@@ -536,7 +536,7 @@ def measured_time(
     if cold := records.get('commands', {}).get('values', {}).get('cold'):
         return f'Measured: {duration(cold)} from nothing on {records["commands"]["provenance"]["machine"]}.'
     r = records.get('time')
-    return f'Measured: {duration(r["values"]["total"])} for all stages, one after the other, on {r["provenance"]["machine"]}.' if r else ''
+    return f'Measured: {duration(r["values"]["total"])} for all stages added up, some of which ran at the same time, on {r["provenance"]["machine"]}.' if r else ''
 
 # %% ../nbs/13_plan.ipynb #0000003f
 def data_bytes(

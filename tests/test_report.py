@@ -1,4 +1,5 @@
 "The report says what the records say, and nothing else."
+import importlib.util
 import json
 import os
 import re
@@ -253,13 +254,17 @@ def test_the_learning_rates_are_judged_one_by_one(negative):
     assert 'For S1 no other rate was tried.' in ev.rate_sentence(old)
 
 
+def load_bench(name):
+    "A script of bench/ as a module."
+    spec = importlib.util.spec_from_file_location(name, TOP/'bench'/f'{name}.py')
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try: spec.loader.exec_module(module)
+    finally: del sys.modules[name]
+    return module
+
+
 def test_changes_have_the_names_that_the_benchmark_gives_them():
-    import importlib.util
-    spec = importlib.util.spec_from_file_location('ablations', TOP/'bench'/'ablations.py')
-    bench = importlib.util.module_from_spec(spec)
-    sys.modules['ablations'] = bench
-    try: spec.loader.exec_module(bench)
-    finally: del sys.modules['ablations']
+    bench = load_bench('ablations')
     assert tuple(bench.LOSSES) == ev.LOSS_ONLY and bench.RATES == {c: x for c, x in ev.RATES.items() if c}
     assert {v.row for v in bench.variants(4, [])} == set(ev.ABLATED)
 
@@ -413,6 +418,34 @@ def test_a_card_needs_no_scores_and_no_training(results):
     e = ev.load_evidence('mini')
     text = cards.card(e, PROFILES['mini'], 'S0')
     assert 'No scores have been recorded' in text and 'none beyond the first weights' in text and 'license: other' in text and 'model-index' not in text
+
+
+def test_costs_stand_on_a_card_from_short_to_long(full):
+    "JSON sorts 128 before 32."
+    form = {'bytes': 4e6, 'latency': {'128': 0.008, '32': 0.002, '512': None}, 'throughput': {'128': 1.0, '32': 2.0, '512': None}}
+    costs = {'task': 'nkjp-ner', 'threads': 1, 'batch': 32, 'rounds': 7, 'rows': {'S4': {'parameters': 9, 'seed': 14, 'forms': {'torch': form}}}}
+    e = ev.Evidence('demo', full.records | {'deployment': {'values': costs}}, full.stale)
+    assert ev.deployment_lengths(e) == ['32', '128']
+    assert '| torch | 4.0 | 2.00 | 8.00 |' in cards.card_results(e, PROFILES['demo'], SCENARIOS['S4'])
+    assert 'a single fine-tuning of each row' in ev.table_deployment(e) and 'S4 14' in ev.table_deployment(e)
+    assert 'single fine-tuning' not in ev.table_deployment(full)
+
+
+@pytest.mark.parametrize(('profile', 'shape'), [('mini', '4 layers of 128'), ('base', '12 layers of 768')])
+def test_limits_tell_the_teachers_shape(profile, shape):
+    said = cards.card_limits(PROFILES[profile])
+    assert f'Its teacher has {shape} and was trained here, so it is no distilled HerBERT.' in said and 'small' not in said
+
+
+def test_times_of_other_code_do_not_stay_beside_new_ones(results):
+    times = load_bench('times')
+    def read(): return json.loads((results_dir()/'demo'/'commands.json').read_text())
+    times.record({'cold': 1.0})
+    times.record({'warm': 2.0})
+    assert read()['values'] == {'cold': 1.0, 'warm': 2.0} and read()['key'] == ev.expected_key('demo', 'commands')
+    write_record('demo', 'commands', {'cold': 1.0}, key='abcdefabcdef')
+    times.record({'warm': 2.0})
+    assert read()['values'] == {'warm': 2.0}
 
 
 def test_a_few_rows_alone_are_shown(full):
