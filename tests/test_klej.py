@@ -23,7 +23,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
-from distilherbert import klej
+from distilherbert import evidence, klej
 from distilherbert.artefact import Artefact, read_manifest
 from distilherbert.klej import TASKS, Examples, GroupData, Reading, TaskError
 from distilherbert.scenario import Profile, SettingsError, get_profile
@@ -534,6 +534,16 @@ def test_bf16_runs_and_fp16_needs_a_gpu(folder):
         with pytest.raises(TaskError, match='needs a GPU'): klej.finetune(folder, group(n=48), replace(PROFILE, precision='fp16'), 1)
 
 
+def test_fine_tuning_may_have_a_precision_of_its_own(folder, monkeypatch):
+    "Its key is that of a profile with this precision; without one nothing changes."
+    def key(**kw): return klej.scores_artefact(replace(PROFILE, **kw), 'S0', 1, 'nkjp-ner')
+    monkeypatch.setattr(klej, 'model_artefact', toy_model)
+    assert key().key == key(task_precision='fp32').key and key(task_precision='bf16').settings == key(precision='bf16').settings != key().settings
+    runs = [klej.finetune(folder, group(n=48), replace(PROFILE, **kw), 1)[0]['train_loss'].tobytes() for kw in ({}, {'task_precision': 'bf16'}, {'precision': 'bf16'})]
+    assert runs[0] != runs[1] == runs[2]
+    with pytest.raises(SettingsError, match="Unknown task_precision 'bf61'. Did you mean bf16"): replace(PROFILE, task_precision='bf61')
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     folder = make_folder(tmp_path)
     model = BertForMaskedLM.from_pretrained(folder)
@@ -876,19 +886,61 @@ def test_the_bootstrap_is_fast():
     assert time.process_time() - start < 10
 
 
+def evidence_of(*tasks, seeds=5, test=False, pairs=()):
+    "Records of one row, with scores of some tasks."
+    def reading(x): return {'mean': x, 'low': x - 1, 'high': x + 1, 'seeds': {str(i): x for i in range(seeds)}}
+    readings = {'honest': reading(70.0), 'last': reading(69.0), 'max': reading(72.0), **({'test': reading(60.0)} if test else {})}
+    values = {t: {'title': TASKS[t].title, 'metric': TASKS[t].metric, 'n': 1000, **({'n_test': 500} if test else {}), 'readings': readings} for t in tasks}
+    return evidence.Evidence('demo', {'klej-S0': {'values': values}, 'comparisons': {'values': {'pairs': list(pairs)}}}, {})
+
+
+def test_tables_show_the_reading_on_test():
+    e, without = evidence_of('ar', 'cbd', test=True), evidence_of('ar', 'cbd')
+    table = evidence.table_scores(e, reading='test')
+    assert 'n = 500' in table and '60.0' in table and 'in percent on test, profile' in table and 'epoch chosen on a part of train' in table
+    assert 'n = 1,000' in evidence.table_scores(e) and 'on dev' in evidence.table_scores(e)
+    assert '70.0 · 69.0 · 72.0 · 60.0' in evidence.table_readings(e) and 'Four readings' in evidence.table_readings(e) and '+2.0' in evidence.table_readings(e)
+    assert '70.0 · 69.0 · 72.0]' in evidence.table_readings(without) and 'on test' not in evidence.table_readings(without)
+
+
+def test_captions_keep_the_spelling_of_metrics():
+    assert evidence.scores_caption(evidence_of('ar', 'cbd'), '').startswith('1 − wMAE or F1 of the positive class in percent')
+    assert evidence.scores_caption(evidence_of('cbd', 'cdsc-r'), '').startswith('F1 of the positive class or Spearman correlation in percent')
+    assert evidence.scores_caption(evidence_of('nkjp-ner'), '').startswith('Accuracy in percent')
+
+
+def test_captions_say_what_an_interval_is_over():
+    def pair(seeds): return {'a': 'S1', 'b': 'S0', 'task': 'ar', 'reading': 'honest', 'difference': 1.0, 'low': 0.5, 'high': 2.0, 'seeds': seeds}
+    one, five = evidence_of('ar', seeds=1, pairs=[pair(1)]), evidence_of('ar', pairs=[pair(5)])
+    assert 'interval over the examples only' in evidence.scores_caption(one, '') and 'intervals over examples only, of one fine-tuning seed' in evidence.table_pairs(one)
+    assert 'only' not in evidence.scores_caption(five, '') and 'over examples and 5 fine-tuning seeds' in evidence.table_pairs(five)
+
+
 def test_profiles_name_only_known_tasks():
     for name in ('demo', 'mini', 'base', 'paper'): assert sum(map(len, klej.profile_groups(name).values())) == len(get_profile(name).tasks)
     with pytest.raises(SettingsError, match='Did you mean cbd'): klej.profile_groups(Profile('mine', tasks=('cbdd',)))
 
 
-def test_the_bench_of_fine_tuning_at_a_size_of_seconds(tmp_path):
-    "Both sides learn from the same examples, so both report; a small run leaves no record."
-    done = run_program(sys.executable, 'bench/finetune.py', '--small', '--seeds', '2', env={'DISTILHERBERT_RESULTS': tmp_path, 'OMP_NUM_THREADS': '1'})
+def run_bench(tmp_path, *options):
+    done = run_program(sys.executable, 'bench/finetune.py', '--small', *options, env={'DISTILHERBERT_RESULTS': tmp_path/'results', 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr
-    lines = re.findall(r'^(\S+) +([\d.]+) examples/s, Trainer +([\d.]+): ([\d.]+) times \(([\d.]+) in processor time\); '
-                       r'.*difference [+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\)$', done.stdout, re.M)
-    assert [name for name, *_ in lines] == ['NKJP-NER', 'PolEmo2.0-IN'] and not list(tmp_path.iterdir())
+    assert not (tmp_path/'results').exists(), 'a small run leaves no record'
+    return done.stdout
+
+
+@pytest.mark.parametrize('trained', [False, True])
+def test_the_bench_of_fine_tuning_at_a_size_of_seconds(tmp_path, trained):
+    "All sides learn from the same examples, from random weights or from those of a folder, so all report."
+    model = ['--model', make_folder(tmp_path/'model', words=['.', 'w'])] if trained else []
+    said = run_bench(tmp_path, '--seeds', '2', *model)
+    lines = re.findall(r'^(.{13}) +([\d.]+) examples/s, Trainer +([\d.]+): ([\d.]+) times \(([\d.]+) in processor time\); '
+                       r'.*difference [+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\)$', said, re.M)
+    assert [name.strip() for name, *_ in lines] == ['NKJP-NER', 'in bf16', 'PolEmo2.0-IN', 'in bf16']
     assert all(min(map(float, numbers)) > 0 for _, *numbers in lines)
+
+
+def test_the_time_of_the_reports_tasks_at_a_size_of_seconds(tmp_path):
+    assert re.search(r'^base, 2 epochs: \d+ s; nkjp-ner \d+ s, polemo2.0 \d+ s$', run_bench(tmp_path, '--shape', 'base', '--epochs', '2'), re.M)
 
 
 @pytest.fixture(scope='module')
