@@ -266,7 +266,11 @@ def check_length(
 class Classifier:
     "Something that classifies texts."
     about:dict # What `classifier.json` holds
-    logits:Callable[[Sequence[tuple[str, ...]]], np.ndarray] # One or two texts an example, to logits `(N, C)`
+    run:Callable[[Sequence[tuple[str, ...]]], tuple[np.ndarray, int]] # One or two texts an example, to logits `(N, C)` and how many examples were cut
+
+    def logits(self, texts:Sequence[tuple[str, ...]])->np.ndarray: # In the order of the examples `(N, C)`
+        "What the classifier computes."
+        return self.run(texts)[0]
 
     def predict(self, texts:Sequence[tuple[str, ...]])->np.ndarray: # As the scores keep them `(N,)`
         "Places of labels, or numbers."
@@ -288,10 +292,10 @@ def open_classifier(
     check_length(about, model.config.max_position_embeddings, folder)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     model = model.to(device).eval()
-    def logits(texts):
+    def run(texts):
         encoded = encode(Examples(tuple(texts), np.zeros(len(texts))), tokenizer, about['max_len'], model.config.type_vocab_size)
-        return Evaluator(encoded, tokenizer.pad_token_id, device, EVAL_TOKENS[device.type])(model, 'fp32')
-    return Classifier(about, logits)
+        return Evaluator(encoded, tokenizer.pad_token_id, device, EVAL_TOKENS[device.type])(model, 'fp32'), encoded.cut
+    return Classifier(about, run)
 
 # %% ../nbs/14_deploy.ipynb #00000014
 def answers_of(
@@ -318,12 +322,14 @@ def split_texts(
 
 def answer_lines(
     lines, # A text a line
-    logits_of_texts, # Function from texts to logits
+    run, # Function from texts to logits and how many were cut
     about, # What `classifier.json` holds
-): # Answer, probability and text of each line, with tabs between them
+): # Answer, probability and text of each line, with tabs between them; and a sentence about cut texts, empty where there are none
     "Classify lines of text."
-    found = answers_of(logits_of_texts(split_texts(lines, about)), about)
-    return [f'{answer}\t{"" if share is None else f"{share:.3f}"}\t{line}' for (answer, share), line in zip(found, lines, strict=True)]
+    logits, cut = run(split_texts(lines, about))
+    found = answers_of(logits, about)
+    note = f'{cut} of {len(lines)} texts are longer than the {about["max_len"]} tokens that are read, and were cut.' if cut else ''
+    return [f'{answer}\t{"" if share is None else f"{share:.3f}"}\t{line}' for (answer, share), line in zip(found, lines, strict=True)], note
 
 # %% ../nbs/14_deploy.ipynb #00000017
 def asked_task(
@@ -358,7 +364,9 @@ def predict(
     lines, t = list(texts), asked_task(model, profile, task)
     split_texts(lines, {'texts': len(t.texts), 'tasks': [t.name]} if t else read_about(model))
     c = open_classifier(find_classifier(model, profile, task))
-    return answer_lines(lines, c.logits, c.about)
+    answers, note = answer_lines(lines, c.run, c.about)
+    if note: log.warning(note)
+    return answers
 
 # %% ../nbs/14_deploy.ipynb #0000001a
 def needed(
@@ -428,10 +436,10 @@ def runner_logits(
     runner, # What `load_runner` returned
     texts, # One or two texts an example
     size=32, # Examples a batch
-): # Logits in the order of the examples `(N, C)`
+): # Logits in the order of the examples `(N, C)`, and how many examples were cut
     "Run an exported classifier on texts."
     session, rules, about = runner
-    ids, types, _ = token_ids(rules, texts, about['marks'], about['max_len'], about['kinds'])
+    ids, types, cut = token_ids(rules, texts, about['marks'], about['max_len'], about['kinds'])
     order = np.argsort([len(i) for i in ids], kind='stable')
     parts = []
     for batch in (order[i:i + size] for i in range(0, len(order), size)):
@@ -441,7 +449,7 @@ def runner_logits(
             n = len(ids[i])
             feed['ids'][row, :n], feed['types'][row, :n], feed['keep'][row, :n] = ids[i], types[i], True
         parts.append(session.run(None, feed)[0])
-    return np.concatenate(parts)[np.argsort(order)]
+    return np.concatenate(parts)[np.argsort(order)], cut
 
 # %% ../nbs/14_deploy.ipynb #0000001e
 RUNNER = '''"""Classify texts without PyTorch: needs only onnxruntime, tokenizers and numpy.
@@ -460,8 +468,10 @@ from tokenizers import Tokenizer
 if __name__ == '__main__':
     runner = load_runner(Path(__file__).resolve().parent)
     lines = sys.argv[1:] or [line.rstrip('\\n') for line in sys.stdin]
-    try: print('\\n'.join(answer_lines(lines, lambda texts: runner_logits(runner, texts), runner[2])))
+    try: answers, note = answer_lines(lines, lambda texts: runner_logits(runner, texts), runner[2])
     except ValueError as e: sys.exit(str(e))
+    print(*answers, sep='\\n')
+    if note: print(note, file=sys.stderr)
 '''
 
 def runner_source(

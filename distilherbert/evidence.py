@@ -11,11 +11,11 @@ __all__ = ['TASKS', 'PUBLISHED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', '
            'initial_weights', 'table_scenarios', 'task_title', 'score_cell', 'kept_cell', 'published_cell',
            'table_scores', 'cut_sentence', 'drawn_words', 'table_pairs', 'upper_first', 'scores_caption',
            'readings_there', 'inflation', 'readings_cell', 'table_readings', 'find_inflation', 'table_inflation',
-           'inflation_sentence', 'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules',
-           'table_rows', 'table_models', 'table_profiles', 'size_sentence', 'teacher_sentence', 'cleaning_sentence',
-           'cost_sentence', 'half_width', 'noise_sentence', 'table_deployment', 'deployment_metric',
-           'deployment_lengths', 'table_ablations', 'ablation_sentence', 'contamination_sentence', 'record_state',
-           'table_records', 'how_to_make', 'in_tabs']
+           'inflation_sentence', 'table_nine', 'table_published', 'parts_of', 'waterfall', 'table_cleaning',
+           'table_rules', 'table_rows', 'table_models', 'table_profiles', 'size_sentence', 'teacher_sentence',
+           'cleaning_sentence', 'cost_sentence', 'half_width', 'noise_sentence', 'table_deployment',
+           'deployment_metric', 'deployment_lengths', 'table_ablations', 'ablation_sentence', 'contamination_sentence',
+           'record_state', 'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -579,6 +579,28 @@ def inflation_sentence(
     return (f'In the profile `{e.profile}`, over {len(extra)} scores, the maximum over the epochs lies {sum(extra)/len(extra):.1f} points{sure} above '
             f'the honest reading on average, and up to {max(extra):.1f}.')
 
+# %% ../nbs/10_evidence.ipynb #c1a551f7
+def table_nine(
+    e:Evidence, # The records
+    label:str='', # Identifier for cross-references
+)->str: # Markdown
+    "All nine tasks for some rows, and what the maximum over epochs adds on each."
+    rows, n = e.get('nine', 'rows', default={}), e.get('nine', 'epochs')
+    if not rows: return how_to_make(e.profile, 'nine')
+    added = {v['task']: v for v in e.get('nine', 'inflation', default=[]) if v['scenario'] == 'all'}
+    first = next(iter(rows.values()))
+    def score(v): return with_interval(next(v['readings'][r] for r in ('honest', 'last') if r in v['readings']))
+    def more(t): return f'{signed(added[t]["difference"])} [{signed(added[t]["low"])}, {signed(added[t]["high"])}]' if t in added else NOTHING
+    body = [(v['title'], METRICS[v['metric']], *(f'{v[c]:,}' for c in ('examples_train', 'dropped', 'n', 'cut')), f'{v["majority"]:.1f}',
+             *(linked(e, 'nine', score(r[t]), REPORT) for r in rows.values()), more(t)) for t, v in first.items()]
+    if 'mean' in added: body.append(('*mean*', *[NOTHING]*(6 + len(rows)), more('mean')))
+    seeds = len(e.get('nine', 'seeds', default=[]))
+    caption = (f'All tasks in profile `{e.profile}`, {n} epochs, {seeds} seed{"s"*(seeds != 1)}: honest reading in percent with 95 % interval'
+               f'{" over the examples only" if seeds == 1 else ""}, on n examples of dev (or of the slice that serves as dev), of which *cut* are longer than the model reads; *dropped* rows of '
+               f'train share a family with that slice. Last column: what the maximum over {n} epochs adds to the honest reading, mean over the rows, in points.')
+    head = ('Task', 'Metric', 'Train', 'Dropped', 'n', 'Cut', 'Constant', *(f'**{s}**' for s in rows), 'Maximum adds')
+    return markdown_table(head, body, caption, label, 'll' + 'r'*(len(head) - 2))
+
 # %% ../nbs/10_evidence.ipynb #0000003b
 def table_published(
     label:str='tbl-published', # Identifier for cross-references
@@ -881,6 +903,7 @@ def how_to_make(
 )->str: # Markdown
     "What to type for the records of a profile."
     if what == 'ablations': return f'Not measured here yet: `python bench/ablations.py --profile {profile}`.'
+    if what == 'nine': return f'Not measured here yet: `python bench/nine.py --profile {profile}`.'
     if what == 'deployment': return f'Not measured here yet: `distilherbert deployment --profile {profile}`, on a machine that does nothing else.'
     return f'No records of this yet. On a machine of the right size, `{COMMANDS.get(profile, f"distilherbert reproduce --profile {profile}")}` makes them.'
 

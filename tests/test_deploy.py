@@ -295,6 +295,20 @@ def test_an_exported_folder_runs_without_torch(classifier, exported):
     assert set((exported/'requirements.txt').read_text().split()) == {'numpy', 'onnxruntime', 'tokenizers'}
 
 
+def test_cut_texts_are_said(ner, tmp_path, caplog):
+    out, texts = deploy.export_onnx(ner, tmp_path/'onnx'), ['w1', 'w2 '*30]
+    said = '1 of 2 texts are longer than the 20 tokens that are read, and were cut.'
+    for folder in (ner, out):
+        caplog.clear()
+        with caplog.at_level('WARNING', logger='distilherbert'): assert len(deploy.predict(str(folder), texts)) == 2
+        assert said in caplog.text
+        caplog.clear()
+        deploy.predict(str(folder), texts[:1])
+        assert not caplog.text
+    done = run_alone(out, *texts)
+    assert done.stderr.strip().endswith(said) and len(done.stdout.splitlines()) == 2 and not run_alone(out, 'w1').stderr
+
+
 def test_the_runner_refuses_what_is_no_text(tmp_path_factory, tmp_path):
     folder, _, _ = kept(tmp_path_factory, ('cdsc-e',), pair=True)
     out = deploy.export_onnx(folder, tmp_path/'onnx')

@@ -787,6 +787,22 @@ def test_without_a_held_out_slice_there_is_no_honest_reading(grid):
     with pytest.raises(SettingsError, match='no honest reading'): klej.compare(p, 'S0', 'S0')
 
 
+def test_the_reports_protocol_to_the_letter(grid, tmp_path):
+    "The profile that the chapter shows: read as it stands, then run on toys."
+    cells = json.loads((TOP/'nbs/06_klej.ipynb').read_text('utf-8'))['cells']
+    (block,) = re.findall(r'(?s)```toml\n(.*?)```', '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown'))
+    (file := tmp_path/'letter.toml').write_text(block)
+    p = get_profile(str(file))
+    assert (p.name, p.selection_share, p.task_seeds, p.task_epochs, p.task_batch, p.task_examples, p.layers) == ('letter', 0.0, (42,), 20, 32, 0, 12)
+    small = replace(p, task_source='world', tasks=('nkjp-ner',), task_max_len=20, task_lr=1e-2, threads=1, precision='fp32')
+    klej.build_scores(small, 'S0')
+    v = klej.klej_values(small, 'S0')['nkjp-ner']
+    assert (v['examples_train'], v['held'], list(v['readings'])) == (60, 0, ['last', 'max'])
+    run = klej.load_run(klej.scores_artefact(small, 'S0', 42, 'nkjp-ner').path)
+    every = [accuracy_score(run['gold/nkjp-ner'], pred) for pred in run['pred/nkjp-ner']]
+    assert len(every) == 20 and np.isclose(v['readings']['max']['mean'], 100*max(every), atol=1e-3)
+
+
 def test_a_collapsed_model_is_scored_and_listed(grid):
     task = TASKS['nkjp-ner']
     r = Reading(task, np.array([0, 1, 0, 1]), np.array([[0, 0, 0, 0], [0, 1, 1, 1]]), (1, 2), (0, 0))
@@ -953,6 +969,39 @@ def test_the_bench_of_fine_tuning_at_a_size_of_seconds(tmp_path, trained):
 
 def test_the_time_of_the_reports_tasks_at_a_size_of_seconds(tmp_path):
     assert re.search(r'^base, 2 epochs: \d+ s; nkjp-ner \d+ s, polemo2.0 \d+ s$', run_bench(tmp_path, '--shape', 'base', '--epochs', '2'), re.M)
+
+
+def test_all_tasks_for_some_rows_at_a_size_of_seconds(tmp_path, monkeypatch):
+    "Every task that the source has, though the profile names one; a second run finds everything there."
+    file = tmp_path/'tiny.toml'
+    file.write_text('like = "demo"\nname = "tiny"\nworld_size = 300\nvocab_size = 300\nlayers = 2\nhidden = 16\nheads = 2\nintermediate = 32\nmax_len = 32\n'
+                    'task_max_len = 32\ntask_examples = 60\ntasks = ["nkjp-ner"]\nteacher_tokens = 3000\n')
+    env = {'DISTILHERBERT_RUNS': tmp_path/'runs', 'DISTILHERBERT_RESULTS': tmp_path/'results', 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, 'bench/nine.py', '--profile', file, '--rows', 'S0', 'T0', '--seeds', '1', '2', '--epochs', '2']
+    done = run_program(*command, env=env)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path/'results/tiny/nine.json').read_text())['values']
+    world = {'nkjp-ner', 'polemo2.0-in', 'polemo2.0-out'}
+    assert (list(record['rows']), record['epochs'], record['seeds']) == (['S0', 'T0'], 2, [1, 2]) and all(set(r) == world for r in record['rows'].values())
+    assert set(record['rows']['S0']['nkjp-ner']['readings']) == {'honest', 'last', 'max'} and {v['task'] for v in record['inflation']} == {*world, 'mean'}
+    assert all(v['readings'][r]['seeds'].keys() == {'1', '2'} for row in record['rows'].values() for v in row.values() for r in v['readings'])
+    made = sorted((f, f.stat().st_mtime_ns) for f in (tmp_path/'runs').rglob('*.npz'))
+    assert len(made) == 8 and run_program(*command, env=env).returncode == 0
+    assert sorted((f, f.stat().st_mtime_ns) for f in (tmp_path/'runs').rglob('*.npz')) == made
+    monkeypatch.setenv('DISTILHERBERT_RESULTS', str(tmp_path/'results'))
+    table = evidence.table_nine(evidence.load_evidence('tiny'))
+    lines = [line for line in table.splitlines() if line.startswith('|')]
+    assert len(lines) == 2 + 4 and len({line.count('|') for line in lines}) == 1 and 'the maximum over 2 epochs adds' in table
+    assert evidence.table_nine(evidence.load_evidence('nowhere')) == 'Not measured here yet: `python bench/nine.py --profile nowhere`.'
+
+
+@real
+def test_the_record_of_slices_is_true():
+    "Counted again, for the task whose slice costs most."
+    data = klej.load_group(['psc'], replace(get_profile('mini'), tasks=('psc',), task_examples=0))
+    counted = json.loads((TOP/'results/bench/slices.json').read_text('utf-8'))['values']['psc']
+    assert (len(data.train), len(data.held), len(data.dev['psc']), data.dropped) == tuple(counted[k] for k in ('train', 'held', 'dev', 'dropped'))
+    assert counted['rows'] == TASKS['psc'].sizes[0] and 0 < counted['held_shares'] < counted['held']
 
 
 @pytest.fixture(scope='module')
