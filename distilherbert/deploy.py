@@ -10,9 +10,9 @@ __all__ = ['TABLE', 'CLASSIFIER_VERSION', 'CARD', 'ABOUT', 'ABOUT_EXPORTED', 'EX
            'Classifier', 'open_classifier', 'answers_of', 'split_texts', 'answer_lines', 'asked_task',
            'find_classifier', 'predict', 'needed', 'Exported', 'hushed', 'write_onnx', 'load_runner', 'runner_logits',
            'runner_source', 'check_output', 'export_onnx', 'export', 'exported_card', 'check_export', 'torch_forward',
-           'onnx_forward', 'seconds_of', 'measure_times', 'peak_bytes', 'measure_memory', 'row_forms', 'kept_accuracy',
-           'forwards_of', 'cost_of', 'untrained_model', 'untrained_classifier', 'trained_row', 'deployment_values',
-           'deployment', 'deployment_lines']
+           'onnx_forward', 'seconds_of', 'measure_times', 'peak_bytes', 'memory_program', 'measure_memory', 'row_forms',
+           'kept_accuracy', 'forwards_of', 'cost_of', 'untrained_model', 'untrained_classifier', 'trained_row',
+           'deployment_values', 'deployment', 'deployment_lines']
 
 # %% ../nbs/14_deploy.ipynb #00000002
 import importlib
@@ -39,11 +39,11 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrai
 from .artefact import Artefact, Progress, log, publish, read_manifest, write_json, write_record
 from .cards import as_typed, card_head, card_limits
 from .distill import copy_tokenizer, random_like_teacher
-from .evidence import markdown_table, with_interval
+from .evidence import combined_key, markdown_table, with_interval
 from .klej import (
     EVAL_TOKENS, HOW_TO_CLASSIFY, Evaluator, Examples, GroupData, Reading, Task, TaskError, build_scores, chosen_epochs, difference, encode,
     exact, fit_pair, get_task, load_classifier, load_group, load_run, logits_of, mean_values, prepare, profile_groups, score, scores_artefact,
-    to_prediction, token_ids, train_epoch)
+    to_prediction, token_ids, train_epoch, tuning_precision)
 from .pack import tokenizer_artefact
 from .scenario import SCENARIOS, Profile, Scenario, SettingsError, get_profile, get_scenario
 from .student import count_parameters, save_model, truncate
@@ -96,7 +96,7 @@ def train_classifier(
     with exact(profile, seed) as device:
         tuning, look, counts = prepare(folder, data, profile, seed, device)
         for epoch in range(epochs): train_epoch(tuning, epoch)
-        answers = {n: to_prediction(evaluate(tuning.model, profile.precision), data.tasks[0]) for n, evaluate in look.items()}
+        answers = {n: to_prediction(evaluate(tuning.model, tuning_precision(profile)), data.tasks[0]) for n, evaluate in look.items()}
         model, tokenizer = load_classifier(folder, max(1, len(data.labels)), seed)
     weights = {n: w.cpu() for n, w in tuning.model.state_dict().items()}
     table = model.state_dict()[TABLE].clone()
@@ -266,7 +266,11 @@ def check_length(
 class Classifier:
     "Something that classifies texts."
     about:dict # What `classifier.json` holds
-    logits:Callable[[Sequence[tuple[str, ...]]], np.ndarray] # One or two texts an example, to logits `(N, C)`
+    run:Callable[[Sequence[tuple[str, ...]]], tuple[np.ndarray, int]] # One or two texts an example, to logits `(N, C)` and how many examples were cut
+
+    def logits(self, texts:Sequence[tuple[str, ...]])->np.ndarray: # In the order of the examples `(N, C)`
+        "What the classifier computes."
+        return self.run(texts)[0]
 
     def predict(self, texts:Sequence[tuple[str, ...]])->np.ndarray: # As the scores keep them `(N,)`
         "Places of labels, or numbers."
@@ -288,10 +292,10 @@ def open_classifier(
     check_length(about, model.config.max_position_embeddings, folder)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     model = model.to(device).eval()
-    def logits(texts):
+    def run(texts):
         encoded = encode(Examples(tuple(texts), np.zeros(len(texts))), tokenizer, about['max_len'], model.config.type_vocab_size)
-        return Evaluator(encoded, tokenizer.pad_token_id, device, EVAL_TOKENS[device.type])(model, 'fp32')
-    return Classifier(about, logits)
+        return Evaluator(encoded, tokenizer.pad_token_id, device, EVAL_TOKENS[device.type])(model, 'fp32'), encoded.cut
+    return Classifier(about, run)
 
 # %% ../nbs/14_deploy.ipynb #00000014
 def answers_of(
@@ -318,12 +322,14 @@ def split_texts(
 
 def answer_lines(
     lines, # A text a line
-    logits_of_texts, # Function from texts to logits
+    run, # Function from texts to logits and how many were cut
     about, # What `classifier.json` holds
-): # Answer, probability and text of each line, with tabs between them
+): # Answer, probability and text of each line, with tabs between them; and a sentence about cut texts, empty where there are none
     "Classify lines of text."
-    found = answers_of(logits_of_texts(split_texts(lines, about)), about)
-    return [f'{answer}\t{"" if share is None else f"{share:.3f}"}\t{line}' for (answer, share), line in zip(found, lines, strict=True)]
+    logits, cut = run(split_texts(lines, about))
+    found = answers_of(logits, about)
+    note = f'{cut} of {len(lines)} texts are longer than the {about["max_len"]} tokens that are read, and were cut.' if cut else ''
+    return [f'{answer}\t{"" if share is None else f"{share:.3f}"}\t{line}' for (answer, share), line in zip(found, lines, strict=True)], note
 
 # %% ../nbs/14_deploy.ipynb #00000017
 def asked_task(
@@ -358,7 +364,9 @@ def predict(
     lines, t = list(texts), asked_task(model, profile, task)
     split_texts(lines, {'texts': len(t.texts), 'tasks': [t.name]} if t else read_about(model))
     c = open_classifier(find_classifier(model, profile, task))
-    return answer_lines(lines, c.logits, c.about)
+    answers, note = answer_lines(lines, c.run, c.about)
+    if note: log.warning(note)
+    return answers
 
 # %% ../nbs/14_deploy.ipynb #0000001a
 def needed(
@@ -428,10 +436,10 @@ def runner_logits(
     runner, # What `load_runner` returned
     texts, # One or two texts an example
     size=32, # Examples a batch
-): # Logits in the order of the examples `(N, C)`
+): # Logits in the order of the examples `(N, C)`, and how many examples were cut
     "Run an exported classifier on texts."
     session, rules, about = runner
-    ids, types, _ = token_ids(rules, texts, about['marks'], about['max_len'], about['kinds'])
+    ids, types, cut = token_ids(rules, texts, about['marks'], about['max_len'], about['kinds'])
     order = np.argsort([len(i) for i in ids], kind='stable')
     parts = []
     for batch in (order[i:i + size] for i in range(0, len(order), size)):
@@ -441,7 +449,7 @@ def runner_logits(
             n = len(ids[i])
             feed['ids'][row, :n], feed['types'][row, :n], feed['keep'][row, :n] = ids[i], types[i], True
         parts.append(session.run(None, feed)[0])
-    return np.concatenate(parts)[np.argsort(order)]
+    return np.concatenate(parts)[np.argsort(order)], cut
 
 # %% ../nbs/14_deploy.ipynb #0000001e
 RUNNER = '''"""Classify texts without PyTorch: needs only onnxruntime, tokenizers and numpy.
@@ -460,8 +468,10 @@ from tokenizers import Tokenizer
 if __name__ == '__main__':
     runner = load_runner(Path(__file__).resolve().parent)
     lines = sys.argv[1:] or [line.rstrip('\\n') for line in sys.stdin]
-    try: print('\\n'.join(answer_lines(lines, lambda texts: runner_logits(runner, texts), runner[2])))
+    try: answers, note = answer_lines(lines, lambda texts: runner_logits(runner, texts), runner[2])
     except ValueError as e: sys.exit(str(e))
+    print(*answers, sep='\\n')
+    if note: print(note, file=sys.stderr)
 '''
 
 def runner_source(
@@ -615,21 +625,33 @@ def peak_bytes():
 
 TORCH_PROBE = """from distilherbert.deploy import load_classifier, torch, torch_forward
 torch.set_num_threads({threads})
-forward = torch_forward(load_classifier(sys.argv[1], {outputs}, None)[0].eval())"""
+forward = torch_forward(load_classifier(sys.argv[1], {outputs}, None)[0].eval().to('{device}'))"""
 ONNX_PROBE = """from run import load_runner
 session = load_runner(sys.argv[1], {threads})[0]
 forward = lambda ids: session.run(None, dict(ids=ids, types=0*ids, keep=ids > 0))"""
+
+def memory_program(
+    exported:bool, # Run by ONNX Runtime?
+    about:dict, # What `classifier.json` holds
+    tokens:int, # Length of the texts
+    threads:int, # Threads that compute
+    device:str='cpu', # "cpu", or "cuda" for the memory of the card
+)->str: # Python; its argument is the folder
+    "Load a classifier, run one batch, and print the peak."
+    probe = (ONNX_PROBE if exported else TORCH_PROBE).format(threads=threads, outputs=max(1, len(about['labels'])), device=device)
+    return '\n'.join(['import sys', 'from pathlib import Path', 'import numpy as np', 'sys.path.insert(0, sys.argv[1])', probe,
+                      f'forward(np.full(({BATCH}, {tokens}), 5))', inspect.getsource(peak_bytes),
+                      'print(torch.cuda.max_memory_allocated())' if device == 'cuda' else 'print(peak_bytes())'])
 
 def measure_memory(
     folder:Path, # A classifier folder, or an exported one
     about:dict, # What its `classifier.json` holds
     tokens:int, # Length of the texts
     threads:int, # Threads that compute
-)->int: # Most memory of a process that runs one batch [bytes]
-    "Load a classifier in a process of its own, run one batch, and ask for the peak."
-    probe = (ONNX_PROBE if (folder/'model.onnx').is_file() else TORCH_PROBE).format(threads=threads, outputs=max(1, len(about['labels'])))
-    program = '\n'.join(['import sys', 'from pathlib import Path', 'import numpy as np', 'sys.path.insert(0, sys.argv[1])', probe,
-                         f'forward(np.full(({BATCH}, {tokens}), 5))', inspect.getsource(peak_bytes), 'print(peak_bytes())'])
+    device:str='cpu', # "cpu", or "cuda" for the memory of the card
+)->int: # Most memory of a process that runs one batch, or most that its tensors took on the card [bytes]
+    "The peak of a process of its own."
+    program = memory_program((folder/'model.onnx').is_file(), about, tokens, threads, device)
     done = subprocess.run([sys.executable, '-c', program, str(folder)], capture_output=True, text=True)
     if done.returncode: raise RuntimeError(f'Measuring the memory of {folder} failed:\n{done.stderr[-2000:]}')
     return int(done.stdout.split()[-1])
@@ -677,11 +699,13 @@ def cost_of(
     folders:dict[str, Path], # Form to folder
     positions:int, # Of the model
     threads:int, # Threads that compute
-)->tuple[int, dict[str, dict]]: # Tokens of the texts, and form to `bytes` of the file and `peak_bytes` of memory
+)->tuple[int, dict[str, dict]]: # Tokens of the texts, and form to `bytes` of the file and `peak_bytes` of memory, with a GPU "torch on GPU" too
     "What the forms take on disk and in memory."
     about, tokens = json.loads((folders['torch']/'classifier.json').read_text('utf-8')), max(n for n in PEAK_LENGTHS if n <= max(positions, min(PEAK_LENGTHS)))
-    return tokens, {form: {'bytes': (folder/('model.safetensors' if form == 'torch' else 'model.onnx')).stat().st_size,
-                           'peak_bytes': measure_memory(folder, about, tokens, threads)} for form, folder in folders.items()}
+    places = {form: (folder, 'cpu') for form, folder in folders.items()}
+    if torch.cuda.is_available(): places['torch on GPU'] = folders['torch'], 'cuda'
+    return tokens, {form: {'bytes': (folder/('model.onnx' if (folder/'model.onnx').is_file() else 'model.safetensors')).stat().st_size,
+                           'peak_bytes': measure_memory(folder, about, tokens, threads, device)} for form, (folder, device) in places.items()}
 
 # %% ../nbs/14_deploy.ipynb #0000002f
 UNTRAINED_ROWS = ('T0', 'S4') # A teacher and its student; the other rows have the shape of one of them
@@ -745,11 +769,11 @@ def deployment_values(
             found = forwards_of(folders, p.threads)
             tokens, costs = cost_of(folders, found['torch'][1], p.threads)
             parameters = sum(w.numel() for w in load_file(folders['torch']/'model.safetensors').values())
-            rows[s.name] = {**row, 'parameters': parameters, 'peak_tokens': tokens, 'forms': {form: forms[form] | costs[form] for form in folders}}
+            rows[s.name] = {**row, 'parameters': parameters, 'peak_tokens': tokens, 'forms': {form: forms.get(form, {}) | c for form, c in costs.items()}}
             forwards |= {(s.name, form): f for form, f in found.items()}
         for (row, form), times in measure_times(forwards, rounds, PATIENCE if untrained else float('inf')).items():
-            rows[row]['forms'].setdefault(form, {}).update(times)
-    return {'task': '' if untrained else t.name, 'untrained': untrained, 'threads': p.threads, 'batch': BATCH, 'rounds': rounds, 'rows': rows}
+            rows[row]['forms'][form].update(times)
+    return {'task': '' if untrained else t.name, 'metric': '' if untrained else t.metric, 'untrained': untrained, 'threads': p.threads, 'batch': BATCH, 'rounds': rounds, 'rows': rows}
 
 # %% ../nbs/14_deploy.ipynb #00000034
 def deployment(
@@ -769,7 +793,8 @@ def deployment(
     command = ' '.join(['distilherbert deployment', *(s.name for s in rows if scenarios), *(['--task', task] if task else []), '--profile', p.name,
                         *(['--untrained'] if untrained else [])])
     n = None if untrained else next(iter(next(iter(values['rows'].values()))['forms'].values()))['n']
-    return write_record(p.name, 'deployment', values, units=units, n=n, command=command, seconds=round(time.perf_counter() - start, 1))
+    key = combined_key([r['key'] for r in values['rows'].values() if 'key' in r])
+    return write_record(p.name, 'deployment', values, units=units, n=n, command=command, key=key, seconds=round(time.perf_counter() - start, 1))
 
 def deployment_lines(
     values:dict, # Of the record

@@ -10,15 +10,15 @@ __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'E
            'with_interval', 'tasks_of', 'task_name', 'first_reading', 'find_pair', 'verdict', 'compare_sentence',
            'answers', 'findings_sentence', 'find_kept', 'taught', 'kept_sentence', 'taught_sentence', 'table_kept',
            'order_sentence', 'markdown_table', 'initial_weights', 'table_scenarios', 'task_title', 'score_cell',
-           'kept_cell', 'published_cell', 'table_scores', 'cut_sentence', 'table_pairs', 'scores_caption', 'inflation',
-           'readings_cell', 'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence',
-           'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'teacher_start',
-           'loss_on_ccsub', 'table_models', 'table_profiles', 'beside', 'size_sentence', 'teacher_sentence',
-           'loss_sentence', 'lighter_sentence', 'cleaning_sentence', 'cost_sentence', 'half_width', 'difference_width',
-           'noise_sentence', 'table_deployment', 'one_each', 'deployment_lengths', 'tried_variants', 'like_with_like',
-           'table_ablations', 'in_words', 'ablation_sentence', 'score_sentence', 'rates_tried', 'profile_rate',
-           'table_rates', 'rate_sentence', 'contamination_sentence', 'record_state', 'table_records', 'how_to_make',
-           'in_tabs']
+           'kept_cell', 'published_cell', 'table_scores', 'cut_sentence', 'drawn_words', 'table_pairs', 'upper_first',
+           'scores_caption', 'readings_there', 'inflation', 'readings_cell', 'table_readings', 'find_inflation',
+           'table_inflation', 'inflation_sentence', 'table_nine', 'table_published', 'parts_of', 'waterfall',
+           'table_cleaning', 'table_rules', 'table_rows', 'teacher_start', 'loss_on_ccsub', 'table_models',
+           'table_profiles', 'beside', 'size_sentence', 'teacher_sentence', 'loss_sentence', 'lighter_sentence',
+           'cleaning_sentence', 'cost_sentence', 'half_width', 'difference_width', 'noise_sentence', 'table_deployment',
+           'one_each', 'deployment_metric', 'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations',
+           'in_words', 'ablation_sentence', 'score_sentence', 'rates_tried', 'profile_rate', 'table_rates',
+           'rate_sentence', 'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -468,9 +468,10 @@ def table_scenarios(
 def task_title(
     e:Evidence, # The records
     task:str, # A task
+    reading:str='', # One of `READINGS`; all but "test" are scored on dev
 )->str: # Its name and the number of examples it is scored on
     "Head of a column."
-    ns = {e.get(w, task, 'n') for w in e.records if w.startswith('klej-')} - {None}
+    ns = {e.get(w, task, 'n_test' if reading == 'test' else 'n') for w in e.records if w.startswith('klej-')} - {None}
     return task_name(e, task) + (f'<br>n = {", ".join(f"{n:,}" for n in sorted(ns))}' if ns else '')
 
 def score_cell(
@@ -513,7 +514,7 @@ def table_scores(
     "Table 2: our scores beside the published ones."
     tasks = tasks_of(e) or list(TASKS)
     head = ['Model']
-    for t in tasks: head += [task_title(e, t), 'the report†'] if t in TASKS else [task_title(e, t)]
+    for t in tasks: head += [task_title(e, t, reading), *(['the report†'] if t in TASKS else [])]
     head += ['Mean', 'Kept of T0 [%]']
     rows = []
     for s in SCENARIOS:
@@ -539,6 +540,13 @@ def cut_sentence(
     return said + (f' {" and ".join(slices)} have no dev set of their own: a fixed slice of train serves.' if slices else '')
 
 # %% ../nbs/10_evidence.ipynb #00000032
+def drawn_words(
+    e:Evidence, # The records
+)->str: # As "examples and 5 fine-tuning seeds"
+    "What the intervals of comparisons are over."
+    seeds = sorted({p['seeds'] for p in e.get('comparisons', 'pairs', default=[]) if 'seeds' in p})
+    return 'examples only, of one fine-tuning seed' if seeds == [1] else f'examples and {" or ".join(map(str, seeds))} fine-tuning seeds'
+
 def table_pairs(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -551,14 +559,19 @@ def table_pairs(
         mark = '**' if verdict(p) else ''
         return linked(e, 'comparisons', f'{mark}{signed(p["difference"])}{mark} [{signed(p["low"])}, {signed(p["high"])}]')
     rows = [(f'{a} − {b}', *(cell(a, b, t) for t in tasks)) for a, b, _ in QUESTIONS]
-    seeds = sorted({p['seeds'] for p in e.get('comparisons', 'pairs', default=[]) if 'seeds' in p})
-    caption = (f'Differences in points with paired 95 % intervals over examples and {" or ".join(map(str, seeds))} fine-tuning seeds, profile `{e.profile}`; '
+    caption = (f'Differences in points with paired 95 % intervals over {drawn_words(e)}, profile `{e.profile}`; '
                'bold where the interval excludes zero.')
     return markdown_table(('Rows', *(task_title(e, t) for t in tasks[:-1]), 'Mean'), rows, caption, label)
 
+def upper_first(
+    text:str, # As "1 − wMAE or F1"
+)->str: # The rest as it is
+    "The beginning of a sentence."
+    return text[:1].upper() + text[1:]
+
 def scores_caption(
     e:Evidence, # The records
-    reading:str, # "honest", "last" or "max"
+    reading:str, # One of `READINGS`
 )->str: # A caption
     "What the numbers of Table 2 are."
     reading = reading or first_reading(e)
@@ -566,13 +579,23 @@ def scores_caption(
     seeds = {len(e.get(w, t, 'readings', reading, 'seeds', default={})) for w, t in scored}
     metrics = dict.fromkeys(METRICS.get(e.get(w, t, 'metric', default='accuracy')) for w, t in scored) or {'accuracy': None}
     over = f'mean over {" or ".join(map(str, sorted(seeds)))} fine-tuning seed{"" if seeds == {1} else "s"}' if seeds else 'mean'
-    how = {'honest': 'epoch chosen on a part of train', 'last': 'last epoch', 'max': 'maximum over the epochs'}[reading]
-    return (f'{" or ".join(metrics).capitalize()} in percent on dev, profile `{e.profile}`: {over} with 95 % interval ({how}). '
+    sure = '95 % interval over the examples only' if seeds == {1} else '95 % interval'
+    how = {'last': 'last epoch', 'max': 'maximum over the epochs'}.get(reading, 'epoch chosen on a part of train')
+    where = 'test' if reading == 'test' else 'dev'
+    return (f'{upper_first(" or ".join(metrics))} in percent on {where}, profile `{e.profile}`: {over} with {sure} ({how}). '
             '† published by the report [@krzepkowski2022report]: other data, one seed, maximum over the epochs.')
 
 # %% ../nbs/10_evidence.ipynb #00000035
 READINGS:Mapping[str, str] = MappingProxyType({
-    'honest': 'epoch chosen on held-out train', 'last': 'last epoch', 'max': 'maximum over epochs'})
+    'honest': 'epoch chosen on held-out train', 'last': 'last epoch', 'max': 'maximum over epochs',
+    'test': 'epoch chosen on held-out train, scored on test'})
+
+def readings_there(
+    e:Evidence, # The records
+)->list[str]: # Names, in the order of `READINGS`; "test" only where a task has the labels of its test split
+    "The readings that are shown beside each other."
+    seen = {r for w in e.records if w.startswith('klej-') for t in tasks_of(e) for r in e.get(w, t, 'readings', default={})}
+    return [r for r in READINGS if r in seen or r != 'test']
 
 def inflation(
     e:Evidence, # The records
@@ -592,7 +615,7 @@ def readings_cell(
     "The readings of one score."
     readings = e.get(f'klej-{scenario}', task, 'readings', default={})
     if not readings: return NOTHING
-    return linked(e, f'klej-{scenario}', ' · '.join(f'{readings[r]["mean"]:.1f}' if r in readings else NOTHING for r in READINGS))
+    return linked(e, f'klej-{scenario}', ' · '.join(f'{readings[r]["mean"]:.1f}' if r in readings else NOTHING for r in readings_there(e)))
 
 def table_readings(
     e:Evidence, # The records
@@ -605,8 +628,10 @@ def table_readings(
         mean = linked(e, f'klej-{s}', signed(sum(extra)/len(extra))) if extra else NOTHING
         rows.append((f'**{s}**', *(readings_cell(e, s, t) for t in tasks), mean))
     head = ('Model', *(task_name(e, t) for t in tasks), 'Inflation')
-    caption = (f'Three readings of the same fine-tuning runs, profile `{e.profile}`, in percent: {" · ".join(READINGS.values())}. Inflation: the last '
-               'minus the first, mean over the tasks, in points.')
+    shown = readings_there(e)
+    what = 'the last minus the first' if shown[-1] == 'max' else 'maximum minus the first'
+    caption = (f'{"Four" if len(shown) == 4 else "Three"} readings of the same fine-tuning runs, profile `{e.profile}`, in percent: {" · ".join(READINGS[r] for r in shown)}. '
+               f'Inflation: {what}, mean over the tasks, in points.')
     return markdown_table(head, rows, caption, label)
 
 # %% ../nbs/10_evidence.ipynb #00000038
@@ -629,7 +654,8 @@ def table_inflation(
         return NOTHING if v is None else linked(e, 'comparisons', f'{signed(v["difference"])} [{signed(v["low"])}, {signed(v["high"])}]')
     columns = (*tasks_of(e), 'mean')
     rows = [(f'**{s}**' if s in SCENARIOS else '*mean*', *(cell(s, t) for t in columns)) for s in (*SCENARIOS, 'all')]
-    caption = f'The maximum over the epochs on dev minus the honest reading, in points, with paired 95 % intervals over examples and seeds, profile `{e.profile}`.'
+    sure = 'examples only' if (find_inflation(e) or {}).get('seeds') == 1 else 'examples and seeds'
+    caption = f'The maximum over the epochs on dev minus the honest reading, in points, with paired 95 % intervals over {sure}, profile `{e.profile}`.'
     return markdown_table(('Model', *(task_title(e, t) for t in columns[:-1]), 'Mean'), rows, caption, label)
 
 def inflation_sentence(
@@ -643,6 +669,28 @@ def inflation_sentence(
     mean = linked(e, 'comparisons', f'{mean}, 95 % interval {signed(v["low"])} to {signed(v["high"])},') if v else linked(e, f'klej-{s}', mean)
     return (f'In the profile `{e.profile}`, over {len(extra)} scores, the maximum over the epochs lies {mean} above '
             f'the honest reading on average, and up to {linked(e, f"klej-{s}", f"{extra[s, t]:.1f}")} ({s} on {task_name(e, t)}).')
+
+# %% ../nbs/10_evidence.ipynb #c1a551f7
+def table_nine(
+    e:Evidence, # The records
+    label:str='', # Identifier for cross-references
+)->str: # Markdown
+    "All nine tasks for some rows, and what the maximum over epochs adds on each."
+    rows, n = e.get('nine', 'rows', default={}), e.get('nine', 'epochs')
+    if not rows: return how_to_make(e.profile, 'nine')
+    added = {v['task']: v for v in e.get('nine', 'inflation', default=[]) if v['scenario'] == 'all'}
+    first = next(iter(rows.values()))
+    def score(v): return with_interval(next(v['readings'][r] for r in ('honest', 'last') if r in v['readings']))
+    def more(t): return f'{signed(added[t]["difference"])} [{signed(added[t]["low"])}, {signed(added[t]["high"])}]' if t in added else NOTHING
+    body = [(v['title'], METRICS[v['metric']], *(f'{v[c]:,}' for c in ('examples_train', 'dropped', 'n', 'cut')), f'{v["majority"]:.1f}',
+             *(linked(e, 'nine', score(r[t]), REPORT) for r in rows.values()), more(t)) for t, v in first.items()]
+    if 'mean' in added: body.append(('*mean*', *[NOTHING]*(6 + len(rows)), more('mean')))
+    seeds = len(e.get('nine', 'seeds', default=[]))
+    caption = (f'All tasks in profile `{e.profile}`, {n} epochs, {seeds} seed{"s"*(seeds != 1)}: honest reading in percent with 95 % interval'
+               f'{" over the examples only" if seeds == 1 else ""}, on n examples of dev (or of the slice that serves as dev), of which *cut* are longer than the model reads; *dropped* rows of '
+               f'train share a family with that slice. Last column: what the maximum over {n} epochs adds to the honest reading, mean over the rows, in points.')
+    head = ('Task', 'Metric', 'Train', 'Dropped', 'n', 'Cut', 'Constant', *(f'**{s}**' for s in rows), 'Maximum adds')
+    return markdown_table(head, body, caption, label, 'll' + 'r'*(len(head) - 2))
 
 # %% ../nbs/10_evidence.ipynb #0000003b
 def table_published(
@@ -887,14 +935,15 @@ def table_deployment(
     label:str='', # Identifier for cross-references
 )->str: # Markdown
     "Size, memory, speed and accuracy of every form of every model."
-    rows, lengths = [], deployment_lengths(e)
+    rows, lengths, v = [], deployment_lengths(e), e.get('deployment', default={})
     def cell(value, form, scale=1.0): return NOTHING if value is None else linked(e, 'deployment', f'{value*scale:{form}}')
     for s, r in e.get('deployment', 'rows', default={}).items():
         for form, f in r['forms'].items():
             speed = [c for n in lengths for c in (cell(f['latency'][n], '.2f', 1e3), cell(f['throughput'][n], ',.0f'))]
-            rows.append((f'**{s}**', form, cell(f.get('bytes'), '.1f', 1e-6), cell(f.get('peak_bytes'), '.0f', 1e-6), *speed, cell(f.get('score'), '.1f')))
-    head = ['Model', 'Form', 'File [MB]', 'Memory [MB]'] + [t for n in lengths for t in (f'Latency, {n} tokens [ms]', f'Texts/s, {n} tokens')] + ['Accuracy [%]']
-    v = e.get('deployment', default={})
+            score = [] if v.get('untrained') else [cell(f.get('score'), '.1f')]
+            rows.append((f'**{s}**', form, cell(f.get('bytes'), '.1f', 1e-6), cell(f.get('peak_bytes'), '.0f', 1e-6), *speed, *score))
+    head = ['Model', 'Form', 'File [MB]', 'Memory [MB]'] + [t for n in lengths for t in (f'Latency, {n} tokens [ms]', f'Texts/s, {n} tokens')]
+    if not v.get('untrained'): head.append(deployment_metric(e))
     what = 'models of the shapes' if v.get('untrained') else 'fine-tuned models'
     where = ', with random weights' if v.get('untrained') else f' on {task_name(e, v.get("task"))}'
     caption = (f'What {what} of profile `{e.profile}` cost{where}: medians of {v.get("rounds")} rounds, '
@@ -907,6 +956,14 @@ def one_each(
     "Of which fine-tuning the accuracy is."
     seeds = [f'{s} {r["seed"]}' for s, r in rows.items() if 'seed' in r]
     return f' The accuracy is that of a single fine-tuning of each row, the one whose folder was measured (seeds: {", ".join(seeds)}); @tbl-scores has the mean over seeds.' if seeds else ''
+
+def deployment_metric(
+    e:Evidence, # The records
+)->str: # As "Accuracy [%]"
+    "What the scores of a record of deployment are."
+    v = e.get('deployment', default={})
+    metric = v.get('metric') or next((m for s in SCENARIOS if (m := e.get(f'klej-{s}', v.get('task', ''), 'metric'))), None)
+    return f'{upper_first(METRICS[metric])} [%]' if metric else 'Score [%]'
 
 def deployment_lengths(
     e:Evidence, # The records
@@ -1093,6 +1150,7 @@ def how_to_make(
 )->str: # Markdown
     "What to type for the records of a profile."
     if what == 'ablations': return f'Not measured here yet: `python bench/ablations.py --profile {profile}`.'
+    if what == 'nine': return f'Not measured here yet: `python bench/nine.py --profile {profile}`.'
     if what == 'deployment': return f'Not measured here yet: `distilherbert deployment --profile {profile}`, on a machine that does nothing else.'
     return f'No records of this yet. On a machine of the right size, `{COMMANDS.get(profile, f"distilherbert reproduce --profile {profile}")}` makes them.'
 

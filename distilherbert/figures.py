@@ -27,8 +27,8 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from .artefact import duration
-from .evidence import METRICS, PUBLISHED, Evidence, count, deployment_lengths, find_pair, first_reading, in_tabs, inflation, parts_of
-from .evidence import task_name, tasks_of, teacher_start, verdict, waterfall, with_interval
+from .evidence import METRICS, PUBLISHED, Evidence, count, deployment_lengths, deployment_metric, find_pair, first_reading, in_tabs, inflation
+from .evidence import parts_of, task_name, tasks_of, teacher_start, upper_first, verdict, waterfall, with_interval
 from .scenario import PROFILES, SCENARIOS, checkout
 
 # %% ../nbs/11_figures.ipynb #00000006
@@ -271,7 +271,7 @@ def score_label(
 )->str: # As "Accuracy [%]"
     "What an axis with scores shows."
     metrics = {m for s in SCENARIOS if (m := e.get(f'klej-{s}', task, 'metric'))}
-    return f'{METRICS[metrics.pop()].capitalize()} [%]' if len(metrics) == 1 else 'Score [%]'
+    return f'{upper_first(METRICS[metrics.pop()])} [%]' if len(metrics) == 1 else 'Score [%]'
 
 def best_student(
     e:Evidence, # The records
@@ -308,7 +308,7 @@ def draw_scores(
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     entitle(figure, best_student(e, reading))
     said = '; '.join(f'{s} {with_interval(r)}' for s, r in score_points(e, 'mean', reading))
-    return Picture('scores', figure, 'Score of every scenario on dev, mean over seeds with its 95 % interval.'
+    return Picture('scores', figure, f'Score of every scenario on {"test" if reading == "test" else "dev"}, mean over seeds with its 95 % interval.'
                    + (' Hollow diamonds: published figures (another reading, see the text).' if real else ''),
                    f'Dot plots of scores by scenario, a panel for each task. Mean of the tasks: {said}.')
 
@@ -476,7 +476,7 @@ def draw_size(
                    f'Scatter plot. {"; ".join(said)}.')
 
 # %% ../nbs/11_figures.ipynb #00000029
-FORMS:Mapping[str, str] = MappingProxyType({'torch': 'full', 'onnx': 'none', 'int8': 'bottom'}) # Form to how its mark is filled
+FORMS:Mapping[str, str] = MappingProxyType({'torch': 'full', 'torch on GPU': 'right', 'onnx': 'none', 'int8': 'bottom'}) # Form to how its mark is filled
 
 @style.context(STYLE)
 def draw_deployment(
@@ -485,15 +485,17 @@ def draw_deployment(
     "Accuracy against the size of the file and against the time of one text; of models that were never trained, their parameters."
     figure, axes = panels(2, height=3.4, sharey=True)
     rows, n = e.get('deployment', 'rows', default={}), next(iter(deployment_lengths(e)), '')
+    what, gpu = deployment_metric(e), any('torch on GPU' in r['forms'] for r in rows.values())
     trained, said = any(f.get('score') is not None for r in rows.values() for f in r['forms'].values()), []
     for s, r in rows.items():
         for form, f in r['forms'].items():
-            y = f.get('score') if trained else r['parameters']/1e6
+            same = r['forms']['torch'] # as on a GPU, with the file and the score of PyTorch
+            y = f.get('score', same.get('score')) if trained else r['parameters']/1e6
             if y is None or not f.get('latency', {}).get(n): continue
-            for ax, x in zip(axes, (f['bytes']/1e6, 1e3*f['latency'][n]), strict=True):
+            for ax, x in zip(axes, (f.get('bytes', same['bytes'])/1e6, 1e3*f['latency'][n]), strict=True):
                 ax.plot(x, y, MARKERS[s], color=COLOURS[s], fillstyle=FORMS[form], markersize=8, label=s if form == 'torch' else None)
-            said.append(f'{s} as {form} {1e3*f["latency"][n]:.2f} ms, {f["bytes"]/1e6:.1f} MB, {y:.1f} {"%" if trained else "million parameters"}')
-    axes[0].set(xlabel='File [MB]', ylabel='Accuracy [%]' if trained else 'Parameters [millions]', title='Size')
+            said.append(f'{s} as {form} {1e3*f["latency"][n]:.2f} ms, {f.get("bytes", same["bytes"])/1e6:.1f} MB, {y:.1f} {"%" if trained else "million parameters"}')
+    axes[0].set(xlabel='File [MB]', ylabel=what if trained else 'Parameters [millions]', title='Size')
     axes[1].set(xlabel=f'Time of one text of {n} tokens [ms]', title='Latency')
     if rows: axes[1].legend(frameon=False, ncols=2, fontsize=9)
     pair = [rows[s]['forms']['torch'] for s in ('S4', 'T0') if s in rows]
@@ -501,9 +503,9 @@ def draw_deployment(
         small, large = ((1e3*f['latency'][n], f.get('score')) for f in pair)
         scores = f', at {small[1]:.1f} against {large[1]:.1f} %' if trained else ''
         entitle(figure, f'As PyTorch runs them, S4 takes {small[0]:.2f} ms where T0 takes {large[0]:.2f}{scores}')
-    else: entitle(figure, f'{"Accuracy" if trained else "Parameters"} by size and time')
-    return Picture('deployment', figure, f'{"Accuracy" if trained else "Parameters of untrained models"} against the size of the file (left) and the time of one text (right). Filled: PyTorch, hollow: ONNX, '
-                   f'half filled: ONNX with weights of 8 bits.{" Each accuracy is that of a single fine-tuning." if trained else ""}', f'Scatter plots of {"fine-tuned" if trained else "untrained"} models. {"; ".join(said)}.')
+    else: entitle(figure, f'{what.removesuffix(" [%]") if trained else "Parameters"} by size and time')
+    return Picture('deployment', figure, f'{what.removesuffix(" [%]") if trained else "Parameters of untrained models"} against the size of the file (left) and the time of one text (right). Filled: PyTorch, hollow: ONNX, '
+                   f'half filled: ONNX with weights of 8 bits{" (below), PyTorch on a GPU (right)" if gpu else ""}.{" Each score is that of a single fine-tuning." if trained else ""}', f'Scatter plots of {"fine-tuned" if trained else "untrained"} models. {"; ".join(said)}.')
 
 # %% ../nbs/11_figures.ipynb #0000002c
 def figure_tabs(

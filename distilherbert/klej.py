@@ -10,11 +10,12 @@ __all__ = ['TASKS', 'DEV_SHARE', 'METRICS', 'HOW_TO_CLASSIFY', 'EVAL_TOKENS', 'S
            'load_group', 'weighted_accuracy', 'weighted_f1', 'weighted_wmae', 'weighted_ranks', 'weighted_spearman',
            'weighted_scores', 'score', 'Encoded', 'fit_pair', 'token_ids', 'encode', 'load_tokenizer_of',
            'load_classifier', 'load_weights', 'layer_output', 'logits_of', 'shrink_embeddings', 'train_batches',
-           'eval_batches', 'tensors', 'exact', 'autocast', 'example_loss', 'to_target', 'to_prediction', 'Evaluator',
-           'Tuning', 'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs', 'data_identity', 'scores_artefact',
-           'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs', 'scored_part', 'Reading', 'load_run',
-           'read_scores', 'generator', 'draw_counts', 'replicates', 'interval', 'mean_values', 'klej_values',
-           'task_samples', 'difference', 'gap', 'kept_share', 'compare', 'comparison_values', 'inflation_values']
+           'eval_batches', 'tensors', 'exact', 'tuning_precision', 'autocast', 'example_loss', 'to_target',
+           'to_prediction', 'Evaluator', 'Tuning', 'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs',
+           'data_identity', 'scores_artefact', 'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs',
+           'scored_part', 'Reading', 'load_run', 'read_scores', 'generator', 'draw_counts', 'replicates', 'interval',
+           'mean_values', 'klej_values', 'task_samples', 'difference', 'gap', 'kept_share', 'compare',
+           'comparison_values', 'inflation_values']
 
 # %% ../nbs/06_klej.ipynb #00000002
 import csv
@@ -649,6 +650,12 @@ def exact(
         try: yield device
         finally: torch.set_num_threads(threads)
 
+def tuning_precision(
+    profile:Profile, # Settings
+)->str: # "fp32", "bf16" or "fp16"
+    "The number type of fine-tuning."
+    return profile.task_precision or profile.precision
+
 def autocast(
     precision:str, # "fp32", "bf16" or "fp16"
     device:torch.device, # Where the model is
@@ -716,7 +723,7 @@ class Tuning:
         self.step, self.device = 0, self.model.device
         self.steps = self.profile.task_epochs*-(-len(self.gold)//self.profile.task_batch)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.profile.weight_decay), lr=self.profile.task_lr, fused=True)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.profile.precision == 'fp16')
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=tuning_precision(self.profile) == 'fp16')
 
 def train_epoch(
     t:Tuning, # Advanced by one epoch
@@ -727,7 +734,7 @@ def train_epoch(
     p, losses = t.profile, []
     for batch in train_batches(np.array([len(i) for i in t.encoded.ids]), p.task_batch, t.seed, epoch):
         for g in t.optimizer.param_groups: g['lr'] = learning_rate(t.step, t.steps, p.warmup_share, p.task_lr)
-        with autocast(p.precision, t.device): logits = logits_of(t.model, *tensors(t.encoded, batch, t.pad, t.device))
+        with autocast(tuning_precision(p), t.device): logits = logits_of(t.model, *tensors(t.encoded, batch, t.pad, t.device))
         loss = example_loss(logits, t.gold[batch].to(t.device))
         t.scaler.scale(loss).backward()
         t.scaler.unscale_(t.optimizer)
@@ -798,7 +805,7 @@ def run_epochs(
     for epoch in range(t.profile.task_epochs):
         log['train_loss'].append(train_epoch(t, epoch))
         for n, evaluate in look.items():
-            logits = evaluate(t.model, t.profile.precision)
+            logits = evaluate(t.model, tuning_precision(t.profile))
             if not np.isfinite(logits).all():
                 raise TaskError(f'{task.title}: NaN among the answers on {n} after epoch {epoch + 1}, seed {t.seed}; lower `task_lr`.')
             log[f'pred/{n}'].append(to_prediction(logits, task))
@@ -810,7 +817,7 @@ def run_epochs(
 # %% ../nbs/06_klej.ipynb #00000053
 SCORES_VERSION = 1
 TASK_SETTINGS = ('task_examples', 'task_epochs', 'task_batch', 'task_lr', 'task_max_len', 'selection_share', 'warmup_share',
-                 'weight_decay', 'clip', 'precision', 'threads', 'data_seed')
+                 'weight_decay', 'clip', 'threads', 'data_seed')
 
 def data_identity(
     task:Task, # A task
@@ -839,7 +846,7 @@ def scores_artefact(
     if group not in groups: raise unknown_name('group of tasks', group, list(groups), 'The tasks of a profile are its field `tasks`.')
     model = model_artefact(p, s)
     settings = {'seed': seed, 'data': {t.name: data_identity(t, p.task_source) for t in groups[group]},
-                **{f: getattr(p, f) for f in TASK_SETTINGS}}
+                **{f: getattr(p, f) for f in TASK_SETTINGS}, 'precision': tuning_precision(p)}
     return Artefact('scores', f'{s.name}-{group}-{seed}', SCORES_VERSION, settings, (model,),
                     lambda work: make_scores(model.path, groups[group], p, seed, work), profile_name=p.name)
 

@@ -212,6 +212,7 @@ class Profile:
     task_epochs:int=20 # Fine-tuning epochs
     task_batch:int=32 # Fine-tuning examples per step
     task_lr:float=5e-5 # Fine-tuning maximum learning rate
+    task_precision:str='' # Of fine-tuning: "fp32", "bf16" or "fp16"; empty for the same as `precision`
     task_max_len:int=512 # Longest example [tokens]
     selection_share:float=0.1 # Share of train that chooses the epoch; 0 trains on all and has no honest reading
     task_seeds:tuple[int, ...]=(42,) # Fine-tuning seeds
@@ -252,6 +253,7 @@ def check_profile(
         raise SettingsError(f'Profile {p.name}: out of range: ' + ', '.join(f'{f} = {getattr(p, f)!r}' for f in bad) + '.')
     if p.hidden % p.heads: raise SettingsError(f'Profile {p.name}: hidden = {p.hidden} is no multiple of heads = {p.heads}.')
     if p.precision not in ('fp32', 'bf16', 'fp16'): raise unknown_name('precision', p.precision, ['fp32', 'bf16', 'fp16'])
+    if p.task_precision not in ('', 'fp32', 'bf16', 'fp16'): raise unknown_name('task_precision', p.task_precision, ['fp32', 'bf16', 'fp16'])
     if p.attention not in ('row', 'text'): raise unknown_name('attention', p.attention, ['row', 'text'])
     if p.on_bad_file not in ('stop', 'skip'): raise unknown_name('on_bad_file', p.on_bad_file, ['stop', 'skip'], 'It is a field of a profile.')
     if p.on_bad_file == 'skip' and p.text in ('world', 'cc100'):

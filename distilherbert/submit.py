@@ -17,6 +17,7 @@ from .artefact import Artefact, fingerprint, read_manifest
 from .deploy import check_choice, classifier_artefact, honest_choice, open_classifier, with_tasks
 from distilherbert.klej import (
     TASKS, Task, TaskError, build_scores, get_task, labels_file, profile_groups, read_labelled_test, read_split, score, task_folder,
+    to_prediction,
 )
 from .scenario import Profile, Scenario, get_profile, get_scenario
 from .world import WORLD_TASKS, WORLD_VERSION
@@ -86,7 +87,7 @@ def check_submission(
         check_answers((sample/name).read_text('utf-8'), get_task(t), *expected[t], f'the official sample {name}')
 
 # %% ../nbs/17_submit.ipynb #00000010
-SUBMISSION_VERSION = 1
+SUBMISSION_VERSION = 2
 
 def zip_files(
     file:Path, # The zip to write
@@ -108,10 +109,11 @@ def make_submission(
     for t, folder in classifiers.items():
         task, c = get_task(t), open_classifier(folder)
         texts = read_test(task, profile.task_source, profile.data_seed)
-        pred = c.predict(texts)
+        logits, cut = c.run(texts)
+        pred = to_prediction(logits, task)
         files[f'test_pred_{t}.tsv'] = answer_file(task, pred, c.about['labels'])
         expected[t] = c.about['labels'], len(texts)
-        counts[t] = {'rows': len(texts), **{k: c.about[k] for k in ('seed', 'epoch')}, 'dev': c.about['dev'][t],
+        counts[t] = {'rows': len(texts), 'cut': cut, **{k: c.about[k] for k in ('seed', 'epoch')}, 'dev': c.about['dev'][t],
                      'test': test_score(task, pred, c.about['labels'], profile.task_source)}
     for file, text in files.items(): (work/file).write_text(text, 'utf-8')
     zip_files(work/name, files)
@@ -176,10 +178,10 @@ def submission_lines(
     folder:Path, # A submission
 )->list[str]: # For people
     "What a submission holds, and where it is."
-    lines = [f'{"task":14} {"rows":>5} {"seed":>5} {"epoch":>5} {"dev":>6} {"test":>6}']
+    lines = [f'{"task":14} {"rows":>5} {"cut":>5} {"seed":>5} {"epoch":>5} {"dev":>6} {"test":>6}']
     for t, c in read_manifest(folder)['counts'].items():
         test = '—' if c['test'] is None else f'{c["test"]:.1f}'
-        lines.append(f'{get_task(t).title:14} {c["rows"]:5} {c["seed"]:5} {c["epoch"]:5} {c["dev"]:6.1f} {test:>6}')
+        lines.append(f'{get_task(t).title:14} {c["rows"]:5} {c["cut"]:5} {c["seed"]:5} {c["epoch"]:5} {c["dev"]:6.1f} {test:>6}')
     (file,) = folder.glob('*.zip')
     missing = [t for t in TASKS if t not in read_manifest(folder)['counts']]
     note = f'Not in it: {", ".join(missing)}; the leaderboard wants all nine.' if missing else 'All nine: ready for the leaderboard at https://klejbenchmark.com.'

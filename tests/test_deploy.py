@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from test_klej import DATA, TASKS, examples, group, make_folder, real
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from distilherbert import deploy, klej
+from distilherbert import deploy, evidence, figures, klej
 from distilherbert.artefact import Artefact, read_manifest
 from distilherbert.klej import TaskError
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
@@ -295,6 +295,20 @@ def test_an_exported_folder_runs_without_torch(classifier, exported):
     assert set((exported/'requirements.txt').read_text().split()) == {'numpy', 'onnxruntime', 'tokenizers'}
 
 
+def test_cut_texts_are_said(ner, tmp_path, caplog):
+    out, texts = deploy.export_onnx(ner, tmp_path/'onnx'), ['w1', 'w2 '*30]
+    said = '1 of 2 texts are longer than the 20 tokens that are read, and were cut.'
+    for folder in (ner, out):
+        caplog.clear()
+        with caplog.at_level('WARNING', logger='distilherbert'): assert len(deploy.predict(str(folder), texts)) == 2
+        assert said in caplog.text
+        caplog.clear()
+        deploy.predict(str(folder), texts[:1])
+        assert not caplog.text
+    done = run_alone(out, *texts)
+    assert done.stderr.strip().endswith(said) and len(done.stdout.splitlines()) == 2 and not run_alone(out, 'w1').stderr
+
+
 def test_the_runner_refuses_what_is_no_text(tmp_path_factory, tmp_path):
     folder, _, _ = kept(tmp_path_factory, ('cdsc-e',), pair=True)
     out = deploy.export_onnx(folder, tmp_path/'onnx')
@@ -338,7 +352,7 @@ def untouched(toys, monkeypatch):
 
 
 @pytest.mark.parametrize('ask, words', [
-    (lambda p, out: deploy.predict('S4', ['x'], p, 'cbdd'), 'Did you mean cbd'), (lambda p, out: deploy.predict('S4', ['x'], p, 'dyk'), 'Unknown task'),
+    (lambda p, out: deploy.predict('S4', ['x'], p, 'cbdd'), 'Did you mean cbd'), (lambda p, out: deploy.predict('S4', ['x\ty'], p, 'dyk'), 'Unknown task'),
     (lambda p, out: deploy.predict('S4', [], p), 'There is no text'), (lambda p, out: deploy.predict('S4', ['x'], p, 'cdsc-e'), 'tab between them'),
     (lambda p, out: deploy.predict('S4', ['x'], replace(p, selection_share=0.0)), 'selection_share = 0.1'), (lambda p, out: deploy.predict('S44', [], p), 'Unknown scenario'),
     (lambda p, out: deploy.export('S4', out, p), 'is there already'), (lambda p, out: deploy.export('S4', out/'new', p, 'dyk'), 'Unknown task'),
@@ -390,12 +404,42 @@ def test_times_are_taken_in_turns(monkeypatch):
     assert names == ['A', 'B']*4, 'one round to warm up, and three that count'
 
 
+def deployment_evidence(untrained, task='cbd', **more):
+    "A record of two rows, one of them on a GPU as well."
+    def form(**kw): return {'latency': {'32': 0.001, '512': 0.01}, 'throughput': {'32': 900.0, '512': None}, **({} if untrained else {'score': 61.0}), **kw}
+    forms = {'torch': form(bytes=4e6, peak_bytes=5e8), 'torch on GPU': {**form(peak_bytes=1e8), **({'score': None} if untrained else {})}, 'int8': form(bytes=1e6, peak_bytes=2e8)}
+    forms['torch on GPU'].pop('score', None)
+    rows = {s: {'parameters': n, 'forms': forms} for s, n in (('T0', 124_000_000), ('S4', 82_000_000))}
+    values = {'task': '' if untrained else task, 'untrained': untrained, 'threads': 1, 'batch': 32, 'rounds': 7, 'rows': rows, **more}
+    return evidence.Evidence('base', {'deployment': {'values': values}}, {})
+
+
+def test_tables_of_untrained_models_have_no_scores():
+    bare, scored = deployment_evidence(True), deployment_evidence(False, metric='f1')
+    table = evidence.table_deployment(bare)
+    head, *_ = table.splitlines()
+    assert '[%]' not in head and 'with random weights' in table and len({row.count('|') for row in table.splitlines() if row.startswith('|')}) == 1
+    assert evidence.table_deployment(scored).splitlines()[0].endswith('| F1 of the positive class [%] |') and '61.0' in evidence.table_deployment(scored)
+    for e, words, never in ((bare, '82.0 million parameters', '%'), (scored, '61.0 %', 'million')):
+        picture = figures.draw_deployment(e)
+        assert words in picture.alt and never not in picture.alt and 'torch on GPU' in picture.alt
+        assert ('F1 of the positive class' in picture.caption) == (e is scored) and 'on a GPU' in picture.caption
+
+
+def test_the_program_that_measures_memory_on_a_card():
+    for exported, device, said in ((False, 'cuda', 'torch.cuda.max_memory_allocated()'), (False, 'cpu', 'peak_bytes()'), (True, 'cpu', 'peak_bytes()')):
+        program = deploy.memory_program(exported, {'labels': ['a', 'b']}, 32, 1, device)
+        compile(program, 'probe', 'exec')
+        assert program.splitlines()[-1] == f'print({said})' and (".to('cuda')" in program) == (device == 'cuda')
+
+
 def test_the_record_of_a_row(toys, tmp_path, monkeypatch):
     monkeypatch.setenv('DISTILHERBERT_RESULTS', str(tmp_path/'results'))
     file = deploy.deployment(toys, ['S0'], 'nkjp-ner', rounds=1)
     record = json.loads(file.read_text())
     assert file == tmp_path/'results'/'toy'/'deployment.json' and record['n'] == 90
     row = record['values']['rows']['S0']
+    assert record['values']['metric'] == 'accuracy' and record['key'] == row['key'] and evidence.other_classifiers(toys, record['values']) == ''
     assert set(row['forms']) - {'torch on GPU'} == {'torch', 'onnx', 'int8'}
     whole = AutoModelForSequenceClassification.from_pretrained(deploy.build_classifier(toys, 'S0', 'nkjp-ner'))
     assert row['parameters'] == sum(p.numel() for p in whole.parameters())

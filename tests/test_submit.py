@@ -121,6 +121,14 @@ def test_bad_test_files_are_named_before_anything_is_trained(toys, tmp_path, mon
     with pytest.raises(TaskError, match=words): submit.build_submission(replace(toys, task_source=source, tasks=('nkjp-ner',)), 'S0')
 
 
+def test_cut_texts_are_counted(toys, tmp_path, monkeypatch):  # noqa: F811
+    source, _ = official(tmp_path, monkeypatch, f'sentence\n{"w1 "*30}\nw2 zły\n{"w3 "*30}\n')
+    folder = submit.build_submission(replace(toys, task_source=source, tasks=('nkjp-ner',)), 'S0')
+    assert read_manifest(folder)['counts']['nkjp-ner']['cut'] == 2
+    head, line, *_ = map(str.split, submit.submission_lines(folder))
+    assert line[head.index('cut')] == '2' and line[head.index('rows')] == '3'
+
+
 def test_labels_of_the_test_split_are_scored_where_they_are_given(toys, tmp_path, monkeypatch):  # noqa: F811
     source, place = official(tmp_path, monkeypatch)
     p = replace(toys, task_source=source, tasks=('nkjp-ner',))
@@ -187,7 +195,7 @@ def test_submit_from_the_command_line(tmp_path):
     done = command('S0', '--tasks', 'all')
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ['task', 'rows', 'seed', 'epoch', 'dev', 'test'] and len(lines) == 6 and 'the leaderboard wants all nine' in lines[-2]
+    assert lines[0].split() == ['task', 'rows', 'cut', 'seed', 'epoch', 'dev', 'test'] and len(lines) == 6 and 'the leaderboard wants all nine' in lines[-2]
     with zipfile.ZipFile(lines[-1]) as z: assert len(z.namelist()) == 3
     for args, words in ((['S9'], 'Unknown scenario'), (['S0', '--tasks', 'nkjpner'], 'Did you mean nkjp-ner'), (['S0', '--tasks', 'ar'], 'Unknown task')):
         done = command(*args)
