@@ -15,10 +15,11 @@ __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'E
            'table_inflation', 'inflation_sentence', 'table_nine', 'table_published', 'parts_of', 'waterfall',
            'table_cleaning', 'table_rules', 'table_rows', 'teacher_start', 'loss_on_ccsub', 'table_models',
            'table_profiles', 'beside', 'size_sentence', 'teacher_sentence', 'loss_sentence', 'lighter_sentence',
-           'cleaning_sentence', 'cost_sentence', 'half_width', 'difference_width', 'noise_sentence', 'table_deployment',
-           'one_each', 'deployment_metric', 'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations',
-           'in_words', 'ablation_sentence', 'score_sentence', 'rates_tried', 'profile_rate', 'table_rates',
-           'rate_sentence', 'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
+           'cleaning_sentence', 'cost_sentence', 'fitted_budgets', 'table_grid', 'half_width', 'difference_width',
+           'noise_sentence', 'table_deployment', 'one_each', 'deployment_metric', 'deployment_lengths',
+           'tried_variants', 'like_with_like', 'table_ablations', 'in_words', 'ablation_sentence', 'score_sentence',
+           'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence', 'contamination_sentence', 'record_state',
+           'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -28,7 +29,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from types import MappingProxyType
 
 from .artefact import Artefact, duration, read_records
-from .scenario import PROFILES, SCENARIOS, Profile, SettingsError, get_profile
+from .scenario import FITTED, PROFILES, SCENARIOS, Profile, SettingsError, get_profile, get_scenario, seeds_of
 
 # %% ../nbs/10_evidence.ipynb #00000006
 TASKS:Mapping[str, str] = MappingProxyType({
@@ -76,7 +77,7 @@ def artefacts_behind(
     from distilherbert.distill import model_artefact
     from distilherbert.klej import profile_groups, scores_artefact
     from distilherbert.pack import rows_artefact
-    def scores(s): return [scores_artefact(profile, s, seed, g) for g in profile_groups(profile) for seed in profile.task_seeds]
+    def scores(s): return [scores_artefact(profile, s, seed, g) for g in profile_groups(profile) for seed in seeds_of(profile, get_scenario(s))]
     kind, _, scenario = what.partition('-')
     if kind == 'clean': return [text_artefact(profile)]
     if kind == 'pack': return [rows_artefact(profile, p) for p in (('old',) if profile.teacher == 'scratch' else ()) + ('ccsub',)]
@@ -115,10 +116,11 @@ def changed_settings(
     profile:Profile, # The profile as the code has it
     recorded:Mapping, # Its fields as the record `settings` has them
 )->list[str]: # Changed fields, as "tokens: 5 then, 6 now"
-    "The fields of a profile that differ from those of the recorded run; one that it did not have yet stood at its default."
+    "The fields of a profile that differ from those of the recorded run, but for budgets that were fitted to its device; a field that it did not have yet stood at its default."
+    fitted = {'fitted', *recorded.get('fitted', ())} & {'fitted', *FITTED}
     now = json.loads(json.dumps(asdict(profile)))
     then = {f.name: json.loads(json.dumps(f.default)) for f in fields(profile) if f.default is not MISSING} | dict(recorded)
-    return [f'{k}: {then.get(k, "absent")} then, {v} now' for k, v in now.items() if then.get(k, 'absent') != v]
+    return [f'{k}: {then.get(k, "absent")} then, {v} now' for k, v in now.items() if k not in fitted and then.get(k, 'absent') != v]
 
 def needs_data(
     profile:Profile, # A profile
@@ -558,7 +560,11 @@ def table_pairs(
         if p is None: return NOTHING
         mark = '**' if verdict(p) else ''
         return linked(e, 'comparisons', f'{mark}{signed(p["difference"])}{mark} [{signed(p["low"])}, {signed(p["high"])}]')
-    rows = [(f'{a} − {b}', *(cell(a, b, t) for t in tasks)) for a, b, _ in QUESTIONS]
+    seeds = sorted({p['seeds'] for p in e.get('comparisons', 'pairs', default=[]) if 'seeds' in p})
+    def title(a, b):
+        p = find_pair(e, a, b, tasks[0]) if len(seeds) > 1 else None
+        return f'{a} − {b}' + (f' ({p["seeds"]} seed{"s"*(p["seeds"] > 1)})' if p else '')
+    rows = [(title(a, b), *(cell(a, b, t) for t in tasks)) for a, b, _ in QUESTIONS]
     caption = (f'Differences in points with paired 95 % intervals over {drawn_words(e)}, profile `{e.profile}`; '
                'bold where the interval excludes zero.')
     return markdown_table(('Rows', *(task_title(e, t) for t in tasks[:-1]), 'Mean'), rows, caption, label)
@@ -809,7 +815,7 @@ def table_profiles(
         'Precision': lambda p: p.precision,
         'Training examples a task': lambda p: f'{p.task_examples:,}' if p.task_examples else 'all',
         'Fine-tuning epochs': lambda p: str(p.task_epochs),
-        'Fine-tuning seeds': lambda p: str(len(p.task_seeds)),
+        'Fine-tuning seeds': lambda p: str(len(p.task_seeds)) + (f' for {", ".join(p.more_seeds)}, else 1' if p.more_seeds else ''),
     }
     cells = [(name, *(show(p) for p in PROFILES.values())) for name, show in rows.items()]
     return markdown_table(('', *(f'`{n}`' for n in PROFILES)), cells, 'The profiles. Shapes are layers × hidden size.', label)
@@ -896,6 +902,30 @@ def cost_sentence(
     whole = f' `make report` took {linked(e, "commands", duration(cold))} from nothing.' if cold else ''
     return (f'In the profile `{e.profile}` the times of the stages add up to {linked(e, "time", duration(total))} on one machine ({machine}). `reproduce` runs as many '
             f'stages at the same time as there are cores, and they slow each other down: the sum is neither what one waits nor what they take alone.{whole}')
+
+# %% ../nbs/10_evidence.ipynb #new692
+def fitted_budgets(
+    e:Evidence, # The records
+)->str: # As "tokens = 90,000,000, task_seeds = 42, 43"; empty where none was fitted
+    "The budgets that were set to what a device can do."
+    run = e.get('settings', 'profile', default={})
+    def text(v): return ', '.join(map(str, v)) if isinstance(v, list) else f'{v:,}'
+    return ', '.join(f'{f} = {text(run[f])}' for f in run.get('fitted', ()))
+
+def table_grid(
+    e:Evidence, # The records
+    label:str='', # Identifier for cross-references
+)->str: # Markdown
+    "Time, speed and share of the device's peak, phase by phase."
+    def cell(phase, field, form, scale=1): return linked(e, 'grid', f'{scale*phase[field]:{form}}') if phase.get(field) else NOTHING
+    rows = [(p['phase'], linked(e, 'grid', duration(p['seconds'])), linked(e, 'grid', count(p['tokens'])) if p.get('tokens') else NOTHING,
+             cell(p, 'passes', '.1f'), cell(p, 'tokens_per_s', ',.0f'), cell(p, 'examples_per_s', ',.0f'), cell(p, 'share_of_peak', '.1f', 100))
+            for p in e.get('grid', 'phases', default=[])]
+    head = ('Phase', 'Time', 'Tokens', 'Passes', 'Tokens/s', 'Examples/s', 'Share of peak [%]')
+    fitted, g = fitted_budgets(e), e.get('grid', default={})
+    caption = (f'What was done in {duration(60*g["minutes"])} on {g["device"] or "a processor"}, profile `{e.profile}`; {g["at_once"]} fine-tunings at the same time, '
+               f'each line of a task adds up its own seconds. {f"Fitted to the device: {fitted}." if fitted else ""}'.strip())
+    return markdown_table(head, rows, caption, label)
 
 # %% ../nbs/10_evidence.ipynb #00000047
 DEV_SIZES:Mapping[str, int] = MappingProxyType({'polemo2.0-in': 723, 'polemo2.0-out': 494, 'nkjp-ner': 1941})
@@ -1116,7 +1146,8 @@ def record_state(
     "Whether a record still fits the code."
     reason = e.stale.get(what)
     if reason is None: return 'settings as recorded'
-    return f'⚠ **stale**: {reason}' if reason else 'current'
+    fitted = fitted_budgets(e) if what == 'settings' else ''
+    return f'⚠ **stale**: {reason}' if reason else 'current' + (f'; fitted to the device: {fitted}' if fitted else '')
 
 def table_records(
     e:Evidence, # The records
@@ -1141,7 +1172,7 @@ def table_records(
 COMMANDS:Mapping[str, str] = MappingProxyType({
     'demo': 'make report',
     'mini': 'DISTILHERBERT_DATA=/path/to/data distilherbert reproduce --profile mini',
-    'base': 'DISTILHERBERT_DATA=/path/to/data distilherbert reproduce --profile base',
+    'base': 'DISTILHERBERT_DATA=/path/to/data python bench/grid.py',
     'paper': 'distilherbert reproduce --profile paper'})
 
 def how_to_make(

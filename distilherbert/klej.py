@@ -14,8 +14,8 @@ __all__ = ['TASKS', 'DEV_SHARE', 'METRICS', 'HOW_TO_CLASSIFY', 'EVAL_TOKENS', 'S
            'to_prediction', 'Evaluator', 'Tuning', 'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs',
            'data_identity', 'scores_artefact', 'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs',
            'scored_part', 'Reading', 'load_run', 'read_scores', 'generator', 'draw_counts', 'replicates', 'interval',
-           'mean_values', 'klej_values', 'task_samples', 'difference', 'gap', 'kept_share', 'compare',
-           'comparison_values', 'inflation_values']
+           'mean_values', 'klej_values', 'task_samples', 'on_common_seeds', 'difference', 'gap', 'kept_share',
+           'compare', 'comparison_values', 'inflation_values']
 
 # %% ../nbs/06_klej.ipynb #00000002
 import csv
@@ -23,7 +23,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -36,7 +36,7 @@ from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassificatio
 
 from .artefact import Artefact, Progress, fingerprint, read_manifest
 from .distill import learning_rate, model_artefact, parameter_groups
-from .scenario import Profile, Scenario, data_dir, get_profile, get_scenario, hub_client, unknown_name
+from .scenario import Profile, Scenario, data_dir, get_profile, get_scenario, hub_client, seeds_of, unknown_name
 from .student import quiet
 from .world import WORLD_VERSION, world_task
 
@@ -884,7 +884,7 @@ def build_scores(
     "Fine-tune a scenario on the tasks of a profile with every seed; what is there already is not repeated."
     p, s = get_profile(profile), get_scenario(scenario)
     groups = profile_groups(p, tasks)
-    artefacts = {(g, seed): scores_artefact(p, s, seed, g) for g in groups for seed in p.task_seeds}
+    artefacts = {(g, seed): scores_artefact(p, s, seed, g) for g in groups for seed in seeds_of(p, s)}
     waiting = {place: a for place, a in artefacts.items() if a.state() != 'current'}
     for g in dict.fromkeys(g for g, _ in waiting): load_group(groups[g], p) # bad files should be known before a model is trained
     todo = list(waiting.values())
@@ -936,6 +936,11 @@ class Reading:
         "Score of each seed."
         return weighted_scores(self.task.metric, self.gold, self.pred, np.ones((1, len(self.gold))))[0]
 
+    def only(self, seeds:tuple[int, ...])->'Reading': # `seeds`: some of its own
+        "The same for some of the seeds."
+        which = [self.seeds.index(s) for s in seeds]
+        return replace(self, pred=self.pred[which], seeds=seeds, epochs=tuple(self.epochs[i] for i in which) if self.epochs else ())
+
 @lru_cache(maxsize=256)
 def load_run(
     folder:Path, # Folder of one fine-tuning
@@ -952,7 +957,7 @@ def read_scores(
     p, s = get_profile(profile), get_scenario(scenario)
     out:dict[str, dict[str, Reading]] = {}
     for group, members in profile_groups(p, tasks).items():
-        artefacts = [scores_artefact(p, s, seed, group) for seed in p.task_seeds]
+        artefacts = [scores_artefact(p, s, seed, group) for seed in seeds_of(p, s)]
         missing = [a.label for a in artefacts if a.state() != 'current']
         if missing: raise TaskError(f'No scores yet: {", ".join(missing)}. Make them with `distilherbert run {s.name} --profile {p.name}`.')
         runs = [load_run(a.path) for a in artefacts]
@@ -961,7 +966,7 @@ def read_scores(
             for name in epochs[0]:
                 part = scored_part(name, t)
                 pred = np.stack([r[f'pred/{part}'][e[name]] for r, e in zip(runs, epochs, strict=True)])
-                out.setdefault(name, {})[t.name] = Reading(t, runs[0][f'gold/{part}'], pred, p.task_seeds, tuple(e[name] for e in epochs))
+                out.setdefault(name, {})[t.name] = Reading(t, runs[0][f'gold/{part}'], pred, seeds_of(p, s), tuple(e[name] for e in epochs))
     return {name: {t: out[name][t] for t in p.tasks if t in out[name] and (not tasks or t in tasks)} for name in READINGS if name in out}
 
 # %% ../nbs/06_klej.ipynb #0000005f
@@ -1020,7 +1025,7 @@ def klej_values(
     p, s = get_profile(profile), get_scenario(scenario)
     readings, out = read_scores(p, s, tasks), {}
     for group, members in profile_groups(p, tasks).items():
-        manifests = [read_manifest(scores_artefact(p, s, seed, group).path) for seed in p.task_seeds]
+        manifests = [read_manifest(scores_artefact(p, s, seed, group).path) for seed in seeds_of(p, s)]
         c = manifests[0]['counts']
         for t in members:
             if tasks and t.name not in tasks: continue
@@ -1041,14 +1046,24 @@ def task_samples(
     if len(out) > 1: out['mean'] = (float(np.mean([v for v, _ in out.values()])), np.mean([s for _, s in out.values()], axis=0))
     return out
 
+def on_common_seeds(
+    a:dict[str, Reading], # Readings of one scenario, by task
+    b:dict[str, Reading], # Readings of the other
+)->tuple[dict[str, Reading], dict[str, Reading]]: # Both, on the seeds that all of them have
+    "What of two scenarios can be compared: one may have more seeds."
+    every = [*a.values(), *b.values()]
+    seeds = tuple(s for s in every[0].seeds if all(s in r.seeds for r in every))
+    return {t: r.only(seeds) for t, r in a.items()}, {t: r.only(seeds) for t, r in b.items()}
+
 def difference(
     a:dict[str, Reading], # Readings of one scenario, by task
-    b:dict[str, Reading], # Readings of the other, same examples and seeds
-    samples:tuple=(), # Both scenarios' `task_samples`, where they are known
+    b:dict[str, Reading], # Readings of the other, same examples and at least one seed in common
+    samples:tuple=(), # Both scenarios' `task_samples` on the common seeds, where they are known
 )->dict[str, dict]: # By task, in points; raises `TaskError` when they cannot be compared
-    "a minus b, with the interval of the paired bootstrap."
+    "a minus b, with the interval of the paired bootstrap over examples and common seeds."
+    a, b = on_common_seeds(a, b)
     for t in a:
-        if t not in b or a[t].seeds != b[t].seeds or not np.array_equal(a[t].gold, b[t].gold):
+        if t not in b or not a[t].seeds or not np.array_equal(a[t].gold, b[t].gold):
             raise TaskError(f'{t}: the two have no common examples and seeds; only runs of one profile can be compared.')
     first, second = samples or (task_samples(a), task_samples(b))
     out = {}
@@ -1097,13 +1112,19 @@ def comparison_values(
     "The record of all comparisons: later minus earlier scenario, and each student against each teacher."
     runs = {get_scenario(s).name: read_scores(profile, s) for s in scenarios}
     readings = [r for r in READINGS if all(r in run for run in runs.values())]
-    samples = {(s, r): task_samples(run[r]) for s, run in runs.items() for r in readings}
+    known:dict[tuple, dict] = {}
+    def drawn(s, r, by_task):
+        key = s, r, next(iter(by_task.values())).seeds
+        if key not in known: known[key] = task_samples(by_task)
+        return known[key]
+    def both(a, b, r): return tuple(drawn(s, r, by_task) for s, by_task in zip((a, b), on_common_seeds(runs[a][r], runs[b][r]), strict=True))
     pairs = [{'a': a, 'b': b, 'task': t, 'reading': r, **v} for r in readings for b, a in combinations(runs, 2)
-             for t, v in difference(runs[a][r], runs[b][r], (samples[a, r], samples[b, r])).items()]
+             for t, v in difference(runs[a][r], runs[b][r], both(a, b, r)).items()]
     kinds = {s: get_scenario(s).init for s in map(lambda s: get_scenario(s).name, scenarios)}
-    kept = [{'student': s, 'teacher': t, 'task': task, 'reading': readings[0], **kept_share(v, samples[t, readings[0]][task])}
+    kept = [{'student': s, 'teacher': t, 'task': task, 'reading': readings[0], **kept_share(v, theirs[task])}
             for s in runs for t in runs if kinds[s] in ('random', 'truncated') and kinds[t] not in ('random', 'truncated')
-            for task, v in samples[s, readings[0]].items()]
+            for mine, theirs in [both(s, t, readings[0])] for task, v in mine.items()]
+    samples = {(s, r): drawn(s, r, runs[s][r]) for s in runs for r in readings}
     return {'pairs': pairs, 'kept': kept, 'inflation': inflation_values(runs, samples)}
 
 # %% ../nbs/06_klej.ipynb #00000068
@@ -1117,6 +1138,6 @@ def inflation_values(
     out = [{'scenario': s, 'task': t, **v} for s, run in runs.items() for t, v in difference(run['max'], run['honest'], both[s]).items()]
     for t in next(iter(both.values()))[0]:
         value, drawn = (np.mean([top[t][i] - honest[t][i] for top, honest in both.values()], axis=0) for i in (0, 1))
-        sizes = next(v for v in out if v['task'] == t)
-        out.append({'scenario': 'all', 'task': t, **gap(float(value), drawn), 'n': sizes['n'], 'seeds': sizes['seeds']})
+        rows = [v for v in out if v['task'] == t]
+        out.append({'scenario': 'all', 'task': t, **gap(float(value), drawn), 'n': rows[0]['n'], 'seeds': min(v['seeds'] for v in rows)})
     return out

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .artefact import Artefact, DamagedArtefact, duration, machine, read_manifest, read_records
-from .scenario import PROFILES, SCENARIOS, Profile, Scenario, SettingsError, data_dir, get_profile, get_scenario, required, runs_dir
+from .scenario import PROFILES, SCENARIOS, Profile, Scenario, SettingsError, data_dir, get_profile, get_scenario, required, runs_dir, seeds_of
 
 # %% ../nbs/13_plan.ipynb #00000006
 def in_order(
@@ -46,7 +46,7 @@ def row_artefacts(
     "What makes up a row of the table."
     from distilherbert.distill import model_artefact
     from distilherbert.klej import profile_groups, scores_artefact
-    scores = [scores_artefact(profile, scenario, seed, group) for group in profile_groups(profile) for seed in profile.task_seeds]
+    scores = [scores_artefact(profile, scenario, seed, group) for group in profile_groups(profile) for seed in seeds_of(profile, scenario)]
     return [model_artefact(profile, scenario), *scores]
 
 def plan(
@@ -410,7 +410,7 @@ def tune_flops(
         passes = 3*train + sum(t.sizes[1] or tasks[0].sizes[0]//10 for t in tasks)
         length = example_length(p, tasks[0].name)
         work += passes*length*encoder_flops(layers_of(shape, scenario), p.hidden, p.intermediate, length)
-    return len(p.task_seeds)*p.task_epochs*work
+    return len(seeds_of(p, scenario))*p.task_epochs*work
 
 def count_rows(
     profile:Profile, # On what and how much
