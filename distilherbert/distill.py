@@ -6,13 +6,12 @@
 __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERSION', 'order', 'Stream', 'learning_rate',
            'parameter_groups', 'AtPlaces', 'text_numbers', 'own_positions', 'own_text', 'MicroBatch', 'micro_batches',
            'micro_loss', 'save_checkpoint', 'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'evaluate',
-           'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps', 'NonFiniteLoss', 'Run',
-           'heldout_batches', 'own_sep', 'marks_of', 'add_gradients', 'OutOfMemory', 'fitting', 'shrink',
-           'explain_shortage', 'train_step', 'explain_loss', 'save', 'resume', 'token_flops', 'peak_flops',
-           'peak_tokens', 'live_note', 'board', 'look', 'train', 'UnfitTeacher', 'check_teacher', 'is_trained',
-           'shape_settings', 'model_artefact', 'write_identity', 'flat', 'take_over', 'first_weights',
-           'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card',
-           'build_model', 'main']
+           'is_trained', 'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps',
+           'NonFiniteLoss', 'Run', 'heldout_batches', 'own_sep', 'marks_of', 'add_gradients', 'OutOfMemory', 'fitting',
+           'shrink', 'explain_shortage', 'train_step', 'explain_loss', 'save', 'resume', 'token_flops', 'peak_flops',
+           'peak_tokens', 'live_note', 'board', 'look', 'train', 'UnfitTeacher', 'check_teacher', 'shape_settings',
+           'model_artefact', 'write_identity', 'flat', 'take_over', 'first_weights', 'random_like_teacher',
+           'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card', 'build_model', 'main']
 
 # %% ../nbs/05_distill.ipynb #00000002
 import argparse
@@ -326,6 +325,14 @@ def evaluate(
     *sums, n = everyones(accelerator, (*sums, n)).sum(0)
     mlm, kl, same = (np.array(sums)/max(1, n)).tolist()
     return {'mlm': mlm, **({'kl': kl, 'agreement': same} if teacher is not None else {})}
+
+# %% ../nbs/05_distill.ipynb #0000005b
+def is_trained(
+    profile:Profile, # Says where T0 comes from
+    scenario:Scenario, # Row of the grid
+)->bool: # Does this scenario train a model, beyond its first weights?
+    "Is there training to do?"
+    return scenario.mlm or (scenario.init == 'found' and profile.teacher == 'scratch')
 
 # %% ../nbs/05_distill.ipynb #00000027
 @dataclass(frozen=True)
@@ -676,13 +683,6 @@ def check_teacher(
 
 # %% ../nbs/05_distill.ipynb #00000047
 MODEL_VERSION = 2
-
-def is_trained(
-    profile:Profile, # Says where T0 comes from
-    scenario:Scenario, # Row of the grid
-)->bool: # Does this scenario train a model, beyond its first weights?
-    "Is there training to do?"
-    return scenario.mlm or (scenario.init == 'found' and profile.teacher == 'scratch')
 
 def shape_settings(
     profile:Profile, # Shape of models that are trained here
