@@ -6,14 +6,14 @@
 __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERSION', 'order', 'Stream', 'learning_rate',
            'parameter_groups', 'AtPlaces', 'compile_encoder', 'compiled_losses', 'text_numbers', 'own_positions',
            'own_numbers', 'own_text', 'MicroBatch', 'micro_batches', 'Ahead', 'ask', 'micro_loss', 'save_checkpoint',
-           'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'heldout_sums', 'evaluate', 'TrainSettings',
-           'train_settings', 'settings_key', 'get_objective', 'count_steps', 'NonFiniteLoss', 'Run', 'heldout_batches',
-           'own_sep', 'marks_of', 'step_pieces', 'add_gradients', 'OutOfMemory', 'fitting', 'shrink', 'cut_finer',
-           'explain_shortage', 'train_step', 'check_finite', 'save', 'resume', 'token_flops', 'peak_flops',
+           'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'heldout_sums', 'evaluate', 'is_trained',
+           'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps', 'NonFiniteLoss', 'Run',
+           'heldout_batches', 'own_sep', 'marks_of', 'step_pieces', 'add_gradients', 'OutOfMemory', 'fitting', 'shrink',
+           'cut_finer', 'explain_shortage', 'train_step', 'check_finite', 'save', 'resume', 'token_flops', 'peak_flops',
            'peak_tokens', 'live_note', 'board', 'look', 'timed_step', 'looked', 'train', 'UnfitTeacher',
-           'check_teacher', 'is_trained', 'shape_settings', 'model_artefact', 'write_identity', 'flat', 'take_over',
-           'first_weights', 'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts',
-           'model_card', 'build_model', 'main']
+           'check_teacher', 'shape_settings', 'model_artefact', 'write_identity', 'flat', 'take_over', 'first_weights',
+           'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card',
+           'build_model', 'main']
 
 # %% ../nbs/05_distill.ipynb #00000002
 import argparse
@@ -420,6 +420,14 @@ def evaluate(
     mlm, kl, same = (np.array(sums)/max(1, n)).tolist()
     return {'mlm': mlm, **({'kl': kl, 'agreement': same} if teacher is not None else {})}
 
+# %% ../nbs/05_distill.ipynb #0000005b
+def is_trained(
+    profile:Profile, # Says where T0 comes from
+    scenario:Scenario, # Row of the grid
+)->bool: # Does this scenario train a model, beyond its first weights?
+    "Is there training to do?"
+    return scenario.mlm or (scenario.init == 'found' and profile.teacher == 'scratch')
+
 # %% ../nbs/05_distill.ipynb #00000027
 @dataclass(frozen=True)
 class TrainSettings:
@@ -823,13 +831,6 @@ def check_teacher(
 
 # %% ../nbs/05_distill.ipynb #00000047
 MODEL_VERSION = 2
-
-def is_trained(
-    profile:Profile, # Says where T0 comes from
-    scenario:Scenario, # Row of the grid
-)->bool: # Does this scenario train a model, beyond its first weights?
-    "Is there training to do?"
-    return scenario.mlm or (scenario.init == 'found' and profile.teacher == 'scratch')
 
 def shape_settings(
     profile:Profile, # Shape of models that are trained here
