@@ -6,18 +6,18 @@
 __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'PAGE', 'PASSES', 'DEEPEST', 'WIDEST', 'LARGEST', 'ATTRIBUTE', 'TAG', 'VOID',
            'SELF_CLOSING', 'REOPENED', 'URL', 'UNWRITABLE', 'CHANGES', 'LATER', 'QUIET', 'SYMBOL', 'SHORTEST', 'RULES',
            'KEY', 'ROOM', 'PIECE', 'CHUNK', 'DECODERS', 'CC100', 'FATAL', 'BLOCK', 'LONGEST', 'LONGEST_LINE', 'GROUP',
-           'FEW_NULS', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PLAIN', 'PLAIN_BREAK', 'PLAIN_INLINE',
-           'PLAIN_ENTITY', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING', 'CALLED_FOR', 'Page', 'strip_markup',
-           'is_too_deep', 'is_folded', 'fold', 'settle_markup', 'has_address', 'remove_urls', 'make_writable',
-           'apply_rules', 'marks', 'too_many_symbols', 'clean_and_tell', 'explain_text', 'clean_text', 'digests_of',
-           'are_equal', 'first_in_batch', 'home_slots', 'insert_keys', 'grow_table', 'Seen', 'deduplicate', 'BadText',
-           'decompress', 'file_chunks', 'how_to_fetch', 'open_at', 'pause_after', 'http_chunks', 'last_cut',
-           'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks', 'document_blocks', 'file_source',
-           'folder_sources', 'cc100_source', 'world_source', 'text_sources', 'odd_places', 'quick_look', 'fold_spaces',
-           'settle_lines', 'part_of', 'CleanBlock', 'clean_block', 'end_with_parent', 'worker_pool', 'in_order',
-           'first_lines', 'resume_note', 'put_whole', 'remember', 'TextWriter', 'read_sources', 'what_is_wrong',
-           'ReadingProgress', 'tidy_counts', 'write_text', 'text_artefact', 'build_text', 'text_shards', 'read_texts',
-           'score_cleaning']
+           'FEW_NULS', 'FEW_RETURNS', 'RETURN', 'ENDINGS', 'ODD', 'KINDS', 'KEEP', 'SHORT', 'CLOSER', 'PLAIN',
+           'PLAIN_BREAK', 'PLAIN_INLINE', 'PLAIN_ENTITY', 'PARTS', 'GAP', 'STRETCH', 'PROGRESS', 'TRAILING',
+           'CALLED_FOR', 'Page', 'strip_markup', 'is_too_deep', 'is_folded', 'fold', 'settle_markup', 'has_address',
+           'remove_urls', 'make_writable', 'apply_rules', 'marks', 'too_many_symbols', 'clean_and_tell', 'explain_text',
+           'clean_text', 'digests_of', 'are_equal', 'first_in_batch', 'home_slots', 'insert_keys', 'grow_table', 'Seen',
+           'deduplicate', 'BadText', 'decompress', 'file_chunks', 'how_to_fetch', 'open_at', 'pause_after',
+           'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks', 'document_blocks',
+           'file_source', 'folder_sources', 'unread_files', 'text_folder', 'cc100_source', 'world_source',
+           'text_sources', 'odd_places', 'quick_look', 'fold_spaces', 'settle_lines', 'part_of', 'CleanBlock',
+           'clean_block', 'end_with_parent', 'worker_pool', 'in_order', 'first_lines', 'resume_note', 'put_whole',
+           'remember', 'TextWriter', 'read_sources', 'what_is_wrong', 'ReadingProgress', 'tidy_counts', 'write_text',
+           'text_artefact', 'build_text', 'text_shards', 'read_texts', 'score_cleaning']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -358,10 +358,16 @@ def decompress(
 
 def file_chunks(
     path:Path, # A file
-)->Iterator[bytes]: # Pieces of it as it is stored
+)->Iterator[bytes]: # Pieces of it as it is stored; raises `BadText` where the system cannot read on
     "Read a file piece by piece."
-    with open(path, 'rb') as f:
-        while chunk := f.read(CHUNK): yield chunk
+    stored = 0
+    try:
+        with open(path, 'rb') as f:
+            while chunk := f.read(CHUNK):
+                stored += len(chunk)
+                yield chunk
+    except OSError as e:
+        raise BadText(f'{path.name} cannot be read from byte {stored:,} on: {e.strerror or e}. Look at its permissions and at the disk: {path}') from e
 
 # %% ../nbs/01_clean.ipynb #00000026
 CC100 = 'https://data.statmt.org/cc-100/pl.txt.xz' # DISTILHERBERT_CC100 names another address or a file
@@ -471,6 +477,8 @@ class Block:
     size:int=0 # How much of the source it stands for, in the unit of the source's size
 
 FEW_NULS = 10 # So many are no reason to doubt a file, nor is one byte in a hundred of a block
+FEW_RETURNS = 10 # So many carriage returns alone are no reason to doubt a file, nor are ten to a line feed
+RETURN = re.compile(rb'\r(?!\n)')
 
 def decode_block(
     data:bytes, # A block
@@ -478,7 +486,7 @@ def decode_block(
     offset:int, # Unpacked bytes of the file before the block
     lines:int, # Lines of the file before the block
 )->str: # Its text; raises `BadText`
-    "Strict UTF-8, without a byte order mark and with next to no NULs."
+    "Strict UTF-8, without a byte order mark, with next to no NULs, and with line feeds."
     where = lambda at: f'at offset {offset + at:,} of its text (0x{data[at]:02x}), in line {lines + data[:at].count(10) + 1:,}'
     try: text = data.decode('utf-8-sig' if offset == 0 else 'utf-8')
     except UnicodeDecodeError as e:
@@ -487,6 +495,10 @@ def decode_block(
     if (nuls := data.count(0)) > max(FEW_NULS, len(data)//100):
         raise BadText(f'{name} is not text: {nuls:,} of {len(data):,} bytes are NUL, the first one {where(data.index(0))}. If it is UTF-16, convert it '
                       'with `iconv -f utf-16 -t utf-8`; if it is a download with holes, fetch it again.')
+    returns = data.count(b'\r') - data.count(b'\r\n')
+    if returns > max(FEW_RETURNS, 10*data.count(b'\n')):
+        raise BadText(f'{name} has {returns:,} carriage returns where its lines should end, the first one {where(RETURN.search(data).start())}. Convert it, '
+                      "for instance with `tr '\\r' '\\n'`.")
     return text
 
 # %% ../nbs/01_clean.ipynb #00000031
@@ -533,8 +545,10 @@ ENDINGS = ('.txt', '.txt.gz', '.txt.xz') # Text files that are read
 def file_source(
     path:Path, # A text file
 )->Source: # It, as a source
-    "A local file."
-    return Source(path.name, {'file': fingerprint(path)}, lambda: file_chunks(path), size=path.stat().st_size)
+    "A local file; one that cannot be read has no content to be known by, and reading it will say why."
+    try: identity = {'file': fingerprint(path)}
+    except OSError: identity = {'unreadable': path.name}
+    return Source(path.name, identity, lambda: file_chunks(path), size=path.stat().st_size)
 
 def folder_sources(
     folder:Path, # A folder with text files
@@ -550,6 +564,28 @@ def folder_sources(
         less = f', other than {", ".join(without)} (`text_without`)' if without else ''
         raise SettingsError(f'There is no text in {folder}: it holds {there}; wanted are files that end in {", ".join(ENDINGS)}{less}.')
     return [file_source(p) for p in files]
+
+# %% ../nbs/01_clean.ipynb #0000005e
+def unread_files(
+    folder:Path, # A folder with text files
+    without:Sequence[str]=(), # Patterns of names that are left out
+)->list[str]: # As "a.txt.bz2: its name does not end in .txt, .txt.gz, .txt.xz"
+    "What a folder holds besides texts, and why it gives none."
+    def why(p):
+        if p.is_symlink() and not p.exists(): return 'a link to what is not there'
+        if p.is_dir(): return 'a folder'
+        if not p.is_file(): return 'no file'
+        if not p.name.endswith(ENDINGS): return f'its name does not end in {", ".join(ENDINGS)}'
+        return '' if p.stat().st_size else 'empty'
+    there = sorted(p for p in folder.iterdir() if not p.name.startswith('.') and not any(fnmatch(p.name, w) for w in without))
+    return [f'{p.name}: {reason}' for p in there if (reason := why(p))]
+
+def text_folder(
+    profile:Profile, # A profile
+)->Path | None: # Where its text files are; None where they are in no folder
+    "The folder of a profile's text."
+    if profile.text in ('world', 'cc100'): return None
+    return data_dir('text') if profile.text == 'local' else Path(profile.text).expanduser().resolve()
 
 # %% ../nbs/01_clean.ipynb #00000033
 def cc100_source(
@@ -584,7 +620,7 @@ def text_sources(
         if p.world_size < 1: raise SettingsError(f'Profile {p.name}: text = "world" needs world_size of at least 1, got {p.world_size}.')
         return [world_source(part, p.world_size, p.data_seed) for part in ('old', 'ccsub')]
     if p.text == 'cc100': return [cc100_source()]
-    return folder_sources(data_dir('text') if p.text == 'local' else Path(p.text).expanduser().resolve(), p.text_without)
+    return folder_sources(text_folder(p), p.text_without)
 
 # %% ../nbs/01_clean.ipynb #00000036
 ODD = 2 # Kinds of bytes: 0 for quiet ones, 1 for marks, 2 for those that call for a closer look
@@ -894,8 +930,10 @@ def write_text(
     lines:int=0, # Lines to read; 0 for all
     workers:int=1, # Processes
     on_bad_file:str='stop', # "stop" or "skip"
+    unread:Sequence[str]=(), # Files beside the sources that are not read, and why
 )->dict: # Counts for the manifest; raises `BadText` when nothing is kept
     "Clean and deduplicate sources into a folder."
+    for file in unread: log.warning('Not read: %s', file)
     writer, bad, bar = TextWriter(work), {}, ReadingProgress(sources, lines)
     blocks = first_lines(read_sources(sources, on_bad_file, bad), lines)
     for b in islice(blocks, writer.blocks): bar.count(b)
@@ -907,7 +945,7 @@ def write_text(
     if not sum(p['kept'] for p in parts.values()):
         raise BadText(f'Nothing is left of {", ".join(s.name for s in sources)}: {writer.lines:,} lines, rejected by rule: '
                       f'{dict(Counter({r: sum(p["rejected"][r] for p in parts.values()) for r in RULES}))}. {" ".join(bad.values())}'.rstrip())
-    return {'parts': parts, 'lines': writer.lines, 'sources': [s.name for s in sources if s.name not in bad], 'bad_files': [*bad.values()]}
+    return {'parts': parts, 'lines': writer.lines, 'sources': [s.name for s in sources if s.name not in bad], 'bad_files': [*bad.values()], 'unread_files': [*unread]}
 
 # %% ../nbs/01_clean.ipynb #0000004b
 def text_artefact(
@@ -920,8 +958,9 @@ def text_artefact(
     settings = {'sources': [s.identity for s in sources], 'lines': p.text_lines, 'old_share': share, 'on_bad_file': p.on_bad_file}
     label = p.text if p.text in ('world', 'local', 'cc100') else 'folder'
     version = 2 if p.on_bad_file == 'stop' else 3 # Until 3, the beginning of a skipped file was kept
-    return Artefact('text', label, version, settings, (), lambda work: write_text(work, sources, share, p.text_lines, workers, p.on_bad_file), True,
-                    profile_name=p.name)
+    folder = text_folder(p)
+    def make(work): return write_text(work, sources, share, p.text_lines, workers, p.on_bad_file, unread_files(folder, p.text_without) if folder else ())
+    return Artefact('text', label, version, settings, (), make, True, profile_name=p.name)
 
 def build_text(
     profile:'str | Path | Profile'='demo', # A profile or its name

@@ -322,13 +322,14 @@ def card_text(
     text:dict, # Manifest of the cleaned text
     found:dict | None=None, # Counts of the search for KLEJ, where it was made
     left_out:int | None=None, # Texts that `drop_klej` left out; None where it was not asked for
+    not_searched:str='`distilherbert contamination` does it.', # What to say where the search was not made
 )->str: # Markdown
     "A data card from manifests."
     part, c = rows['label'], rows['counts']
     w = text['counts']['parts'][part]
     fall = [('lines read', w['lines_read']), *((f'rejected: {r}', -n) for r, n in w['rejected'].items()), ('duplicates', -w['duplicates']), ('kept', w['kept'])]
     if left_out is not None: fall += [('left out, with an example of KLEJ (`drop_klej`)', -left_out), ('packed', w['kept'] - left_out)]
-    bad = [f'- {error}' for error in text['counts']['bad_files']]
+    bad, unread = ([f'- {said}' for said in text['counts'].get(what, ())] for what in ('bad_files', 'unread_files')) # Older manifests have no `unread_files`
     facts = [('texts', c['texts']), ('tokens of the texts', c['text_tokens']), ('rows', c['rows']), ('held-out rows', c['heldout_rows']),
              ('mean length of a row [tokens]', f'{c["mean_length"]:.2f} of {rows["settings"]["max_len"]}'), ('share of positions used', f'{100*c["share_used"]:.2f} %'),
              ('texts cut', c['split_texts']), ('tokens dropped as short rests', c['dropped_tokens']), ('share of `<unk>`', f'{100*c["unk_share"]:.3f} %')]
@@ -338,10 +339,11 @@ def card_text(
         f'# Packed rows, part “{part}”\n', f'Made by distilherbert, key `{rows["key"]}`, from the cleaned text `{text["key"]}`. '
         f'Sources: {", ".join(text["counts"]["sources"])}. The rights in the texts are those of their sources.\n',
         *(['## Files left out\n', 'Not a line was taken of a file that cannot be read to its end (`on_bad_file = "skip"`):\n', *bad, ''] if bad else []),
+        *(['## Files not read\n', *unread, ''] if unread else []),
         '## From lines to texts\n', table(['step', 'lines'], fall), '## From texts to rows\n', table(['what', 'how many'], facts),
         '## Lengths of the texts\n', table(['tokens', 'texts', 'share'], bins),
         f'## Examples of KLEJ in this part{"" if left_out is None else ", before texts were left out"}\n',
-        table(['task', 'split', 'examples', 'of 6 words or more', 'whole text', 'inside a text', f'{SPAN} words'], klej) if found else 'Not searched: `distilherbert contamination` does it.\n',
+        table(['task', 'split', 'examples', 'of 6 words or more', 'whole text', 'inside a text', f'{SPAN} words'], klej) if found else f'Not searched: {not_searched}\n',
         '## Checksums (SHA-256)\n', table(['file', 'bytes', 'checksum'], [(n, f['bytes'], f'`{f["sha256"]}`') for n, f in rows['files'].items()])])
 
 # %% ../nbs/15_corpus.ipynb #0000001f

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLEANED', 'NOT_ON_SPARK', 'decode_batch', 'clean_batches', 'open_session', 'add_counts', 'write_whole',
-           'clean_on_spark', 'cleaned_counts', 'pack_batches', 'pack_on_spark', 'spark_files', 'spark_artefacts',
-           'main', 'line_through', 'spark_table', 'spark_pays']
+           'cleaned_counts', 'clean_on_spark', 'last_byte', 'pack_batches', 'pack_on_spark', 'spark_files',
+           'spark_artefacts', 'build_on_spark', 'main', 'line_through', 'spark_table', 'spark_pays']
 
 # %% ../nbs/16_spark.ipynb #00000002
 import argparse
+import gzip
 import json
 import os
 import re
@@ -25,8 +26,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from .artefact import Artefact, fingerprint, read_records
+from .artefact import Artefact, fingerprint, read_manifest, read_records
 from .clean import PARTS, BadText, Block, clean_block, decode_block, tidy_counts
+from .corpus import card_text
 from .pack import PackSettings, describe_tokens, load_tokenizer, pack_shard, sum_counts, tokenizer_artefact
 from .scenario import Profile, SettingsError, get_profile
 
@@ -95,6 +97,13 @@ def write_whole(
         if file is None: raise
         raise BadText(f'Spark cannot read {file[1]} to its end. Most often such a file is a broken or truncated archive: fetch it again.') from e
 
+def cleaned_counts(
+    texts, # A data frame with `part` and `text`
+)->list: # Rows with `part` and `chars`
+    "Characters in the texts of each part."
+    return texts.selectExpr('part', "length(decode(text, 'UTF-8')) as n").groupBy('part').agg({'n': 'sum'}).withColumnRenamed('sum(n)', 'chars').collect()
+
+# %% ../nbs/16_spark.ipynb #00000019
 def clean_on_spark(
     work:Path, # Folder to fill, on a file system that all workers share
     session, # A `SparkSession`
@@ -115,13 +124,19 @@ def clean_on_spark(
     for row in cleaned_counts(texts): total[PARTS[row['part']]]['chars_kept'] = row['chars']
     for c in total.values():
         c['duplicates'] = c['lines_read'] - c['kept'] - sum(n for what, n in c.items() if what.startswith('rejected '))
-    return {'parts': {part: tidy_counts(c) for part, c in total.items() if c['lines_read']}, 'sources': [f.name for f in files], 'bad_files': []}
+    lines = session.read.text([str(f) for f in files], lineSep='\n').count() - sum(last_byte(f) not in (b'', b'\n') for f in files)
+    return {'parts': {part: tidy_counts(c) for part, c in total.items() if c['lines_read']}, 'lines': lines, 'sources': [f.name for f in files],
+            'bad_files': [], 'unread_files': []}
 
-def cleaned_counts(
-    texts, # A data frame with `part` and `text`
-)->list: # Rows with `part` and `chars`
-    "Characters in the texts of each part."
-    return texts.selectExpr('part', "length(decode(text, 'UTF-8')) as n").groupBy('part').agg({'n': 'sum'}).withColumnRenamed('sum(n)', 'chars').collect()
+def last_byte(
+    file:Path, # A file, plain or .gz
+)->bytes: # One byte, or none of an empty file
+    "The last byte of a text."
+    with gzip.open(file) if file.suffix == '.gz' else open(file, 'rb') as f:
+        if file.suffix != '.gz' and file.stat().st_size: f.seek(-1, os.SEEK_END)
+        last = b''
+        while some := f.read(1 << 20): last = some[-1:]
+    return last
 
 # %% ../nbs/16_spark.ipynb #0000000d
 def pack_batches(
@@ -189,6 +204,21 @@ def spark_artefacts(
         work, session, text.path/'texts'/f'part={PARTS.index(part)}', PackSettings(str(tokenizer.path), **settings), partitions))
     return text, rows
 
+def build_on_spark(
+    profile, # A profile, its name, or a TOML file
+    files:Sequence[Path], # Text in the layout of CC-100, plain or .gz
+    session, # A `SparkSession`
+    part:str='ccsub', # "old" or "ccsub"
+    partitions:int=8, # Shards of the rows
+)->Path: # Folder with the rows
+    "Clean and pack on Spark, unless it is there already, and leave a data card where the texts are there, too."
+    text, rows = spark_artefacts(profile, files, session, part, partitions)
+    folder = rows.build()
+    if text.state() == 'current':
+        card = card_text(read_manifest(folder), read_manifest(text.path), not_searched='texts that Spark made are not looked through.')
+        (folder/'README.md').write_text(card, 'utf-8')
+    return folder
+
 # %% ../nbs/16_spark.ipynb #00000012
 def main(
     arguments:Sequence[str] | None=None, # Those of the command line when left out
@@ -205,7 +235,7 @@ def main(
     try:
         spark_artefacts(a.profile, a.files, None, a.part, a.partitions) # Settings are checked before Java starts
         session = open_session(a.master, dict(c.split('=', 1) for c in a.conf))
-        print(spark_artefacts(a.profile, a.files, session, a.part, a.partitions)[1].build())
+        print(build_on_spark(a.profile, a.files, session, a.part, a.partitions))
     except (SettingsError, BadText) as e:
         print(f'distilherbert.spark: {e}', file=sys.stderr)
         return 2 if isinstance(e, SettingsError) else 1

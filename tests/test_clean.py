@@ -1,7 +1,9 @@
 "Cleaning, reading and deduplication against slow references, bad files, a bad network, and kills."
+import errno
 import gzip
 import html.entities
 import http.server
+import io
 import lzma
 import os
 import random
@@ -641,6 +643,55 @@ def test_skipping_is_a_field_of_the_profile_and_reaches_the_rows(tmp_path, corpu
     good = build_rows(replace(get_profile(tmp_path/'mine.toml'), on_bad_file='stop'))
     arrays = lambda folder: {f.name: f.read_bytes() for f in folder.glob('*.npy')}
     assert good != folder and arrays(good) == arrays(folder)
+
+
+@pytest.mark.skipif(not Path('/proc/self/mem').exists(), reason='needs a file that the system refuses to read')
+def test_a_file_that_the_system_cannot_read_is_named_and_can_be_skipped(tmp_path, corpus, caplog):
+    (corpus/'b.txt').symlink_to('/proc/self/mem')
+    with pytest.raises(BadText, match=r'^b\.txt cannot be read from byte 0 on: Input/output error'): text_artefact(profile_of(corpus)).build()
+    counts = read_manifest(text_artefact(profile_of(corpus, on_bad_file='skip')).build())['counts']
+    assert counts['bad_files'][0].startswith('b.txt cannot be read from byte 0 on: Input/output error') and counts['sources'] == ['a.txt', 'b.txt.xz', 'c.txt.gz']
+
+
+@pytest.mark.parametrize('error', [errno.EIO, errno.EACCES])
+def test_a_disk_that_fails_in_the_middle_is_named_with_the_byte(tmp_path, corpus, monkeypatch, error):
+    class Failing(io.BytesIO):
+        def read(self, n=-1):
+            if self.tell() >= 3000: raise OSError(error, os.strerror(error))
+            return super().read(n)
+    monkeypatch.setattr(clean, 'CHUNK', 1000)
+    monkeypatch.setattr(clean, 'open', lambda path, *mode, **k: Failing(Path(path).read_bytes()) if Path(path).name == 'a.txt' else open(path, *mode, **k), raising=False)
+    with pytest.raises(BadText, match=rf'^a\.txt cannot be read from byte 3,000 on: {os.strerror(error)}'): text_artefact(profile_of(corpus)).build()
+    counts = read_manifest(text_artefact(profile_of(corpus, on_bad_file='skip')).build())['counts']
+    assert 'byte 3,000' in counts['bad_files'][0] and counts['sources'] == ['b.txt.xz', 'c.txt.gz']
+
+
+def test_files_that_are_not_read_are_named(corpus, caplog):
+    from distilherbert.pack import build_rows
+    p = replace(get_profile('demo'), text=str(corpus), vocab_size=400, max_len=32, old_share=0.4, text_without=('left-out*',))
+    key, counts = text_artefact(p).key, read_manifest(text_artefact(p).build())['counts']
+    assert counts['unread_files'] == [] and 'Not read' not in caplog.text
+    for name in ('b.txt.bz2', 'b.TXT', 'README.md', '.hidden', 'left-out.bin'): (corpus/name).write_text('Ala ma kota.')
+    (corpus/'empty.txt').touch()
+    (corpus/'folder.txt').mkdir()
+    (corpus/'gone.txt').symlink_to(corpus/'nowhere.txt')
+    (corpus/'new.txt').write_text(SENTENCE.format('nowy'))
+    said = ['README.md: its name does not end in .txt, .txt.gz, .txt.xz', 'b.TXT: its name does not end in .txt, .txt.gz, .txt.xz',
+            'b.txt.bz2: its name does not end in .txt, .txt.gz, .txt.xz', 'empty.txt: empty', 'folder.txt: a folder', 'gone.txt: a link to what is not there']
+    folder = text_artefact(p).build()
+    assert read_manifest(folder)['counts']['unread_files'] == said and all(f'Not read: {file}' in caplog.text for file in said)
+    card = (build_rows(p)/'README.md').read_text('utf-8')
+    assert text_artefact(p).key != key and all(f'- {file}\n' in card for file in said)
+    (corpus/'b.TXT').unlink()
+    assert text_artefact(p).build() == folder, 'what is not read is not in the key'
+
+
+def test_a_file_whose_lines_end_in_carriage_returns_is_an_error(tmp_path):
+    with pytest.raises(BadText, match=r'a\.txt has 3,000 carriage returns where its lines should end, the first one at offset 46 '): build_from(tmp_path, a_txt=GOOD.replace(b'\n', b'\r'))
+    with pytest.raises(BadText, match='carriage returns where'): build_from(tmp_path, a_txt=GOOD.replace(b'\n', b'\r') + b'\n')
+    windows = read_manifest(build_from(tmp_path, a_txt=GOOD.replace(b'\n', b'\r\n')))['counts']
+    stray = read_manifest(build_from(tmp_path, a_txt=GOOD.replace(b' ', b'\r')))['counts']
+    assert windows['lines'] == stray['lines'] == 3000 and [sum(p['kept'] for p in c['parts'].values()) for c in (windows, stray)] == [3000, 3000]
 
 
 def test_files_of_which_all_are_bad_are_an_error(tmp_path):

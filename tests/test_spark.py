@@ -41,7 +41,7 @@ def corpus(tmp_path_factory):
     top = tmp_path_factory.mktemp('spark')
     folder, tokenizer = top/'text', top/'tokenizer'
     for d in (folder, tokenizer): d.mkdir()
-    for i in range(2): (folder/f'{i}.txt').write_text(noisy(150, i), 'utf-8')
+    for i in range(2): (folder/f'{i}.txt').write_text(noisy(150, i) + ('Ostatnia linia nie ma końca.' if i else '\n\n'), 'utf-8')
     write_tokenizer(tokenizer, train_tokenizer([SENTENCE.format(i) for i in range(100)], 150), 64)
     p = replace(get_profile('demo'), name='spark', text=str(folder), old_share=0.4, tokenizer=str(tokenizer), max_len=64, heldout_share=0.1)
     with pytest.MonkeyPatch.context() as patch:
@@ -95,6 +95,13 @@ def test_settings_are_checked_before_java_starts(corpus, monkeypatch, tmp_path, 
     assert spark.main([str(tmp_path/'none.txt'), '--profile', 'demo']) == 2 and 'none.txt' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('text', [b'', b'a', b'a\n', b'a\n\n'])
+def test_the_last_byte(tmp_path, text):
+    (tmp_path/'a.txt').write_bytes(text)
+    (tmp_path/'a.txt.gz').write_bytes(gzip.compress(text))
+    assert spark.last_byte(tmp_path/'a.txt') == spark.last_byte(tmp_path/'a.txt.gz') == text[-1:]
+
+
 def test_without_pyspark_or_java_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyspark.sql', None)
     with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[spark\]'"): open_session()
@@ -126,6 +133,7 @@ def test_the_kept_texts_are_those_of_one_machine(corpus, session):
     for part in ('old', 'ccsub'):
         for what in ('documents', 'lines_read', 'rejected', 'changed'): assert ours[part][what] == theirs[part][what], (part, what)
         assert ours[part]['lines_read'] == sum(ours[part]['rejected'].values()) + ours[part]['duplicates'] + ours[part]['kept']
+    assert {k: v for k, v in read_manifest(text.path)['counts'].items() if k != 'parts'} == {k: v for k, v in read_manifest(alone)['counts'].items() if k != 'parts'}
     for what in ('kept', 'duplicates', 'chars_kept'): assert sum(c[what] for c in ours.values()) == sum(c[what] for c in theirs.values())
 
 
@@ -172,6 +180,8 @@ def test_the_command_makes_rows(corpus, session, tmp_path, capsys):
     (tmp_path/'p.toml').write_text(f'like = "demo"\ntokenizer = "{p.tokenizer}"\nmax_len = 64\nold_share = 0.4\nheldout_share = 0.1\n')
     assert spark.main([*map(str, files), '--profile', str(tmp_path/'p.toml'), '--partitions', '2', '--conf', 'spark.ui.enabled=false']) == 0
     folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    card = (folder/'README.md').read_text('utf-8')
+    assert '0.txt, 1.txt' in card and 'texts that Spark made are not looked through' in card and read_manifest(folder)['key'] in card
     assert Rows.open(folder).max_len == 64 and folder == spark_artefacts(p, files, None, partitions=2)[1].path
 
 
