@@ -855,6 +855,7 @@ def teacher_sentence(
     if floor is None: return said + '.'
     return said + f'; of the way down to the entropy of the world, {linked(e, "settings", f"{floor:.2f}")}, that is {linked(e, what, f"{100*gap/(unigram - floor):.0f} %")}.'
 
+# %% ../nbs/10_evidence.ipynb #e282f30f
 def loss_sentence(
     e:Evidence, # The records
 )->str: # Sentences in Markdown
@@ -881,6 +882,7 @@ def lighter_sentence(
              if (v := tried.get(('S4', change))) and v['heldout_loss'] < plain - MARGIN]
     return f' So would it fit that S4 ends lower {" and ".join(lower)} (@tbl-ablations).' if lower else ''
 
+# %% ../nbs/10_evidence.ipynb #859dec15
 def cleaning_sentence(
     e:Evidence, # The records
 )->str: # A sentence in Markdown

@@ -273,6 +273,7 @@ def score_label(
     metrics = {m for s in SCENARIOS if (m := e.get(f'klej-{s}', task, 'metric'))}
     return f'{upper_first(METRICS[metrics.pop()])} [%]' if len(metrics) == 1 else 'Score [%]'
 
+# %% ../nbs/11_figures.ipynb #a3c51764
 def best_student(
     e:Evidence, # The records
     reading:str='', # "honest", "last" or "max"; the first one there when left out
