@@ -885,6 +885,30 @@ def test_only_like_can_be_compared():
         with pytest.raises(TaskError, match='no common examples and seeds'): klej.difference(a, {'nkjp-ner': other})
 
 
+
+def test_rows_with_more_seeds_are_compared_on_the_common_ones():
+    names = ('nkjp-ner', 'polemo2.0-in')
+    a, b = ({t: reading(t, s) for t in names} for s in (1, 2))
+    first = {t: r.only(r.seeds[:1]) for t, r in b.items()}
+    found = klej.difference(a, first)
+    assert found == klej.difference({t: r.only(r.seeds[:1]) for t, r in a.items()}, first) and {v['seeds'] for v in found.values()} == {1}
+    assert found['nkjp-ner']['difference'] == round(float(a['nkjp-ner'].scores()[0] - b['nkjp-ner'].scores()[0]), 4)
+    assert found != klej.difference(a, b)
+
+
+@pytest.mark.parametrize('more', [(), ('T0',)])
+def test_records_of_rows_with_other_seeds(grid, more):
+    for s in ('S0', 'T0'): klej.build_scores(grid, s)
+    p = replace(grid, more_seeds=more)
+    assert {s: len(klej.klej_values(p, s)['nkjp-ner']['readings']['last']['seeds']) for s in ('S0', 'T0')} == {'S0': 1 if more else 2, 'T0': 2}
+    c = klej.comparison_values(p, ['S0', 'T0'])
+    assert {v['seeds'] for v in c['pairs']} == {1 if more else 2}
+    assert {v['scenario']: v['seeds'] for v in c['inflation']} == {'S0': 1 if more else 2, 'T0': 2, 'all': 1 if more else 2}
+    if not more: return
+    one = klej.comparison_values(replace(grid, task_seeds=grid.task_seeds[:1]), ['S0', 'T0'])
+    assert (c['pairs'], c['kept']) == (one['pairs'], one['kept'])
+
+
 def test_intervals_cover_what_they_should():
     "The 95 % interval of an accuracy holds the true one in about 95 of 100 fresh dev sets."
     rng, inside = np.random.default_rng(0), 0
