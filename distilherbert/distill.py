@@ -449,6 +449,7 @@ class TrainSettings:
     attention:str='row' # What a token may look at: "row" or "text"
     compile:bool=False # Run the encoders and the losses through torch.compile
 
+# %% ../nbs/05_distill.ipynb #5e77a001
 def train_settings(
     profile:Profile, # Size of the run
     scenario:Scenario, # Row of the grid
