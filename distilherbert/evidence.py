@@ -1137,7 +1137,7 @@ def contamination_sentence(
     dev = {t: found[t]['dev'] for t in tasks}
     said = [linked(e, 'contamination', f'{c["found"]:,} of {c["n"]:,}') + f' examples of the dev set of {task_name(e, t)}' for t, c in dev.items()]
     short = sum(c['n'] - c['searchable'] for c in dev.values())
-    return (f'In the profile `{e.profile}` the search found {" and ".join(said)} in the text. {linked(e, "contamination", f"{short:,}")} of them are so short '
+    return (f'In the profile `{e.profile}` the search found {" and ".join(said)} in the text. Of all, {linked(e, "contamination", f"{short:,}")} are so short '
             'that only a whole line could show them.')
 
 # %% ../nbs/10_evidence.ipynb #00000053
