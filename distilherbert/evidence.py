@@ -1038,7 +1038,8 @@ def table_ablations(
         rows.append(line)
     head = ('Change', 'Held-out loss of S3', 'of S4', 'S4 − S3 [nats]', 'Agreement of S4', *(('Mean of tasks, S3 [%]', 'S4 [%]', 'S4 − S3 [points]') if scored else ()))
     seeds = e.get('ablations', 'seeds', default=[])
-    caption = f'The same change in S3 and S4, profile `{e.profile}`; the loss alone is changed in S4 only, and S3 is then as it is.'
+    caption = f'The same change in S3 and S4, profile `{e.profile}`.'
+    if any(c in LOSS_ONLY for c, _, _ in like_with_like(e)): caption += ' A change of the distillation loss leaves S3 as it is.'
     if scored: caption += f' Scores are means over {len(seeds)} fine-tuning seeds ({", ".join(map(str, seeds))}), too few for intervals.'
     return markdown_table(head, rows, caption, label)
 
