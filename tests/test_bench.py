@@ -118,6 +118,7 @@ def stopped(command, env, signal_number, enough):
             if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_grid_goes_on_from_command_to_command(tmp_path):
     "Out of time, asked to stop, and killed; then a model that fails costs only what needs it; then everything is there, in one file."
     file, out, runs = tiny(tmp_path, task_epochs=2, task_seeds=[1, 2], more_seeds=['S4'], teacher_margin=20.0), tmp_path/'out', tmp_path/'runs'
