@@ -13,13 +13,13 @@ import os
 import shlex
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 
 import torch
 
 from distilherbert.artefact import duration, read_manifest, write_record
+from distilherbert.clean import worker_pool
 from distilherbert.distill import model_artefact
 from distilherbert.evidence import expected_key
 from distilherbert.klej import profile_groups, read_scores, scores_artefact, task_samples
@@ -83,9 +83,9 @@ def main():
     for c in a.changes:
         if c not in changes: raise SettingsError(str(unknown_name('change', c, changes)))
     base, start = get_profile(a.profile), time.perf_counter()
-    scored = replace(base, task_seeds=tuple(a.seeds)) if a.seeds else base
+    scored = replace(base, task_seeds=tuple(a.seeds), more_seeds=()) if a.seeds else base
     found = dict.fromkeys(variants(base.layers, a.changes))
-    with ProcessPoolExecutor(at_once(base.threads, os.cpu_count(), torch.cuda.is_available()), get_context('spawn')) as pool:
+    with worker_pool(at_once(base.threads, os.cpu_count(), torch.cuda.is_available())) as pool:
         waiting = {pool.submit(make, v, scored, bool(a.seeds)): v for v in found}
         for done in as_completed(waiting):
             v = waiting[done]

@@ -98,8 +98,9 @@ def start(function, *arguments):
 def end(processes):
     "Ask processes to stop, and wait until they have."
     for p in processes: p.send_signal(signal.SIGTERM)
+    until = time.monotonic() + 30
     for p in processes:
-        try: p.wait(60)
+        try: p.wait(max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired: p.kill()
 
 
@@ -431,6 +432,7 @@ def main():
     a = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs is stopped and kept, as at the end of the minutes
     if a.unpack: return unpack(a.unpack)
+    if a.gather and not a.data: raise SettingsError('--gather needs --data: the folder to copy into.')
     if a.gather: return gather(a.gather, a.data, get_profile(a.profile))
     if a.data: os.environ['DISTILHERBERT_DATA'] = str(a.data.resolve())
     said, failed = work(a)

@@ -12,13 +12,13 @@ import os
 import shlex
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
-from multiprocessing import get_context
 
 import torch
 
 from distilherbert.artefact import Progress, duration, write_record
+from distilherbert.clean import worker_pool
 from distilherbert.distill import model_artefact
 from distilherbert.klej import TASKS, comparison_values, klej_values, load_group, profile_groups, scores_artefact
 from distilherbert.reproduce import at_once
@@ -29,7 +29,7 @@ from distilherbert.world import WORLD_TASKS
 def with_all_tasks(profile, **settings):
     "A profile with every task that its source has."
     p = get_profile(profile)
-    return replace(p, tasks=tuple(WORLD_TASKS if p.task_source == 'world' else TASKS), **settings)
+    return replace(p, tasks=tuple(WORLD_TASKS if p.task_source == 'world' else TASKS), more_seeds=(), **settings)
 
 
 def tune(profile, row, seed, group): return scores_artefact(profile, row, seed, group).build()
@@ -41,7 +41,7 @@ def tune_all(p, rows):
     for row in rows: model_artefact(p, row).build()
     todo = [(row, seed, g) for seed in p.task_seeds for row in rows for g in profile_groups(p) if scores_artefact(p, row, seed, g).state() != 'current']
     bar = Progress(len(todo), 'Fine-tuning', 'runs')
-    with ProcessPoolExecutor(at_once(p.threads, os.cpu_count(), torch.cuda.is_available()), get_context('spawn')) as pool:
+    with worker_pool(at_once(p.threads, os.cpu_count(), torch.cuda.is_available())) as pool:
         for done in as_completed([pool.submit(tune, p, *piece) for piece in todo]):
             done.result()
             bar.update()

@@ -45,7 +45,7 @@ from .klej import (
     exact, fit_pair, get_task, load_classifier, load_group, load_run, logits_of, mean_values, prepare, profile_groups, score, scores_artefact,
     to_prediction, token_ids, train_epoch, tuning_precision)
 from .pack import tokenizer_artefact
-from .scenario import SCENARIOS, Profile, Scenario, SettingsError, get_profile, get_scenario
+from .scenario import SCENARIOS, Profile, Scenario, SettingsError, get_profile, get_scenario, seeds_of
 from .student import count_parameters, save_model, truncate
 
 # %% ../nbs/14_deploy.ipynb #00000007
@@ -76,7 +76,7 @@ def honest_choice(
     p, s = get_profile(profile), get_scenario(scenario)
     task, ranks = profile_groups(p)[group][0], {}
     check_choice(p, task)
-    for seed in p.task_seeds:
+    for seed in seeds_of(p, s):
         run = load_run(scores_artefact(p, s, seed, group).path)
         epoch = chosen_epochs(run, task)['honest']
         ranks[seed, epoch] = -score(task.metric, run['gold/held'], run['pred/held'][epoch]), run['held_loss'][epoch]

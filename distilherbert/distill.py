@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -278,9 +278,9 @@ class Ahead:
 
     def of(self, run:'Run'): # What `make` makes
         "The pieces of a run's next step."
-        wanted, (key, coming) = (run.step, run.micro_rows), self.waiting or (None, None)
-        ready = coming and coming.result()  # Even if it is not wanted: one thread at a time asks the stream
-        if key != wanted: ready = self.make(run, *wanted)
+        wanted, (key, coming), self.waiting = (run.step, run.micro_rows), self.waiting or (None, None), None
+        if coming: wait([coming])  # Even if it is not wanted: one thread at a time asks the stream
+        ready = coming.result() if key == wanted else self.make(run, *wanted)
         later = run.step + 1, run.micro_rows
         self.waiting = (later, self.pool.submit(self.make, run, *later)) if self.pool and later[0] < run.steps else None
         return ready
@@ -606,8 +606,9 @@ def shrink(
     "Forget what was added up, and halve the micro-batches."
     run.optimizer.zero_grad(set_to_none=True)
     if torch.cuda.is_available(): torch.cuda.empty_cache()
-    cut_finer(run, run.micro_rows//2)
-    print(f'Memory ran out in step {run.step + 1}: it goes on with {run.micro_rows} rows at once instead of {2*run.micro_rows}.')
+    before = run.micro_rows
+    cut_finer(run, before//2)
+    print(f'Memory ran out in step {run.step + 1}: it goes on with {run.micro_rows} rows at once instead of {before}.')
 
 def cut_finer(
     run:Run, # Its held-out rows are cut anew
@@ -793,7 +794,7 @@ def train(
     "Train to the last step."
     resume(run)
     acc, saved = run.accelerator, time.perf_counter()
-    bar, peak = (Progress(run.steps, title, 'steps', run.step), peak_tokens(run)) if acc.is_main_process else (None, 0.0)
+    bar, peak = (Progress(run.steps, title, 'steps', run.step - bool(run.waiting)), peak_tokens(run)) if acc.is_main_process else (None, 0.0)
     with open(run.folder/'metrics.jsonl' if bar else os.devnull, 'a', encoding='utf-8') as log, StopSignal() as stop, board(run) as seen:
         run.stopped = lambda: stop.number
         try:

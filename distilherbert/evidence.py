@@ -10,16 +10,16 @@ __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'E
            'with_interval', 'tasks_of', 'task_name', 'first_reading', 'find_pair', 'verdict', 'compare_sentence',
            'answers', 'findings_sentence', 'find_kept', 'taught', 'kept_sentence', 'taught_sentence', 'table_kept',
            'order_sentence', 'markdown_table', 'initial_weights', 'table_scenarios', 'task_title', 'score_cell',
-           'kept_cell', 'published_cell', 'table_scores', 'cut_sentence', 'drawn_words', 'table_pairs', 'upper_first',
-           'scores_caption', 'readings_there', 'inflation', 'readings_cell', 'table_readings', 'find_inflation',
-           'table_inflation', 'inflation_sentence', 'table_nine', 'table_published', 'parts_of', 'waterfall',
-           'table_cleaning', 'table_rules', 'table_rows', 'teacher_start', 'loss_on_ccsub', 'table_models',
-           'table_profiles', 'beside', 'size_sentence', 'teacher_sentence', 'loss_sentence', 'lighter_sentence',
-           'cleaning_sentence', 'cost_sentence', 'fitted_budgets', 'table_grid', 'half_width', 'difference_width',
-           'noise_sentence', 'table_deployment', 'one_each', 'deployment_metric', 'deployment_lengths',
-           'tried_variants', 'like_with_like', 'table_ablations', 'in_words', 'ablation_sentence', 'score_sentence',
-           'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence', 'contamination_sentence', 'record_state',
-           'table_records', 'how_to_make', 'in_tabs']
+           'kept_cell', 'published_cell', 'table_scores', 'cut_sentence', 'seeds_compared', 'drawn_words',
+           'table_pairs', 'upper_first', 'scores_caption', 'readings_there', 'inflation', 'readings_cell',
+           'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence', 'table_nine', 'table_published',
+           'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'teacher_start', 'loss_on_ccsub',
+           'table_models', 'table_profiles', 'beside', 'size_sentence', 'teacher_sentence', 'loss_sentence',
+           'lighter_sentence', 'cleaning_sentence', 'cost_sentence', 'fitted_budgets', 'table_grid', 'half_width',
+           'difference_width', 'noise_sentence', 'table_deployment', 'one_each', 'deployment_metric',
+           'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations', 'in_words', 'ablation_sentence',
+           'score_sentence', 'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence', 'contamination_sentence',
+           'record_state', 'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -155,9 +155,10 @@ def why_stale(
         other = [f'scenario {s["name"]} was another' for s in record['values'].get('scenarios', []) if s != rows.get(s['name'], s)]
         return '; '.join(changed_settings(PROFILES[profile], record['values'].get('profile', record['values'])) + code + other)
     if needs_data(PROFILES[profile]): return None
-    if record['what'] == 'deployment': return other_classifiers(PROFILES[profile], record['values'])
-    if not record.get('key'): return None
-    try: key = key_of(PROFILES[profile], record['what'])
+    try:
+        if record['what'] == 'deployment': return other_classifiers(PROFILES[profile], record['values'])
+        if not record.get('key'): return None
+        key = key_of(PROFILES[profile], record['what'])
     except (ImportError, SettingsError, FileNotFoundError): return None
     except ValueError as e: return f'the code has no such artefact any more: {e}'
     return '' if key == record['key'] else f'key {record["key"]} then, {key} now'
@@ -339,12 +340,12 @@ def findings_sentence(
     e:Evidence, # The records
     numbers:bool=True, # With differences and intervals, or with the names of the rows alone?
 )->str: # Sentences in Markdown
-    "What the questions of the grid came to on the mean of the tasks, the unwelcome answers too."
+    "What the questions of the grid came to on the mean of the tasks, unwelcome answers included."
     asked = [(a, b, p) for a, b, _ in QUESTIONS if (p := find_pair(e, a, b))]
     if not asked: return f'In the profile `{e.profile}` nothing has been compared.'
     def listed(v, between):
         found = {f'{a} {between} {b}': f'{signed(p["difference"])} [{signed(p["low"])}, {signed(p["high"])}]' for a, b, p in asked if verdict(p) == v}
-        if not found: return 'none'
+        if not found: return 'in no case'
         return ', '.join(f'{names} ({linked(e, "comparisons", x)})' for names, x in found.items()) if numbers else linked(e, 'comparisons', ', '.join(found))
     how = ', in points with paired 95 % intervals' if numbers else ' and by paired 95 % intervals'
     return (f'In the profile `{e.profile}`, on the mean of the tasks{how}: **better** {listed(1, "than")}; '
@@ -542,12 +543,20 @@ def cut_sentence(
     return said + (f' {" and ".join(slices)} have no dev set of their own: a fixed slice of train serves.' if slices else '')
 
 # %% ../nbs/10_evidence.ipynb #00000032
+def seeds_compared(
+    e:Evidence, # The records
+)->list[int]: # Numbers of fine-tuning seeds, each once
+    "How many seeds the comparisons have."
+    return sorted({p['seeds'] for p in e.get('comparisons', 'pairs', default=[]) if 'seeds' in p})
+
 def drawn_words(
     e:Evidence, # The records
 )->str: # As "examples and 5 fine-tuning seeds"
     "What the intervals of comparisons are over."
-    seeds = sorted({p['seeds'] for p in e.get('comparisons', 'pairs', default=[]) if 'seeds' in p})
-    return 'examples only, of one fine-tuning seed' if seeds == [1] else f'examples and {" or ".join(map(str, seeds))} fine-tuning seeds'
+    seeds = seeds_compared(e)
+    if seeds == [1]: return 'examples only, of one fine-tuning seed'
+    some = ', these where there are several' if 1 in seeds else ''
+    return f'examples and {" or ".join(map(str, seeds))} fine-tuning seeds{some}'
 
 def table_pairs(
     e:Evidence, # The records
@@ -560,7 +569,7 @@ def table_pairs(
         if p is None: return NOTHING
         mark = '**' if verdict(p) else ''
         return linked(e, 'comparisons', f'{mark}{signed(p["difference"])}{mark} [{signed(p["low"])}, {signed(p["high"])}]')
-    seeds = sorted({p['seeds'] for p in e.get('comparisons', 'pairs', default=[]) if 'seeds' in p})
+    seeds = seeds_compared(e)
     def title(a, b):
         p = find_pair(e, a, b, tasks[0]) if len(seeds) > 1 else None
         return f'{a} − {b}' + (f' ({p["seeds"]} seed{"s"*(p["seeds"] > 1)})' if p else '')
@@ -585,7 +594,7 @@ def scores_caption(
     seeds = {len(e.get(w, t, 'readings', reading, 'seeds', default={})) for w, t in scored}
     metrics = dict.fromkeys(METRICS.get(e.get(w, t, 'metric', default='accuracy')) for w, t in scored) or {'accuracy': None}
     over = f'mean over {" or ".join(map(str, sorted(seeds)))} fine-tuning seed{"" if seeds == {1} else "s"}' if seeds else 'mean'
-    sure = '95 % interval over the examples only' if seeds == {1} else '95 % interval'
+    sure = '95 % interval over the examples only' if seeds == {1} else '95 % interval' + (', over the examples only where there is one seed' if 1 in seeds else '')
     how = {'last': 'last epoch', 'max': 'maximum over the epochs'}.get(reading, 'epoch chosen on a part of train')
     where = 'test' if reading == 'test' else 'dev'
     return (f'{upper_first(" or ".join(metrics))} in percent on {where}, profile `{e.profile}`: {over} with {sure} ({how}). '
@@ -627,7 +636,7 @@ def table_readings(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
 )->str: # Markdown
-    "The three readings of each run, side by side."
+    "The readings of each run, side by side."
     rows, tasks = [], tasks_of(e)
     for s in SCENARIOS:
         extra = [x for t in tasks if (x := inflation(e, s, t)) is not None]
@@ -660,8 +669,7 @@ def table_inflation(
         return NOTHING if v is None else linked(e, 'comparisons', f'{signed(v["difference"])} [{signed(v["low"])}, {signed(v["high"])}]')
     columns = (*tasks_of(e), 'mean')
     rows = [(f'**{s}**' if s in SCENARIOS else '*mean*', *(cell(s, t) for t in columns)) for s in (*SCENARIOS, 'all')]
-    sure = 'examples only' if (find_inflation(e) or {}).get('seeds') == 1 else 'examples and seeds'
-    caption = f'The maximum over the epochs on dev minus the honest reading, in points, with paired 95 % intervals over {sure}, profile `{e.profile}`.'
+    caption = f'The maximum over the epochs on dev minus the honest reading, in points, with paired 95 % intervals over {drawn_words(e)}, profile `{e.profile}`.'
     return markdown_table(('Model', *(task_title(e, t) for t in columns[:-1]), 'Mean'), rows, caption, label)
 
 def inflation_sentence(

@@ -369,7 +369,7 @@ def draw_lengths(
         ax.set(title=title, xlabel='Tokens', ylabel='Share [%]')
     seen = [f'half of the texts of “{p}” have under {middle_length(v["lengths"])} tokens, its rows hold {v["mean_length"]:.1f} on average'
             for p, v in parts.items() if p == 'ccsub' and 'mean_length' in v]
-    entitle(figure, f'{seen[0][0].upper()}{seen[0][1:]}' if seen else 'Lengths of texts and rows')
+    entitle(figure, upper_first(seen[0]) if seen else 'Lengths of texts and rows')
     said = '; '.join(f'{p}: rows of {v["mean_length"]:.1f} tokens on average' for p, v in parts.items() if 'mean_length' in v)
     return Picture('lengths', figure, 'Lengths of the texts before packing and of the packed rows, in tokens. Dotted: the longest row there can be.',
                    f'Histograms of the lengths of texts and rows. {said}.')

@@ -288,11 +288,11 @@ def probe_run(
     rows:int, # Rows per step
     folder:Path, # For what the loop writes
 ): # A `Run`, ready to step
-    "Random models of the right shape in the real loop."
+    "Random models of the right shape in the real loop, not compiled: that would take longer than the probe."
     from distilherbert.distill import Run, train_settings
     from distilherbert.student import bert_config, random_model
     def model(layers): return random_model(bert_config(shape.profile, shape.vocab_size, layers), seed=0)
-    settings = replace(train_settings(shape.profile, scenario), batch_rows=rows, micro_rows=rows)
+    settings = replace(train_settings(shape.profile, scenario), batch_rows=rows, micro_rows=rows, compile=False)
     guide = model(layers_of(shape, get_scenario(scenario.teacher))) if scenario.teacher else None
     return Run(model(layers_of(shape, scenario)), guide, probe_data(shape, rows), settings, folder)
 

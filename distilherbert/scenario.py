@@ -370,8 +370,9 @@ def check_namesake(
     known:Mapping, # The entries that exist
     what:str, # "scenario" or "profile"
 ): # The same; raises `SettingsError` when its name belongs to another entry
-    "Records and notebooks are kept by name, so two things may not share one."
-    if known.get(settings.name, settings) == settings: return settings
+    "Records and notebooks are kept by name, so two things may not share one; a built-in profile whose budgets were fitted to a device is still the same."
+    there, fitted = known.get(settings.name, settings), getattr(settings, 'fitted', ())
+    if there == (replace(settings, **{f: getattr(there, f) for f in ('fitted', *fitted)}) if fitted else settings): return settings
     raise SettingsError(f'The {what} in {path} is named like the built-in {settings.name}, but is another one: their records would overwrite each other. '
                         f'Give the file another name, or a field of its own: `name = "my-{settings.name}"`.')
 

@@ -80,6 +80,12 @@ def test_fitted_budgets_make_no_record_stale(tmp_path):
     assert 'teacher_tokens: 5 then' in state(fitted=('task_seeds',))[0]
     assert 'lr_scratch: 1.0 then' in state(fitted=('teacher_tokens', 'task_seeds'), lr_scratch=1.0)[0]
     with pytest.raises(ValueError, match='names budgets'): replace(base, fitted=('lr_scratch',))
+    ran = tmp_path/'base.toml'
+    for p, known in ((replace(base, teacher_tokens=5, fitted=('teacher_tokens',)), True), (replace(base, teacher_tokens=5, lr_scratch=1.0, fitted=('teacher_tokens',)), False)):
+        ran.write_text('\n'.join(f'{k} = {json.dumps(v)}' for k, v in asdict(p).items()))
+        if known: assert get_profile(ran) == p, 'the script reads its own file of a built-in profile'
+        else:
+            with pytest.raises(ValueError, match='named like the built-in base'): get_profile(ran)
     assert 'bench/grid.py' in how_to_make('base') and collect_settings(profile(tmp_path)) == [], 'nothing is there'
 
 

@@ -96,6 +96,7 @@ def test_the_choice_is_the_held_out_slices(toys, monkeypatch):
     assert deploy.honest_choice(toys, 'S0', 'nkjp-ner') == (3, 1) # the same score as seed 2, a lower loss
     runs[3] = run((2, 8), (0.5, 0.8))
     assert deploy.honest_choice(toys, 'S0', 'nkjp-ner') == (2, 0) # and now the earlier seed
+    assert deploy.honest_choice(replace(toys, more_seeds=('S4',)), 'S0', 'nkjp-ner') == (1, 1), 'a row that has only the first seed'
     with pytest.raises(TaskError, match='selection_share = 0.1'): deploy.honest_choice(replace(toys, selection_share=0.0), 'S0', 'nkjp-ner')
 
 

@@ -117,7 +117,7 @@ def test_unwelcome_answers_are_given(negative, full):
     assert 'S4 than S2 (+4.2 [+3.0, +5.4])' in better and 'S3 than S2' in better and 'S4 than S3' not in better
     assert 'S2 than S0 (−4.0 [−5.2, −2.8])' in worse and 'S4 than S3 (−2.8 [−4.0, −1.6])' in worse
     assert 'T0 and S0 (+0.5' in level and 'S1 and S0' in level and 'S5 and S3' in level
-    assert bare(ev.findings_sentence(full)).count('**worse** none') == 1
+    assert bare(ev.findings_sentence(full)).count('**worse** in no case') == 1
     assert 'S2 is worse than S0' in ev.order_sentence(negative) and 'opposite' not in ev.order_sentence(negative)
     assert 'S4 is worse than S3' in ev.answers(negative) and 'no difference' in ev.compare_sentence(negative, 'T0', 'S0')
 
