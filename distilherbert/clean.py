@@ -616,9 +616,7 @@ def text_sources(
 )->list[Source]: # In the order they are read; raises `SettingsError` when there is none
     "Where a profile's text comes from."
     p = get_profile(profile)
-    if p.text == 'world':
-        if p.world_size < 1: raise SettingsError(f'Profile {p.name}: text = "world" needs world_size of at least 1, got {p.world_size}.')
-        return [world_source(part, p.world_size, p.data_seed) for part in ('old', 'ccsub')]
+    if p.text == 'world': return [world_source(part, p.world_size, p.data_seed) for part in ('old', 'ccsub')]
     if p.text == 'cc100': return [cc100_source()]
     return folder_sources(text_folder(p), p.text_without)
 

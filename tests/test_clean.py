@@ -492,7 +492,6 @@ def test_old_and_new_parts_of_the_world(monkeypatch):
     folder = text_artefact(p).build()
     assert {f.name for f in folder.glob('*.txt')} == {'old-00000.txt', 'ccsub-00000.txt'}
     assert text_artefact(replace(p, old_share=0.5)).key == text_artefact(p).key, 'the world has parts of its own'
-    with pytest.raises(SettingsError, match='needs world_size'): text_sources(replace(p, world_size=0))
 
 
 # Bad input: each is an error that names the file and the place, or is counted
