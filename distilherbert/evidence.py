@@ -1074,7 +1074,7 @@ def ablation_sentence(
     both = [(c, s4['heldout_loss'] - s3['heldout_loss']) for c, s3, s4 in rows if s3 and s4]
     under, even = [b for b in both if b[1] <= -MARGIN], [b for b in both if abs(b[1]) < MARGIN]
     def listed(found): return f'in {len(found)}: ' + in_words(e, found, lambda x: signed(x, 3)) if found else 'in none'
-    return (f'In the profile `{e.profile}` {len(alone)} things were changed in S4, whose held-out loss as it is, {linked(e, "ablations", "{:.3f}".format(plain["heldout_loss"]))} nats, '
+    return (f'In the profile `{e.profile}` {len(alone)} thing{"s were" if len(alone) > 1 else " was"} changed in S4, whose held-out loss as it is, {linked(e, "ablations", "{:.3f}".format(plain["heldout_loss"]))} nats, '
             f'is {"; ".join(said)}. Of {len(both)} settings in which S3 and S4 can be held side by side, S4 ends under S3 {listed(under)}; about equal {listed(even)}.'
             f' Losses less than {MARGIN:g} nats apart are called about equal.{score_sentence(e)}')
 
