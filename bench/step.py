@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from distilherbert.artefact import duration, read_records, write_record
+from distilherbert.artefact import duration, provenance, read_records, write_record
 from distilherbert.distill import OutOfMemory, Run, Stream, TrainSettings, micro_batches, own_sep, peak_tokens, train_step
 from distilherbert.objective import Marks, mask_rows
 from distilherbert.pack import pack_texts
@@ -325,7 +325,7 @@ def main():
         print('masking', values['masking'], flush=True)
         for shape in args.shapes or (('base',) if args.where == 'cuda' else ('mini', 'base')):
             precision = args.precision or ('bf16' if args.where == 'cuda' else 'fp32')
-            values[shape] = compare(shape, precision, args.rounds, args.where, d, args.threads, args.compile)
+            values[shape] = compare(shape, precision, args.rounds, args.where, d, args.threads, args.compile) | {'made': provenance() | {'rounds': args.rounds}}
             show(shape, values[shape])
             forget(args.where)
             if args.where == 'cuda':

@@ -554,10 +554,12 @@ def drawn_words(
 )->str: # As "examples and 5 fine-tuning seeds"
     "What the intervals of comparisons are over."
     seeds = seeds_compared(e)
+    if not seeds: return 'examples and seeds'
     if seeds == [1]: return 'examples only, of one fine-tuning seed'
     some = ', these where there are several' if 1 in seeds else ''
     return f'examples and {" or ".join(map(str, seeds))} fine-tuning seeds{some}'
 
+# %% ../nbs/10_evidence.ipynb #f0a00001
 def table_pairs(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
