@@ -1040,7 +1040,9 @@ def main(
         profile = get_profile(a.profile)
         folder = build_model(profile if a.zero is None else replace(profile, zero=a.zero), a.scenario, a.resume)
         if int(os.environ.get('RANK', '0')) == 0: print(folder)
-        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # None closes its connections while another still uses them
+            torch.distributed.destroy_process_group()
     return guarded(build, p.prog, a.profile, a.verbose)
 
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())  # A notebook has no `__file__`
