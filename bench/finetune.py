@@ -25,12 +25,10 @@ bootstrap over examples and seeds. Written to results/bench/finetune.json, under
 other in processes of their own; the time is from the first start to the last prediction, loading included.
 """
 import argparse
-import multiprocessing
 import os
 import shutil
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +37,7 @@ import torch
 from transformers import AutoConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
 from distilherbert.artefact import read_records, write_record
+from distilherbert.clean import worker_pool
 from distilherbert.klej import (
     EVAL_TOKENS,
     TASKS,
@@ -160,7 +159,7 @@ def tune(folder, profile, group):
 def tune_all(folder, profile):
     "The fine-tunings of all tasks beside each other: seconds in all, and each group."
     start, groups = time.perf_counter(), list(profile_groups(profile))
-    with ProcessPoolExecutor(len(groups), multiprocessing.get_context('spawn')) as pool:
+    with worker_pool(len(groups)) as pool:
         found = dict(zip(groups, pool.map(tune, *zip(*((folder, profile, g) for g in groups), strict=True)), strict=True))
     return {'seconds': round(time.perf_counter() - start, 1), 'groups': found}
 

@@ -6,7 +6,8 @@
 __all__ = ['WORD', 'SPAN', 'SHORTEST', 'FACTORS', 'KINDS', 'TEXTS', 'QUOTED', 'FILES', 'BATCH', 'normal_words', 'runs_of',
            'Example', 'RunTable', 'Index', 'read_examples', 'example_source', 'profile_examples', 'text_batches',
            'search', 'write_table', 'count_examples', 'count_together', 'contamination_artefact', 'contamination',
-           'contamination_table', 'leave_out', 'packed_text', 'table', 'card_text', 'write_card', 'PackedRows']
+           'contamination_table', 'leave_out', 'packed_text', 'table', 'card_text', 'put_card', 'write_card',
+           'PackedRows']
 
 # %% ../nbs/15_corpus.ipynb #00000002
 import csv
@@ -347,6 +348,17 @@ def card_text(
         '## Checksums (SHA-256)\n', table(['file', 'bytes', 'checksum'], [(n, f['bytes'], f'`{f["sha256"]}`') for n, f in rows['files'].items()])])
 
 # %% ../nbs/15_corpus.ipynb #0000001f
+def put_card(
+    rows:Artefact, # Packed rows that are there
+    text:str, # The card
+)->Path: # `README.md` in the folder of the rows
+    "Put a data card in its place, whole or not at all."
+    card, part = rows.path/'README.md', rows.path.parent/f'.{rows.path.name}.card'
+    with lock_of(rows):
+        part.write_text(text, 'utf-8')
+        part.replace(card)
+    return card
+
 def write_card(
     rows:Artefact, # Packed rows that are there
     text:Artefact, # The cleaned text that they were made from
@@ -357,11 +369,7 @@ def write_card(
     except SettingsError: searched = None  # No KLEJ here: the card says that nobody looked
     found = read_manifest(searched.path)['counts'] if searched and searched.state() == 'current' else None
     left_out = read_manifest(packed_text(profile, rows.label).path)['counts']['left_out'] if profile.drop_klej else None
-    card, part = rows.path/'README.md', rows.path.parent/f'.{rows.path.name}.card'
-    with lock_of(rows):
-        part.write_text(card_text(read_manifest(rows.path), read_manifest(text.path), found, left_out), 'utf-8')
-        part.replace(card)
-    return card
+    return put_card(rows, card_text(read_manifest(rows.path), read_manifest(text.path), found, left_out))
 
 @dataclass(frozen=True)
 class PackedRows(Artefact):

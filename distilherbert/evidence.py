@@ -6,17 +6,17 @@
 __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', 'METRICS', 'READINGS', 'MARGIN',
            'DEV_SIZES', 'LOSS_ONLY', 'RATES', 'OBJECTIVES', 'COMMANDS', 'Published', 'by_task', 'artefacts_behind',
            'combined_key', 'expected_key', 'stage_versions', 'changed_settings', 'needs_data', 'other_classifiers',
-           'why_stale', 'Evidence', 'contradiction', 'load_evidence', 'anchor', 'linked', 'signed', 'count',
-           'with_interval', 'tasks_of', 'task_name', 'first_reading', 'find_pair', 'verdict', 'compare_sentence',
-           'answers', 'findings_sentence', 'find_kept', 'taught', 'kept_sentence', 'taught_sentence', 'table_kept',
-           'order_sentence', 'markdown_table', 'initial_weights', 'table_scenarios', 'task_title', 'score_cell',
-           'kept_cell', 'published_cell', 'table_scores', 'cut_sentence', 'seeds_compared', 'drawn_words',
-           'table_pairs', 'upper_first', 'scores_caption', 'readings_there', 'inflation', 'readings_cell',
-           'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence', 'table_nine', 'table_published',
-           'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'teacher_start', 'loss_on_ccsub',
-           'table_models', 'table_profiles', 'beside', 'size_sentence', 'teacher_sentence', 'loss_sentence',
-           'lighter_sentence', 'cleaning_sentence', 'cost_sentence', 'fitted_budgets', 'table_grid', 'half_width',
-           'difference_width', 'noise_sentence', 'table_deployment', 'one_each', 'deployment_metric',
+           'why_stale', 'Evidence', 'contradiction', 'load_evidence', 'anchor', 'linked', 'signed',
+           'difference_with_interval', 'count', 'with_interval', 'tasks_of', 'task_name', 'first_reading', 'find_pair',
+           'verdict', 'compare_sentence', 'answers', 'findings_sentence', 'find_kept', 'taught', 'kept_sentence',
+           'taught_sentence', 'table_kept', 'order_sentence', 'markdown_table', 'initial_weights', 'table_scenarios',
+           'task_title', 'score_cell', 'kept_cell', 'published_cell', 'table_scores', 'cut_sentence', 'seeds_compared',
+           'drawn_words', 'table_pairs', 'upper_first', 'scores_caption', 'readings_there', 'inflation',
+           'readings_cell', 'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence', 'table_nine',
+           'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'teacher_start',
+           'loss_on_ccsub', 'table_models', 'table_profiles', 'beside', 'size_sentence', 'teacher_sentence',
+           'loss_sentence', 'lighter_sentence', 'cleaning_sentence', 'cost_sentence', 'fitted_budgets', 'table_grid',
+           'half_width', 'difference_width', 'noise_sentence', 'table_deployment', 'one_each', 'deployment_metric',
            'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations', 'in_words', 'ablation_sentence',
            'score_sentence', 'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence', 'contamination_sentence',
            'record_state', 'table_records', 'how_to_make', 'in_tabs']
@@ -239,6 +239,13 @@ def signed(
     "A number with its sign."
     return f'{x:+.{digits}f}'.replace('-', '−')
 
+def difference_with_interval(
+    found:Mapping, # `difference`, `low` and `high`
+    mark:str='', # Around the difference, as "**"
+)->str: # As "+1.2 [−0.4, +2.8]"
+    "A difference with its interval."
+    return f'{mark}{signed(found["difference"])}{mark} [{signed(found["low"])}, {signed(found["high"])}]'
+
 def count(
     n:float, # A number of things
 )->str: # As "812", "43,612" or "1.9 M"
@@ -344,7 +351,7 @@ def findings_sentence(
     asked = [(a, b, p) for a, b, _ in QUESTIONS if (p := find_pair(e, a, b))]
     if not asked: return f'In the profile `{e.profile}` nothing has been compared.'
     def listed(v, between):
-        found = {f'{a} {between} {b}': f'{signed(p["difference"])} [{signed(p["low"])}, {signed(p["high"])}]' for a, b, p in asked if verdict(p) == v}
+        found = {f'{a} {between} {b}': difference_with_interval(p) for a, b, p in asked if verdict(p) == v}
         if not found: return 'in no case'
         return ', '.join(f'{names} ({linked(e, "comparisons", x)})' for names, x in found.items()) if numbers else linked(e, 'comparisons', ', '.join(found))
     how = ', in points with paired 95 % intervals' if numbers else ' and by paired 95 % intervals'
@@ -569,8 +576,7 @@ def table_pairs(
     def cell(a, b, task):
         p = find_pair(e, a, b, task)
         if p is None: return NOTHING
-        mark = '**' if verdict(p) else ''
-        return linked(e, 'comparisons', f'{mark}{signed(p["difference"])}{mark} [{signed(p["low"])}, {signed(p["high"])}]')
+        return linked(e, 'comparisons', difference_with_interval(p, '**' if verdict(p) else ''))
     seeds = seeds_compared(e)
     def title(a, b):
         p = find_pair(e, a, b, tasks[0]) if len(seeds) > 1 else None
@@ -668,7 +674,7 @@ def table_inflation(
     "What the maximum over epochs adds to each score, with intervals."
     def cell(s, t):
         v = find_inflation(e, s, t)
-        return NOTHING if v is None else linked(e, 'comparisons', f'{signed(v["difference"])} [{signed(v["low"])}, {signed(v["high"])}]')
+        return NOTHING if v is None else linked(e, 'comparisons', difference_with_interval(v))
     columns = (*tasks_of(e), 'mean')
     rows = [(f'**{s}**' if s in SCENARIOS else '*mean*', *(cell(s, t) for t in columns)) for s in (*SCENARIOS, 'all')]
     caption = f'The maximum over the epochs on dev minus the honest reading, in points, with paired 95 % intervals over {drawn_words(e)}, profile `{e.profile}`.'
@@ -697,7 +703,7 @@ def table_nine(
     added = {v['task']: v for v in e.get('nine', 'inflation', default=[]) if v['scenario'] == 'all'}
     first = next(iter(rows.values()))
     def score(v): return with_interval(next(v['readings'][r] for r in ('honest', 'last') if r in v['readings']))
-    def more(t): return f'{signed(added[t]["difference"])} [{signed(added[t]["low"])}, {signed(added[t]["high"])}]' if t in added else NOTHING
+    def more(t): return difference_with_interval(added[t]) if t in added else NOTHING
     body = [(v['title'], METRICS[v['metric']], *(f'{v[c]:,}' for c in ('examples_train', 'dropped', 'n', 'cut')), f'{v["majority"]:.1f}',
              *(linked(e, 'nine', score(r[t]), REPORT) for r in rows.values()), more(t)) for t, v in first.items()]
     if 'mean' in added: body.append(('*mean*', *[NOTHING]*(6 + len(rows)), more('mean')))

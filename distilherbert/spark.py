@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from .artefact import Artefact, fingerprint, read_manifest, read_records
 from .clean import PARTS, BadText, Block, clean_block, decode_block, tidy_counts
-from .corpus import card_text
+from .corpus import card_text, put_card
 from .pack import PackSettings, describe_tokens, load_tokenizer, pack_shard, sum_counts, tokenizer_artefact
 from .scenario import Profile, SettingsError, get_profile
 
@@ -215,8 +215,7 @@ def build_on_spark(
     text, rows = spark_artefacts(profile, files, session, part, partitions)
     folder = rows.build()
     if text.state() == 'current':
-        card = card_text(read_manifest(folder), read_manifest(text.path), not_searched='texts that Spark made are not looked through.')
-        (folder/'README.md').write_text(card, 'utf-8')
+        put_card(rows, card_text(read_manifest(folder), read_manifest(text.path), not_searched='texts that Spark made are not looked through.'))
     return folder
 
 # %% ../nbs/16_spark.ipynb #00000012
