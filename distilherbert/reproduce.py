@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHAPTERS', 'STAGE_BAR', 'POINTS', 'CURVE', 'LOOKS', 'EPILOG', 'run', 'ChapterError', 'executed', 'mark_of', 'is_done',
            'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given', 'Job', 'jobs', 'announce', 'at_once',
-           'is_ready', 'execute_job', 'execute_all', 'reproduce', 'execute_report', 'thin_out', 'rounded',
+           'waits_for', 'next_jobs', 'execute_job', 'execute_all', 'reproduce', 'execute_report', 'thin_out', 'rounded',
            'model_values', 'current', 'newest', 'keep', 'collect_text', 'collect_models', 'collect_scores',
            'teacher_fit', 'stage_seconds', 'collect_settings', 'collect', 'is_collected', 'subcommand',
            'model_commands', 'carry_out_model', 'parser', 'version', 'parsed', 'carry_out', 'show_collected',
@@ -201,13 +201,22 @@ def at_once(
     "How many chapters are executed at the same time."
     return 1 if gpu else max(1, cores//threads)
 
-def is_ready(
+def waits_for(
     job:Job, # One that is not done
     unfinished:Sequence[Job], # All that are not done, those being executed too
-)->bool: # Can it start?
-    "Are the models of other chapters there that this one needs?"
+)->list[Job]: # Empty: it can start
+    "The chapters that make the models it needs."
     needed = set(required(get_scenario(job.scenario))) | ({job.scenario} if job.chapter != '05_distill' else set())
-    return not any(u.chapter == '05_distill' and u.scenario in needed for u in unfinished if u != job)
+    return [u for u in unfinished if u != job and u.chapter == '05_distill' and u.scenario in needed]
+
+def next_jobs(
+    waiting:Sequence[Job], # Not begun
+    running:Sequence[Job], # Being executed
+)->list[Job]: # Those that can start, in the order in which they should
+    "Ready chapters, the one that most others wait for first."
+    blockers = [waits_for(j, [*waiting, *running]) for j in waiting]
+    ready = [j for j, b in zip(waiting, blockers, strict=True) if not b]
+    return sorted(ready, key=lambda j: -sum(j in b for b in blockers))
 
 # %% ../nbs/09_reproduce.ipynb #0000001b
 def execute_job(
@@ -228,8 +237,7 @@ def execute_all(
     with ProcessPoolExecutor(workers, get_context('spawn'), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             while waiting or running:
-                ready = [j for j in waiting if is_ready(j, [*waiting, *running.values()])]
-                for j in ready[:workers - len(running)]:
+                for j in next_jobs(waiting, list(running.values()))[:workers - len(running)]:
                     print(f'[{len(todo) - len(waiting) + 1}/{len(todo)}] {Path(j.scenario).stem} {j.chapter}', flush=True)
                     waiting.remove(j)
                     arguments = j.source, j.out, {'scenario': j.scenario, 'profile': profile}, mark_of(j.source, j.artefacts)
