@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from distilherbert.artefact import duration, read_manifest, write_record
-from distilherbert.clean import worker_pool
+from distilherbert.artefact import duration, read_manifest, worker_pool, write_record
 from distilherbert.distill import model_artefact
 from distilherbert.evidence import expected_key
 from distilherbert.klej import profile_groups, read_scores, scores_artefact, task_samples

@@ -36,8 +36,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
-from distilherbert.artefact import read_records, write_record
-from distilherbert.clean import worker_pool
+from distilherbert.artefact import read_records, worker_pool, write_record
 from distilherbert.klej import (
     EVAL_TOKENS,
     TASKS,

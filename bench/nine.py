@@ -17,8 +17,7 @@ from dataclasses import replace
 
 import torch
 
-from distilherbert.artefact import Progress, duration, write_record
-from distilherbert.clean import worker_pool
+from distilherbert.artefact import Progress, duration, worker_pool, write_record
 from distilherbert.distill import model_artefact
 from distilherbert.klej import TASKS, comparison_values, klej_values, load_group, profile_groups, scores_artefact
 from distilherbert.reproduce import at_once

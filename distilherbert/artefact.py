@@ -7,7 +7,8 @@ __all__ = ['PACKAGES', 'log', 'MANIFEST', 'T', 'digest', 'digest_unchanged', 'fi
            'flush', 'write_json', 'publish', 'DamagedArtefact', 'canonical', 'Team', 'Artefact', 'read_manifest',
            'verify', 'lock_of', 'lock_is_held', 'artefact_state', 'duration', 'build_artefact', 'waiting_lock',
            'make_room', 'is_current', 'is_finished', 'finish', 'explain_oserror', 'memory_ran_out', 'explain_memory',
-           'Interrupted', 'verdict', 'guarded', 'write_record', 'read_records', 'Progress', 'progress']
+           'Interrupted', 'verdict', 'interruptible', 'guarded', 'start_worker', 'worker_pool', 'write_record',
+           'read_records', 'Progress', 'progress']
 
 # %% ../nbs/00_artefact.ipynb #00000002
 import errno
@@ -18,15 +19,19 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
 
@@ -359,13 +364,22 @@ def verdict(
     profile:str, # Name or TOML file, as it was typed
 )->tuple[str, int]: # Message and exit code
     "What an error means for the one who typed the command."
-    if isinstance(e, KeyboardInterrupt): return 'Stopped. The same command goes on from there.', 130
+    if isinstance(e, KeyboardInterrupt): return 'Stopped. The same command goes on from there.', 128 + next(iter(e.args), signal.SIGINT)
     if isinstance(e, Interrupted): return str(e), e.code
     if isinstance(e, SettingsError): return str(e), 2
     explained = 'Memory ran out' in str(e) or not memory_ran_out(e)
     return f'{type(e).__name__}: {e}' if explained else explain_memory(e, profile), 1
 
 # %% ../nbs/00_artefact.ipynb #00000032
+@contextmanager
+def interruptible(
+)->Iterator[None]: # For a `with`, in the main thread
+    "SIGTERM is what Ctrl-C is: a `KeyboardInterrupt`, with the signal's number."
+    def stop(number, frame): raise KeyboardInterrupt(number)
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
+
 def guarded(
     work:Callable[[], object], # What a command does
     program:str, # Its name, before each message
@@ -373,7 +387,8 @@ def guarded(
     verbose:bool=False, # Show where an error came from
 )->int: # Exit code
     "Do it; errors become messages and exit codes."
-    try: work()
+    try:
+        with interruptible(): work()
     except BrokenPipeError:  # the reader, as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Interrupted, KeyboardInterrupt, MemoryError, OSError, RuntimeError, ValueError) as e:
@@ -383,6 +398,29 @@ def guarded(
         if code == 1 and not verbose: print('Where it came from: the same command with -v.', file=sys.stderr)
         return code
     return 0
+
+# %% ../nbs/00_artefact.ipynb #0000005b
+def start_worker(
+)->None:
+    "Called once in a worker process: it leaves Ctrl-C to its parent, and ends as soon as that does, however that ends."
+    def watch():
+        parent_process().join()
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+@contextmanager
+def worker_pool(
+    workers:int, # Processes
+)->Iterator[ProcessPoolExecutor]: # For a `with`
+    "Processes that work for this one: an error stops them, and they do not outlive it."
+    others = set(active_children())
+    with ProcessPoolExecutor(workers, get_context('spawn'), start_worker) as pool:
+        try: yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(active_children()) - others: child.terminate()
+            raise
 
 # %% ../nbs/00_artefact.ipynb #00000020
 def write_record(

@@ -15,9 +15,9 @@ __all__ = ['INLINE', 'BREAK', 'SCRIPT', 'PAGE', 'PASSES', 'DEEPEST', 'WIDEST', '
            'http_chunks', 'last_cut', 'cut_blocks', 'Block', 'decode_block', 'Source', 'file_blocks', 'document_blocks',
            'file_source', 'folder_sources', 'unread_files', 'text_folder', 'cc100_source', 'world_source',
            'text_sources', 'odd_places', 'quick_look', 'fold_spaces', 'settle_lines', 'part_of', 'CleanBlock',
-           'clean_block', 'end_with_parent', 'worker_pool', 'in_order', 'first_lines', 'resume_note', 'put_whole',
-           'remember', 'TextWriter', 'read_sources', 'what_is_wrong', 'ReadingProgress', 'tidy_counts', 'write_text',
-           'text_artefact', 'build_text', 'text_shards', 'read_texts', 'score_cleaning']
+           'clean_block', 'in_order', 'first_lines', 'resume_note', 'put_whole', 'remember', 'TextWriter',
+           'read_sources', 'what_is_wrong', 'ReadingProgress', 'tidy_counts', 'write_text', 'text_artefact',
+           'build_text', 'text_shards', 'read_texts', 'score_cleaning']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -33,12 +33,11 @@ import urllib.request
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.client import HTTPException
 from itertools import chain, compress, islice
-from multiprocessing import get_context, parent_process
 from operator import ne
 from pathlib import Path
 
@@ -46,7 +45,7 @@ import numpy as np
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from .artefact import Artefact, Progress, fingerprint, flush, log, write_json
+from .artefact import Artefact, Progress, fingerprint, flush, log, worker_pool, write_json
 from .scenario import Profile, SettingsError, data_dir, data_workers, get_profile
 from .world import WORLD_VERSION, labelled_lines, world_documents
 
@@ -744,21 +743,6 @@ def clean_block(
     done.keys = digests_of(done.texts).tobytes()
     return done
 
-# %% ../nbs/01_clean.ipynb #0000005b
-def end_with_parent(
-)->None:
-    "Called once in a worker process: it ends as soon as its parent does, however that ends."
-    def watch():
-        parent_process().join()
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
-
-def worker_pool(
-    workers:int, # Processes
-)->ProcessPoolExecutor: # For a `with`
-    "Processes that work for this one, and do not outlive it."
-    return ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=end_with_parent)
-
 # %% ../nbs/01_clean.ipynb #00000041
 def in_order(
     blocks:Iterator[Block], # What to clean
@@ -771,15 +755,12 @@ def in_order(
         return
     with worker_pool(workers) as pool:
         waiting:list[tuple[Block, Future]] = []
-        try:
-            for b in blocks:
-                waiting.append((b, pool.submit(clean_block, b, old_share)))
-                if len(waiting) > 2*workers:
-                    first, result = waiting.pop(0)
-                    yield first, result.result()
-            for first, result in waiting: yield first, result.result()
-        finally:
-            for _, result in waiting: result.cancel()
+        for b in blocks:
+            waiting.append((b, pool.submit(clean_block, b, old_share)))
+            if len(waiting) > 2*workers:
+                first, result = waiting.pop(0)
+                yield first, result.result()
+        for first, result in waiting: yield first, result.result()
 
 # %% ../nbs/01_clean.ipynb #00000043
 def first_lines(

@@ -29,8 +29,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from xxhash import xxh3_64_intdigest
 
-from .artefact import Artefact, Progress, fingerprint, write_json
-from .clean import put_whole, read_texts, text_artefact, text_shards, worker_pool
+from .artefact import Artefact, Progress, fingerprint, worker_pool, write_json
+from .clean import put_whole, read_texts, text_artefact, text_shards
 from .corpus import PackedRows, packed_text, write_card
 from .scenario import Profile, SettingsError, data_dir, data_workers, get_profile, hub_client
 

@@ -19,19 +19,17 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from distilherbert.artefact import (
-    Artefact, digest, duration, fingerprint, guarded, read_manifest, read_records, write_json, write_record,
+    Artefact, digest, duration, fingerprint, guarded, interruptible, read_manifest, read_records, worker_pool, write_json, write_record,
 )
 from .plan import cost, grid_order, in_order, measured_time, plan, row_artefacts, status
 from distilherbert.scenario import (
@@ -222,9 +220,9 @@ def next_jobs(
 def execute_job(
     job:tuple, # Arguments of `execute`
 )->float: # Seconds
-    "Execute a chapter, in a process of its own."
+    "Execute a chapter, in a process of its own; asked to stop, it lets the kernel save the state of a training."
     start = time.perf_counter()
-    execute(*job)
+    with interruptible(): execute(*job)
     return time.perf_counter() - start
 
 def execute_all(
@@ -233,9 +231,9 @@ def execute_all(
     workers:int, # Chapters at the same time
 )->None: # Raises the first error; the other chapters are stopped then, and go on from there the next time
     "Execute chapters, each as soon as it is ready."
-    waiting, running, others = list(todo), {}, set(active_children())
-    with ProcessPoolExecutor(workers, get_context('spawn'), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        try:
+    waiting, running = list(todo), {}
+    try:
+        with worker_pool(workers) as pool:
             while waiting or running:
                 for j in next_jobs(waiting, list(running.values()))[:workers - len(running)]:
                     print(f'[{len(todo) - len(waiting) + 1}/{len(todo)}] {Path(j.scenario).stem} {j.chapter}', flush=True)
@@ -245,11 +243,8 @@ def execute_all(
                 for f in wait(running, return_when=FIRST_COMPLETED).done:
                     j = running.pop(f)
                     print(f'  {Path(j.scenario).stem} {j.chapter}: {duration(f.result())}', flush=True)
-        except BrokenProcessPool as e:
-            raise ChapterError('A process that executed a chapter was killed, perhaps for want of memory. The same command goes on from there.') from e
-        finally:
-            if running:
-                for child in set(active_children()) - others: child.terminate()
+    except BrokenProcessPool as e:
+        raise ChapterError('A process that executed a chapter was killed, perhaps for want of memory. The same command goes on from there.') from e
 
 # %% ../nbs/09_reproduce.ipynb #0000001c
 def reproduce(

@@ -1,8 +1,13 @@
 "05 and 06 as papermill runs them: on a small world, from a TOML file, again, wrongly, and redirected."
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import TOP, run_program
 from test_cli import tiny
@@ -97,6 +102,26 @@ def test_reproduce_runs_the_grid_and_skips_what_is_done(place, distilled):
     assert not [n for n in names if 'partial' in n]
     second = run_program(*command, env=env, cwd=top, timeout=1800)
     assert second.returncode == 0 and 'nothing to train' in second.stdout
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGTERM that could be caught')
+def test_reproduce_takes_its_kernels_with_it(tmp_path):
+    "Asked to stop, it lets the chapter save where it is, and leaves no process behind."
+    command = (sys.executable, '-m', 'distilherbert.reproduce', 'reproduce', '--profile', tiny(tmp_path, teacher_tokens=3_000_000), '--rows', 'T0')
+    env = {'DISTILHERBERT_RUNS': tmp_path/'runs', 'DISTILHERBERT_RESULTS': tmp_path/'results', 'OMP_NUM_THREADS': '1'}
+    def steps(): return sum(len(f.read_text('utf-8').splitlines()) for f in tmp_path.glob('runs/model/.T0-*.partial/metrics.jsonl'))
+    with subprocess.Popen(command, env=os.environ | {k: str(v) for k, v in env.items()}, cwd=tmp_path, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
+        end = time.monotonic() + 300
+        while steps() < 5:
+            assert p.poll() is None and time.monotonic() < end, 'T0 does not train'
+            time.sleep(0.1)
+        started = psutil.Process(p.pid).children(recursive=True)
+        assert any('ipykernel' in ' '.join(c.cmdline()) for c in started)
+        p.send_signal(signal.SIGTERM)
+        assert p.wait(120) == 143
+    assert not psutil.wait_procs(started, timeout=120)[1]
+    assert list(tmp_path.glob('runs/model/.T0-*.partial/checkpoints/*.pt')), 'its steps are saved'
 
 
 def test_failed_chapter_is_named_and_kept(place):
