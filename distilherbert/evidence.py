@@ -15,11 +15,11 @@ __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'E
            'readings_cell', 'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence', 'table_nine',
            'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'teacher_start',
            'loss_on_ccsub', 'table_models', 'table_profiles', 'beside', 'size_sentence', 'teacher_sentence',
-           'loss_sentence', 'lighter_sentence', 'cleaning_sentence', 'cost_sentence', 'fitted_budgets', 'table_grid',
-           'half_width', 'difference_width', 'noise_sentence', 'table_deployment', 'one_each', 'deployment_metric',
-           'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations', 'in_words', 'ablation_sentence',
-           'score_sentence', 'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence', 'contamination_sentence',
-           'record_state', 'table_records', 'how_to_make', 'in_tabs']
+           'loss_sentence', 'lighter_sentence', 'cleaning_sentence', 'chain_seconds', 'cost_sentence', 'fitted_budgets',
+           'table_grid', 'half_width', 'difference_width', 'noise_sentence', 'table_deployment', 'one_each',
+           'deployment_metric', 'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations', 'in_words',
+           'ablation_sentence', 'score_sentence', 'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence',
+           'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -29,7 +29,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from types import MappingProxyType
 
 from .artefact import Artefact, duration, read_records
-from .scenario import FITTED, PROFILES, SCENARIOS, Profile, SettingsError, get_profile, get_scenario, seeds_of
+from .scenario import FITTED, PROFILES, SCENARIOS, Profile, SettingsError, get_profile, get_scenario, required, seeds_of
 
 # %% ../nbs/10_evidence.ipynb #00000006
 TASKS:Mapping[str, str] = MappingProxyType({
@@ -909,6 +909,16 @@ def cleaning_sentence(
             for name, p in parts.items()]
     return f'In the profile `{e.profile}` the cleaning keeps {" and ".join(said)}.'
 
+def chain_seconds(
+    e:Evidence, # The records
+    scenario:str, # A row
+)->float | None: # Time [s], one stage after the other; None where it was not measured
+    "Text, rows, the models that a row needs, its own, and its scores."
+    stages = [e.get('time', stage) for stage in ('text', 'tokenizer', 'rows')]
+    records = [*(f'model-{name}' for name in (*required(get_scenario(scenario)), scenario)), f'klej-{scenario}']
+    times = [*stages, *(e.records.get(r, {}).get('seconds') for r in records)]
+    return None if None in times else sum(times)
+
 def cost_sentence(
     e:Evidence, # The records
 )->str: # A sentence in Markdown
@@ -918,8 +928,10 @@ def cost_sentence(
     machine = e.records['time'].get('provenance', {}).get('machine', 'an unnamed machine')
     cold = e.get('commands', 'cold')
     whole = f' `make report` took {linked(e, "commands", duration(cold))} from nothing.' if cold else ''
+    chain = chain_seconds(e, 'S4')
+    row = f' S4 with all that it needs and its scores is {linked(e, "model-S4", duration(chain))} of it.' if chain else ''
     return (f'In the profile `{e.profile}` the times of the stages add up to {linked(e, "time", duration(total))} on one machine ({machine}). `reproduce` runs as many '
-            f'stages at the same time as there are cores, and they slow each other down: the sum is neither what one waits nor what they take alone.{whole}')
+            f'stages at the same time as there are cores, and they slow each other down: the sum is neither what one waits nor what they take alone.{row}{whole}')
 
 # %% ../nbs/10_evidence.ipynb #new692
 def fitted_budgets(
