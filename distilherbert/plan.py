@@ -7,8 +7,8 @@ __all__ = ['KEYED', 'HERBERT_VOCABULARY', 'TRAINING_SHARE', 'in_order', 'row_art
            'folder_bytes', 'standing', 'made_for', 'stale_folders', 'known_elsewhere', 'text_table', 'size_text',
            'status', 'relative', 'status_notes', 'encoder_flops', 'head_flops', 'Shape', 'teacher_shape',
            'vocabulary_size', 'layers_of', 'parameters_of', 'ProbeRows', 'probe_data', 'probe_run', 'probe',
-           'matrix_pace', 'free_memory', 'Cost', 'train_flops', 'train_memory', 'example_length', 'tune_flops',
-           'count_rows', 'is_there', 'Pace', 'row_cost', 'cost', 'cost_line', 'hours_text', 'cost_notes',
+           'matrix_pace', 'free_memory', 'Cost', 'train_flops', 'train_memory', 'example_length', 'classifier_flops',
+           'tune_flops', 'count_rows', 'is_there', 'Pace', 'row_cost', 'cost', 'cost_line', 'hours_text', 'cost_notes',
            'measured_time', 'data_bytes']
 
 # %% ../nbs/13_plan.ipynb #00000002
@@ -398,6 +398,16 @@ def example_length(
     return min(profile.task_max_len, 2 + round(letters/5/len(rows)))
 
 # %% ../nbs/13_plan.ipynb #00000033
+def classifier_flops(
+    layers:int, # Number of layers
+    hidden:int, # Hidden size, H
+    intermediate:int, # Feed-forward size, I
+    tokens:int, # Tokens in a text, T
+)->int: # Floating-point operations per text, forward
+    "Work of an encoder whose last layer is wanted at the first position only: keys and values come from everywhere, the rest is one token's."
+    everywhere = encoder_flops(layers - 1, hidden, intermediate, tokens) + 2*2*hidden**2
+    return tokens*everywhere + 2*(2*hidden**2 + 2*hidden*intermediate) + 4*tokens*hidden
+
 def tune_flops(
     shape:Shape, # Of the teacher
     scenario:Scenario, # The row
@@ -409,7 +419,7 @@ def tune_flops(
         train = min(filter(None, (p.task_examples, tasks[0].sizes[0])))
         passes = 3*train + sum(t.sizes[1] or tasks[0].sizes[0]//10 for t in tasks)
         length = example_length(p, tasks[0].name)
-        work += passes*length*encoder_flops(layers_of(shape, scenario), p.hidden, p.intermediate, length)
+        work += passes*classifier_flops(layers_of(shape, scenario), p.hidden, p.intermediate, length)
     return len(seeds_of(p, scenario))*p.task_epochs*work
 
 def count_rows(

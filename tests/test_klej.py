@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from distilherbert import evidence, klej
 from distilherbert.artefact import Artefact, read_manifest
@@ -422,6 +422,19 @@ def test_logits_and_gradients_equal_transformers(folder):
     theirs.loss.backward()
     assert torch.allclose(ours, theirs.logits, atol=1e-6)
     for n, p in model.named_parameters(): assert torch.allclose(gradients[n], p.grad, atol=1e-6), n
+
+
+@pytest.mark.parametrize('layers', [1, 3])
+def test_operations_of_a_classifier_are_those_of_the_plan(layers):
+    "PyTorch counts what it runs: the encoder, and the pooler and the classifier, which the plan leaves out."
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from distilherbert.plan import classifier_flops
+    config = BertConfig(vocab_size=50, hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=96, num_labels=3)
+    model, ids = BertForSequenceClassification(config), torch.arange(2*16).reshape(2, 16)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH): klej.logits_of(model, ids, ids*0, None)
+    head = 2*2*(64*64 + 64*3)
+    assert counter.get_total_flops() - head == 2*classifier_flops(layers, 64, 96, 16)
 
 
 def test_seed_decides_what_the_folder_lacks(folder, tmp_path):
