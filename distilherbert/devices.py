@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ def wanted_zero(
     if stage and 'LOCAL_RANK' not in os.environ:
         raise SettingsError('ZeRO-2 shares the state of the optimiser between processes: start it with '
                             '`torchrun --nproc-per-node 2 -m distilherbert.distill ...`, or leave zero = 2 away.')
+    if stage and find_spec('deepspeed') is None:
+        raise SettingsError("ZeRO-2 needs DeepSpeed, an optional extra: pip install 'distilherbert[deepspeed]'; or leave zero = 2 away.")
     return stage
 
 # %% ../nbs/18_devices.ipynb #00000009
@@ -50,7 +53,10 @@ def join_processes(
     "Meet the other processes; the first call waits for them."
     stage = wanted_zero(zero)
     if stage: os.environ['ACCELERATE_USE_DEEPSPEED'] = 'true'
-    if stage and not torch.cuda.is_available(): os.environ.setdefault('DS_ACCELERATOR', 'cpu')
+    if stage and not torch.cuda.is_available():
+        os.environ.setdefault('DS_ACCELERATOR', 'cpu')
+        import deepspeed
+        deepspeed.ops.__compatible_ops__['deepspeed_shm_comm'] = False  # C++ that it would compile for minutes; Gloo sums as well
     if torch.cuda.is_available(): return PartialState(timeout=PATIENCE)
     return PartialState(cpu=not stage, backend='gloo', timeout=PATIENCE) if 'LOCAL_RANK' in os.environ else PartialState(cpu=True)
 
