@@ -49,8 +49,9 @@ def record(times):
 def main():
     p = argparse.ArgumentParser(description='Times of the commands in README.')
     p.add_argument('what', nargs='*', choices=PARTS, default=PARTS, help=f'default: {" ".join(PARTS)}')
-    p.add_argument('--keep', metavar='FOLDER', help='an empty folder for what is trained')
+    p.add_argument('--keep', metavar='FOLDER', help='a new or empty folder for what is trained')
     a = p.parse_args()
+    if a.keep: Path(a.keep).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as d:
         for what in a.what:
             times = measure(what, a.keep or d)
