@@ -404,9 +404,9 @@ def classifier_flops(
     intermediate:int, # Feed-forward size, I
     tokens:int, # Tokens in a text, T
 )->int: # Floating-point operations per text, forward
-    "Work of an encoder whose last layer is wanted at the first position only: keys and values come from everywhere, the rest is one token's."
-    everywhere = encoder_flops(layers - 1, hidden, intermediate, tokens) + 2*2*hidden**2
-    return tokens*everywhere + 2*(2*hidden**2 + 2*hidden*intermediate) + 4*tokens*hidden
+    "Work of an encoder whose last layer is wanted at the first position only: of the others it takes keys and values."
+    below, last = (encoder_flops(n, hidden, intermediate, tokens) for n in (layers - 1, 1))
+    return tokens*below + last + (tokens - 1)*4*hidden**2
 
 def tune_flops(
     shape:Shape, # Of the teacher

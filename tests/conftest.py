@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ def run_program(*args, env=None, cwd=TOP, timeout=600, **kw):
     base |= {'PATH': f'{Path(sys.executable).parent}{os.pathsep}{base["PATH"]}', 'PYTHONUNBUFFERED': '1'}
     return subprocess.run([str(a) for a in args], cwd=cwd, env=base | {k: str(v) for k, v in (env or {}).items()},
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, **kw)
+
+
+def wait_for_steps(runs, process, steps, row='T0'):
+    "Wait until more than so many lines are in the log of a training; True when the process still runs."
+    end = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < end:
+        logs = list((runs/'model').glob(f'.{row}-*.partial/metrics.jsonl'))
+        if logs and logs[0].read_bytes().count(b'\n') > steps: return True
+        time.sleep(0.01)
+    return False
 
 
 @pytest.fixture(scope='session')

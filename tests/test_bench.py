@@ -112,13 +112,13 @@ def test_a_copy_without_history_gets_its_commit_at_home(grid, tmp_path, monkeypa
         assert said in capsys.readouterr().out and (tmp_path/'runs/grid/base/ledger.json').is_file()
 
 
-def stopped(command, env, enough):
-    "Start the script, send SIGTERM to all its processes once there is enough to lose; its exit status."
+def stopped(command, env, signal_number, enough):
+    "Start the script, send a signal to all its processes once there is enough to lose; its exit status."
     base = {k: v for k, v in os.environ.items() if not k.startswith('DISTILHERBERT_')} | {k: str(v) for k, v in env.items()}
     with subprocess.Popen([str(c) for c in command], env=base, cwd=TOP, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         try:
             while not enough() and process.poll() is None: time.sleep(0.1)
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal_number)
             return process.wait(120)
         finally:
             if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
@@ -126,7 +126,7 @@ def stopped(command, env, enough):
 
 @pytest.mark.slow
 def test_the_grid_goes_on_from_command_to_command(tmp_path):
-    "Out of time, and asked to stop; then a model that fails costs only what needs it; then everything is there, in one file."
+    "Out of time, asked to stop, and killed; then a model that fails costs only what needs it; then everything is there, in one file."
     file, out, runs = tiny(tmp_path, task_epochs=2, task_seeds=[1, 2], more_seeds=['S4'], teacher_margin=20.0), tmp_path/'out', tmp_path/'runs'
     env = {'DISTILHERBERT_RUNS': runs, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
     command = [sys.executable, 'bench/grid.py', '--profile', file, '--out', out, '--teacher-minutes', '0.2', '--student-minutes', '0.005',
@@ -134,9 +134,10 @@ def test_the_grid_goes_on_from_command_to_command(tmp_path):
     first = run_program(*command, '--minutes', '0.01', env=env)
     assert first.returncode == 0 and 'Time is over' in first.stdout, first.stdout + first.stderr
     def steps(): return sum(len(f.read_text().splitlines()) for f in runs.glob('model/.T0-*.partial/metrics.jsonl'))
-    assert stopped(command, env, lambda: steps() > 5) == 143
+    assert stopped(command, env, signal.SIGTERM, lambda: steps() > 5) == 143
     assert any('.partial/metrics.jsonl' in name for name in inside(out/'grid.tar.gz')), 'the log of an unfinished run comes back'
-    budget = (runs/'tiny.toml').read_text()
+    budget, seen = (runs/'tiny.toml').read_text(), steps()
+    assert stopped(command, env, signal.SIGKILL, lambda: steps() > seen + 5) == -signal.SIGKILL
     failed = run_program(*command, '--minutes', '9', env=env, timeout=900)
     assert failed.returncode == 1 and 'model/S4 failed' in failed.stderr and 'T0 is not fit to teach' in failed.stderr, failed.stdout + failed.stderr
     assert {'results/tiny/model-T0.json', 'results/tiny/klej-T0.json'} <= set(inside(out/'grid.tar.gz')), 'what does not need it is made'

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TOP, run_program
+from conftest import TOP, run_program, wait_for_steps
 from torch.nn import functional as F
 
 from distilherbert import distill as D
@@ -83,15 +83,6 @@ def environment():
     return {k: v for k, v in os.environ.items() if not k.startswith('DISTILHERBERT_')} | {'PYTHONUNBUFFERED': '1'}
 
 
-def wait_for_steps(runs, process, steps):
-    "Wait until so many steps are in the log; True when the process still runs."
-    while process.poll() is None:
-        logs = list((runs/'model').glob('.S4-*.partial/metrics.jsonl'))
-        if logs and logs[0].read_bytes().count(b'\n') > steps: return True
-        time.sleep(0.01)
-    return False
-
-
 def files(folder): return {f.name: (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns) for f in folder.iterdir()}
 
 
@@ -104,7 +95,7 @@ def test_killed_three_times_it_ends_with_the_same_weights(undisturbed, tmp_path,
     chance, steps = random.Random(1), len(D.read_metrics(calm))
     for part in (0.2, 0.5, 0.8):
         process = begin(top, tmp_path/'runs', environment)
-        assert wait_for_steps(tmp_path/'runs', process, int(part*steps)), 'it ended before it could be killed'
+        assert wait_for_steps(tmp_path/'runs', process, int(part*steps), 'S4'), 'it ended before it could be killed'
         time.sleep(chance.random()/20)
         process.kill()
         process.communicate()
@@ -124,7 +115,7 @@ def test_sigterm_saves_and_leaves(undisturbed, tmp_path, environment):
     top, _ = undisturbed
     copy_inputs(top, tmp_path/'runs')
     process = begin(top, tmp_path/'runs', environment)
-    assert wait_for_steps(tmp_path/'runs', process, 10)
+    assert wait_for_steps(tmp_path/'runs', process, 10, 'S4')
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -179,7 +170,7 @@ def test_a_run_from_elsewhere_is_picked_up_or_refused(undisturbed, tmp_path, env
     top, calm = undisturbed
     copy_inputs(top, tmp_path/'runs')
     process = begin(top, tmp_path/'runs', environment)
-    assert wait_for_steps(tmp_path/'runs', process, 40)
+    assert wait_for_steps(tmp_path/'runs', process, 40, 'S4')
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     partial, = (tmp_path/'runs'/'model').glob('.S4-*.partial')

@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TOP, run_program
+from conftest import TOP, run_program, wait_for_steps
 from test_cli import tiny
 
 PAPERMILL = Path(sys.executable).with_name('papermill')
@@ -109,13 +108,9 @@ def test_reproduce_takes_its_kernels_with_it(tmp_path):
     "Asked to stop, it lets the chapter save where it is, and leaves no process behind."
     command = (sys.executable, '-m', 'distilherbert.reproduce', 'reproduce', '--profile', tiny(tmp_path, teacher_tokens=3_000_000), '--rows', 'T0')
     env = {'DISTILHERBERT_RUNS': tmp_path/'runs', 'DISTILHERBERT_RESULTS': tmp_path/'results', 'OMP_NUM_THREADS': '1'}
-    def steps(): return sum(len(f.read_text('utf-8').splitlines()) for f in tmp_path.glob('runs/model/.T0-*.partial/metrics.jsonl'))
     with subprocess.Popen(command, env=os.environ | {k: str(v) for k, v in env.items()}, cwd=tmp_path, stdin=subprocess.DEVNULL,
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
-        end = time.monotonic() + 300
-        while steps() < 5:
-            assert p.poll() is None and time.monotonic() < end, 'T0 does not train'
-            time.sleep(0.1)
+        assert wait_for_steps(tmp_path/'runs', p, 5), 'T0 does not train'
         started = psutil.Process(p.pid).children(recursive=True)
         assert any('ipykernel' in ' '.join(c.cmdline()) for c in started)
         p.send_signal(signal.SIGTERM)
