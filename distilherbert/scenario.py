@@ -290,7 +290,7 @@ MINI = Profile(
     'mini', text='local', text_without=('*-ocr-*',), old_share=0.6, tokenizer='herbert',
     layers=4, hidden=128, heads=2, intermediate=512, init_std=0.02, dropout=0.0,
     max_len=128, min_piece=40, mask_share=0.15,
-    teacher_tokens=9_000_000, tokens=2_500_000, batch_rows=16, micro_rows=16,
+    teacher_tokens=27_000_000, tokens=2_500_000, batch_rows=16, micro_rows=16,
     lr_scratch=2e-3, lr_trained=1e-3, weight_decay=0.01, adam_beta2=0.98, clip=1.0, threads=1,
     task_source='local', task_examples=2000, task_epochs=5, task_lr=5e-4, task_max_len=128, task_seeds=(42, 43, 44, 45, 46))
 
