@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERSION', 'order', 'Stream', 'learning_rate',
            'parameter_groups', 'AtPlaces', 'compile_encoder', 'compiled_losses', 'text_numbers', 'own_positions',
-           'own_numbers', 'own_text', 'MicroBatch', 'micro_batches', 'Ahead', 'ask', 'micro_loss', 'save_checkpoint',
-           'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'heldout_sums', 'evaluate', 'is_trained',
-           'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps', 'NonFiniteLoss', 'Run',
-           'heldout_batches', 'own_sep', 'marks_of', 'step_pieces', 'add_gradients', 'OutOfMemory', 'fitting', 'shrink',
-           'cut_finer', 'explain_shortage', 'train_step', 'check_finite', 'save', 'resume', 'token_flops', 'peak_flops',
-           'peak_tokens', 'live_note', 'board', 'look', 'timed_step', 'looked', 'train', 'UnfitTeacher',
-           'check_teacher', 'shape_settings', 'model_artefact', 'write_identity', 'flat', 'take_over', 'first_weights',
-           'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card',
-           'build_model', 'main']
+           'own_numbers', 'own_text', 'MicroBatch', 'micro_batches', 'Ahead', 'ask', 'places_asked', 'micro_loss',
+           'save_checkpoint', 'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'heldout_sums', 'evaluate',
+           'is_trained', 'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps',
+           'NonFiniteLoss', 'Run', 'heldout_batches', 'own_sep', 'marks_of', 'step_pieces', 'add_gradients',
+           'OutOfMemory', 'fitting', 'shrink', 'cut_finer', 'explain_shortage', 'train_step', 'check_finite', 'save',
+           'resume', 'token_flops', 'peak_flops', 'peak_tokens', 'live_note', 'board', 'look', 'timed_step', 'looked',
+           'train', 'UnfitTeacher', 'check_teacher', 'shape_settings', 'model_artefact', 'write_identity', 'flat',
+           'take_over', 'first_weights', 'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics',
+           'training_counts', 'model_card', 'build_model', 'main']
 
 # %% ../nbs/05_distill.ipynb #00000002
 import argparse
@@ -295,6 +295,13 @@ def ask(
     kind = next(teacher.parameters()).dtype
     with nullcontext() if kind == torch.float32 else torch.autocast(inputs[0].device.type, enabled=False): return teacher(*inputs)
 
+def places_asked(
+    objective:Objective | None, # Of distillation; None without a teacher
+    batch:MicroBatch, # Any
+)->torch.Tensor: # Indices into the flattened rows `(N,)`
+    "Where both models predict."
+    return batch.tokens if objective is not None and objective.soft_targets_on == 'all' else batch.masked
+
 def micro_loss(
     student:nn.Module, # `AtPlaces`, perhaps wrapped by accelerate
     teacher:nn.Module | None, # `AtPlaces`, or None
@@ -304,15 +311,14 @@ def micro_loss(
     accelerator:Accelerator, # For its number type
     scale:float=1.0, # Of the loss in half precision
     of_logits:Callable=logit_losses, # What the logits of some places add to the loss; the same, compiled
+    theirs:Predictions | None=None, # The teacher's, where it was asked before
 )->dict[str, torch.Tensor]: # "loss" and its parts, this micro-batch's shares of the step's
     "The loss of a micro-batch."
-    places, labels = batch.masked, batch.labels
-    if teacher is not None and objective.soft_targets_on == 'all':
-        places = batch.tokens
-        labels = labels.new_full(places.shape, -100).scatter_(0, torch.searchsorted(places, batch.masked), labels)
+    places, labels = places_asked(objective, batch), batch.labels
+    if places is not batch.masked: labels = labels.new_full(places.shape, -100).scatter_(0, torch.searchsorted(places, batch.masked), labels)
     seen = batch.inputs(places)
     with accelerator.autocast():
-        theirs = None if teacher is None else ask(teacher, seen)
+        if theirs is None and teacher is not None: theirs = ask(teacher, seen)
         return distillation_loss(objective, student(*seen), theirs, labels, totals, scale, of_logits)
 
 # %% ../nbs/05_distill.ipynb #0000001e
@@ -520,7 +526,10 @@ class Run:
         self.stream = Stream(settings.seed, len(rows.train), settings.batch_rows)
         self.alone = self.accelerator.distributed_type == DistributedType.NO
         self.micro_rows, self.stopped = settings.micro_rows, lambda: 0
-        self.ahead = Ahead(step_pieces, self.accelerator.device.type == 'cuda')
+        on_gpu = self.accelerator.device.type == 'cuda'
+        self.asks_beside = not on_gpu and teacher is not None and self.alone and settings.batch_rows <= settings.micro_rows and \
+            2*settings.threads <= (os.cpu_count() or 1)
+        self.ahead = Ahead(step_pieces, on_gpu or self.asks_beside)
         self.heldout = heldout_batches(rows, settings)
 
 # %% ../nbs/05_distill.ipynb #0000002a
@@ -553,31 +562,33 @@ def step_pieces(
     run:Run, # Its rows and settings
     step:int, # Counted from 0
     micro_rows:int, # Rows per micro-batch
-)->tuple[list[MicroBatch], Totals]: # This process's part of the step; for a GPU in pinned memory
+)->tuple[list[MicroBatch], Totals, list[Predictions | None]]: # This process's part of the step, for a GPU in pinned memory; what the teacher says, if asked
     "Load, mask and cut a step."
     s, acc = run.settings, run.accelerator
     index, epoch = run.stream.at(step)
     mine = own_rows(len(index), acc.process_index, acc.num_processes)
     pieces, totals = micro_batches(run.rows.train, index[mine], epoch[mine], micro_rows, run.marks, run.rows.pad_id, s.max_len, s.mask_share, s.seed,
                                    own_sep(run.rows, s))
-    if acc.device.type != 'cuda': return pieces, totals
-    with torch.cuda.device(acc.device): return [p.pinned() for p in pieces], totals
+    if run.asks_beside:
+        with acc.autocast(): return pieces, totals, [ask(run.teacher, p.inputs(places_asked(run.objective, p))) for p in pieces]
+    if acc.device.type != 'cuda': return pieces, totals, [None]*len(pieces)
+    with torch.cuda.device(acc.device): return [p.pinned() for p in pieces], totals, [None]*len(pieces)
 
 def add_gradients(
     run:Run, # Its student gets the gradient
 )->tuple[dict[str, float], Totals]: # The step's loss and its parts, and its totals; raises `Halted`
     "Forward and backward for all micro-batches of the next step."
     s, acc = run.settings, run.accelerator
-    pieces, totals = run.ahead.of(run)
+    pieces, totals, answers = run.ahead.of(run)
     same_pieces(acc, pieces)
     totals = Totals(*map(int, everyones(acc, (totals.masked, totals.tokens)).sum(0)))
     torch.manual_seed(s.seed + 1_000_003*run.step + (acc.process_index << 40))
     seen:dict[str, list[torch.Tensor]] = {}
     scale = loss_scale(acc)
-    for n, piece in enumerate(pieces, 1):
+    for n, (piece, theirs) in enumerate(zip(pieces, answers, strict=True), 1):
         if run.alone and run.stopped(): raise Halted
         with exchanging(acc, run.student, last=n == len(pieces)):
-            losses = micro_loss(run.student, run.teacher, run.objective, piece.to(acc.device), totals, acc, scale, run.of_logits)
+            losses = micro_loss(run.student, run.teacher, run.objective, piece.to(acc.device), totals, acc, scale, run.of_logits, theirs)
             acc.backward(losses['loss']*acc.num_processes)
         for k, v in losses.items(): seen.setdefault(k, []).append(v.detach())
     return dict(zip(seen, everyones(acc, (sum(x.item() for x in v) for v in seen.values())).sum(0).tolist(), strict=True)), totals
@@ -730,7 +741,7 @@ def peak_tokens(
     everywhere = run.objective is not None and run.objective.soft_targets_on == 'all'
     configs = unwrapped(run.student).model.config, run.teacher and run.teacher.model.config
     card = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
-    return run.accelerator.num_processes*peak_flops(card, s.precision)/token_flops(*configs, s.max_len, 1.0 if everywhere else s.mask_share)
+    return run.accelerator.num_processes*(1 + run.asks_beside)*peak_flops(card, s.precision)/token_flops(*configs, s.max_len, 1.0 if everywhere else s.mask_share)
 
 # %% ../nbs/05_distill.ipynb #0000003a
 CLOCK, PARTS = ('seconds', 'tokens_per_s'), ('mlm', 'soft', 'cos', 'hid')

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from distilherbert import distill as D
 from distilherbert.artefact import read_manifest
 from distilherbert.objective import Marks, even_map
-from distilherbert.scenario import PRESETS, SCENARIOS, Objective, get_profile
+from distilherbert.scenario import PRESETS, SCENARIOS, Objective, SettingsError, get_profile
 from distilherbert.student import bert_config, random_model, truncate
 
 PROFILE = """like = "demo"
@@ -200,16 +200,13 @@ def test_a_scenario_of_ones_own_is_a_toml_file(undisturbed, tmp_path):
     top, calm = undisturbed
     copy_inputs(top, tmp_path/'runs')
     (tmp_path/'mine.toml').write_text(MINE)
-    pytest.importorskip('papermill')
     done = run_program('papermill', 'nbs/05_distill.ipynb', tmp_path/'out.ipynb', '-p', 'scenario', tmp_path/'mine.toml', '-p', 'profile', top/'small.toml',
-                       '--no-progress-bar', env={'DISTILHERBERT_RUNS': tmp_path/'runs', 'DISTILHERBERT_TENSORBOARD': tmp_path/'board'})
+                       '--no-progress-bar', env={'DISTILHERBERT_RUNS': tmp_path/'runs'})
     assert done.returncode == 0, done.stderr[-3000:]
     folder, = (tmp_path/'runs'/'model').glob('mine-*')
     log = D.read_metrics(folder)
     assert folder.name != calm.name and log[-1]['hid'] < log[1]['hid']
     for l in log[1:]: assert l['loss'] == pytest.approx(2*l['mlm'] + 5*l['soft'] + l['cos'] + 3*l['hid'], rel=1e-5)
-    written = list((tmp_path/'board').glob('mine-*/events*')) if importlib.util.find_spec('tensorboard') else []
-    assert len(written) == (1 if importlib.util.find_spec('tensorboard') else 0)
 
 
 def test_an_unfit_teacher_is_refused(undisturbed, tmp_path):
@@ -219,6 +216,24 @@ def test_an_unfit_teacher_is_refused(undisturbed, tmp_path):
     copy_inputs(top, tmp_path/'runs')
     done = run_program(*program(strict), env={'DISTILHERBERT_RUNS': tmp_path/'runs'})
     assert done.returncode and 'T0 is not fit to teach' in done.stderr and 'teacher_tokens' in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec('tensorboard') is None, reason='TensorBoard is not installed (pip install -e ".[tensorboard]")')
+def test_tensorboard_is_told_what_the_log_is(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    monkeypatch.setenv('DISTILHERBERT_TENSORBOARD', str(tmp_path/'board'))
+    folder = tmp_path/'.S4-0123.partial'
+    folder.mkdir()
+    D.train(few_run(folder), 'board')
+    log, board = D.read_metrics(folder)[1:], EventAccumulator(str(tmp_path/'board'/'S4-0123')).Reload()
+    for field in ('loss', 'soft', 'heldout_kl', 'tokens_per_s'):
+        assert [(e.step, e.value) for e in board.Scalars(field)] == [(l['step'], pytest.approx(l[field], rel=1e-6)) for l in log if field in l], field
+
+
+def test_tensorboard_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv('DISTILHERBERT_TENSORBOARD', str(tmp_path/'board'))
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    with pytest.raises(SettingsError, match='pip install tensorboard'): D.train(few_run(tmp_path), 'board')
 
 
 def test_training_never_moves_the_teacher(tmp_path):
@@ -646,9 +661,9 @@ def test_a_compiled_run_is_the_same_to_rounding(tmp_path, monkeypatch, scenario)
     assert list(kept[0]) == list(kept[1]) == list(run.student.model.state_dict())
 
 
-@pytest.mark.parametrize('micro_rows', [7, 3])
-def test_steps_prepared_in_the_background_are_the_same_bit_for_bit(tmp_path, monkeypatch, micro_rows):
-    "As on a GPU; memory runs out once, and what was prepared for larger micro-batches is thrown away."
+@pytest.mark.parametrize('micro_rows,asked', [(7, True), (7, False), (3, False)])
+def test_steps_prepared_in_the_background_are_the_same_bit_for_bit(tmp_path, monkeypatch, micro_rows, asked):
+    "As on a GPU, or with the teacher asked in the background; memory runs out once, and what was prepared for larger micro-batches is thrown away."
     logs, runs, threads, right = [], [], set(), D.step_pieces
 
     def pieces(*args):
@@ -658,7 +673,7 @@ def test_steps_prepared_in_the_background_are_the_same_bit_for_bit(tmp_path, mon
         folder = tmp_path/str(ahead)
         folder.mkdir()
         run = few_run(folder, micro_rows=micro_rows, dropout=0.1)
-        run.ahead = D.Ahead(pieces, ahead)
+        run.ahead, run.asks_beside = D.Ahead(pieces, ahead), ahead and asked
         with monkeypatch.context() as m:
             fails_at(m, {5}.__contains__, GPU_FULL)
             D.train(run, 'ahead')
@@ -666,6 +681,14 @@ def test_steps_prepared_in_the_background_are_the_same_bit_for_bit(tmp_path, mon
         logs.append([{k: v for k, v in l.items() if k not in D.CLOCK} for l in D.read_metrics(folder)])
     assert runs[1].micro_rows == micro_rows//2 and logs[0] == logs[1] and torch.equal(*map(weights, runs))
     assert threads == {(False, True), (True, True), (True, False)}
+
+
+def test_the_teacher_is_asked_in_the_background_where_cores_are_idle(tmp_path, monkeypatch):
+    def asks(cores, **changes):
+        monkeypatch.setattr(D.os, 'cpu_count', lambda: cores)
+        return few_run(tmp_path, **changes).asks_beside
+    assert asks(2) and not asks(1) and not asks(3, threads=2) and asks(4, threads=2)
+    assert not asks(2, micro_rows=3), 'the answers for all micro-batches of a step would be in memory at once'
 
 
 @pytest.mark.parametrize('attention', ['row', 'text'])
@@ -678,6 +701,9 @@ def test_share_of_peak_in_the_live_line(tmp_path, monkeypatch):
     run = few_run(tmp_path)
     work = D.token_flops(run.student.model.config, run.teacher.model.config, 12, 0.4)
     monkeypatch.setattr(D, 'matrix_pace', lambda: 1000*work)
+    run.asks_beside = True
+    assert D.peak_tokens(run) == pytest.approx(2000), 'two cores work'
+    run.asks_beside = False
     assert D.peak_tokens(run) == pytest.approx(1000)
     line = {'loss': 3.1, 'mlm': 2.9, 'soft': 0.04, 'tokens_per_s': 250}
     assert D.live_note(line, D.peak_tokens(run)) == 'loss 3.100 (mlm 2.900, soft 0.040), 250 tokens/s, 25 % of peak'
