@@ -6,8 +6,8 @@
 __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERSION', 'order', 'Stream', 'learning_rate',
            'parameter_groups', 'AtPlaces', 'compile_encoder', 'compiled_losses', 'text_numbers', 'own_positions',
            'own_numbers', 'own_text', 'MicroBatch', 'micro_batches', 'Ahead', 'ask', 'places_asked', 'micro_loss',
-           'save_checkpoint', 'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'heldout_sums', 'evaluate',
-           'is_trained', 'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps',
+           'save_checkpoint', 'load_checkpoint', 'Halted', 'StopSignal', 'unigram_entropy', 'heldout_sums', 'ask_once',
+           'evaluate', 'is_trained', 'TrainSettings', 'train_settings', 'settings_key', 'get_objective', 'count_steps',
            'NonFiniteLoss', 'Run', 'heldout_batches', 'own_sep', 'marks_of', 'step_pieces', 'add_gradients',
            'OutOfMemory', 'fitting', 'shrink', 'cut_finer', 'explain_shortage', 'train_step', 'check_finite', 'save',
            'resume', 'token_flops', 'peak_flops', 'peak_tokens', 'live_note', 'board', 'look', 'timed_step', 'looked',
@@ -391,14 +391,13 @@ def unigram_entropy(
 @torch.no_grad()
 def heldout_sums(
     student:nn.Module, # `AtPlaces`
-    teacher:nn.Module | None, # `AtPlaces`, or None
+    theirs:Predictions | None, # Of the teacher at the masked places; None without one
     batch:MicroBatch, # Held-out rows, on the models' device
     accelerator:Accelerator, # For its number type
 )->np.ndarray: # Over the masked places: loss [nats], divergence from the teacher [nats], same first choices `(3,)`
     "What some held-out rows add; not all their logits are there at once."
-    seen, sums = batch.inputs(batch.masked), np.zeros(3)
-    with accelerator.autocast():
-        mine, theirs = student(*seen), None if teacher is None else ask(teacher, seen)
+    sums = np.zeros(3)
+    with accelerator.autocast(): mine = student(*batch.inputs(batch.masked))
     chunk = chunk_of(len(mine.weight), 'cuda')
     for a in range(0, len(batch.labels), chunk):
         some = slice(a, a + chunk)
@@ -406,21 +405,36 @@ def heldout_sums(
         sums += mlm_loss(logits[0], batch.labels[some], 1).item(), *(agreement(*logits) if theirs else (0.0, 0))
     return sums
 
+def ask_once(
+    teacher:nn.Module | None, # `AtPlaces`, or None
+    answers:dict[int, Predictions], # Of the teacher to the batches it was asked before; gets one more
+    number:int, # Of the batch
+    batch:MicroBatch, # Held-out rows, on the models' device
+)->Predictions | None: # What a look needs of it
+    "A teacher does not change: it is asked about each held-out row in the first look only."
+    if teacher is not None and number not in answers:
+        said = ask(teacher, batch.inputs(batch.masked))
+        answers[number] = replace(said, hidden=said.hidden.new_empty(0), layers=())
+    return answers.get(number)
+
 def evaluate(
     student:nn.Module, # `AtPlaces`
     teacher:nn.Module | None, # `AtPlaces`, or None
     batches:Sequence[MicroBatch], # Held-out rows
     accelerator:Accelerator, # For device and number type; several processes share the batches
+    answers:dict[int, Predictions], # Of the teacher, by the number of the batch; empty in the first look
     stopped:Callable[[], object]=bool, # Asked before each batch
 )->dict[str, float]: # "mlm" [nats]; with a teacher "kl" [nats] and "agreement" (share); raises `Halted`
     "Loss on held-out rows, and agreement with the teacher on their masked places."
     was_training, sums, n = student.training, np.zeros(3), 0
     student.eval()
     try:
-        for b in batches[accelerator.process_index::accelerator.num_processes]:
+        for i in range(accelerator.process_index, len(batches), accelerator.num_processes):
             if stopped(): raise Halted
-            sums += heldout_sums(student, teacher, b.to(accelerator.device), accelerator)
-            n += len(b.labels)
+            batch = batches[i].to(accelerator.device)
+            with accelerator.autocast(): theirs = ask_once(teacher, answers, i, batch)
+            sums += heldout_sums(student, theirs, batch, accelerator)
+            n += len(batch.labels)
     finally: student.train(was_training)
     *sums, n = everyones(accelerator, (*sums, n)).sum(0)
     mlm, kl, same = (np.array(sums)/max(1, n)).tolist()
@@ -530,7 +544,7 @@ class Run:
         self.asks_beside = not on_gpu and teacher is not None and self.alone and settings.batch_rows <= settings.micro_rows and \
             2*settings.threads <= (os.cpu_count() or 1)
         self.ahead = Ahead(step_pieces, on_gpu or self.asks_beside)
-        self.heldout = heldout_batches(rows, settings)
+        self.heldout, self.answers = heldout_batches(rows, settings), {}
 
 # %% ../nbs/05_distill.ipynb #0000002a
 def heldout_batches(
@@ -628,7 +642,7 @@ def cut_finer(
     "Go on in micro-batches of another size."
     if micro_rows == run.micro_rows: return
     run.micro_rows = micro_rows
-    run.heldout = heldout_batches(run.rows, replace(run.settings, micro_rows=micro_rows))
+    run.heldout, run.answers = heldout_batches(run.rows, replace(run.settings, micro_rows=micro_rows)), {}
 
 # %% ../nbs/05_distill.ipynb #0000a02e
 def explain_shortage(
@@ -775,7 +789,8 @@ def look(
     run:Run, # At any step
 )->dict[str, float]: # "heldout_mlm" [nats], and with a teacher "heldout_kl" [nats], "heldout_agreement" (share); raises `Halted`
     "How the run does on held-out rows."
-    found = fitting(run, lambda run: evaluate(unwrapped(run.student), run.teacher, run.heldout, run.accelerator, lambda: run.alone and run.stopped()))
+    found = fitting(run, lambda run: evaluate(unwrapped(run.student), run.teacher, run.heldout, run.accelerator, run.answers,
+                                              lambda: run.alone and run.stopped()))
     return {f'heldout_{k}': v for k, v in found.items()}
 
 def timed_step(

@@ -15,11 +15,11 @@ __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'E
            'readings_cell', 'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence', 'table_nine',
            'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'teacher_start',
            'loss_on_ccsub', 'table_models', 'table_profiles', 'beside', 'size_sentence', 'teacher_sentence',
-           'loss_sentence', 'lighter_sentence', 'cleaning_sentence', 'chain_seconds', 'cost_sentence', 'fitted_budgets',
-           'table_grid', 'half_width', 'difference_width', 'noise_sentence', 'table_deployment', 'one_each',
-           'deployment_metric', 'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations', 'in_words',
-           'ablation_sentence', 'score_sentence', 'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence',
-           'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
+           'loss_sentence', 'lighter_sentence', 'cleaning_sentence', 'stage_times', 'chain_seconds', 'cost_sentence',
+           'fitted_budgets', 'table_grid', 'half_width', 'difference_width', 'noise_sentence', 'table_deployment',
+           'one_each', 'deployment_metric', 'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations',
+           'in_words', 'ablation_sentence', 'score_sentence', 'rates_tried', 'profile_rate', 'table_rates',
+           'rate_sentence', 'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -909,15 +909,22 @@ def cleaning_sentence(
             for name, p in parts.items()]
     return f'In the profile `{e.profile}` the cleaning keeps {" and ".join(said)}.'
 
+def stage_times(
+    e:Evidence, # The records
+)->dict[str, float]: # Time of each stage that was timed [s], in the order of the pipeline
+    "How long each stage took."
+    models = [f'model-{s}' for s in ('T0', 'T1', 'S0', 'S1', 'S2', 'S3', 'S4', 'S5')]
+    seconds = {w: r.get('seconds') for w, r in e.records.items()} | {'tokenizer': e.get('time', 'tokenizer')}
+    return {w: seconds[w] for w in ('clean', 'tokenizer', 'pack', *models, *(f'klej-{s}' for s in SCENARIOS)) if seconds.get(w)}
+
 def chain_seconds(
     e:Evidence, # The records
     scenario:str, # A row
 )->float | None: # Time [s], one stage after the other; None where it was not measured
     "Text, rows, the models that a row needs, its own, and its scores."
-    stages = [e.get('time', stage) for stage in ('text', 'tokenizer', 'rows')]
-    records = [*(f'model-{name}' for name in (*required(get_scenario(scenario)), scenario)), f'klej-{scenario}']
-    times = [*stages, *(e.records.get(r, {}).get('seconds') for r in records)]
-    return None if None in times else sum(times)
+    times, models = stage_times(e), (*required(get_scenario(scenario)), scenario)
+    stages = {'clean', 'tokenizer', 'pack', *(f'model-{name}' for name in models), f'klej-{scenario}'}
+    return sum(times[s] for s in stages) if stages <= times.keys() else None
 
 def cost_sentence(
     e:Evidence, # The records

@@ -7,8 +7,7 @@ __all__ = ['COLOURS', 'MARKERS', 'DASHES', 'STYLE', 'NUMBER', 'FORMS', 'Picture'
            'same_picture', 'taken_apart', 'picture_markdown', 'panels', 'entitle', 'spread', 'curves', 'loss_points',
            'smoothed', 'unigram_entropies', 'draw_ends', 'draw_losses', 'draw_agreement', 'score_points', 'score_label',
            'best_student', 'draw_scores', 'draw_waterfall', 'middle_length', 'draw_lengths', 'draw_inflation',
-           'stage_times', 'draw_times', 'beside_each_other', 'size_title', 'draw_size', 'draw_deployment',
-           'figure_tabs']
+           'draw_times', 'beside_each_other', 'size_title', 'draw_size', 'draw_deployment', 'figure_tabs']
 
 # %% ../nbs/11_figures.ipynb #00000002
 import io
@@ -28,7 +27,7 @@ from matplotlib.figure import Figure
 
 from .artefact import duration
 from .evidence import METRICS, PUBLISHED, Evidence, count, deployment_lengths, deployment_metric, find_pair, first_reading, in_tabs, inflation
-from .evidence import parts_of, task_name, tasks_of, teacher_start, upper_first, verdict, waterfall, with_interval
+from .evidence import parts_of, stage_times, task_name, tasks_of, teacher_start, upper_first, verdict, waterfall, with_interval
 from .scenario import PROFILES, SCENARIOS, checkout
 
 # %% ../nbs/11_figures.ipynb #00000006
@@ -400,15 +399,6 @@ def draw_inflation(
                    '(arrow head) of the same runs.', f'Dumbbell plots: the maximum over epochs beside the honest reading.{said}')
 
 # %% ../nbs/11_figures.ipynb #00000023
-def stage_times(
-    e:Evidence, # The records
-)->list[tuple[str, float]]: # Stage and its time [s], in the order of the pipeline
-    "How long each stage took."
-    order = ['clean', 'pack', *(f'model-{s}' for s in ('T0', 'T1', 'S0', 'S1', 'S2', 'S3', 'S4', 'S5')), *(f'klej-{s}' for s in SCENARIOS)]
-    found = [(w, e.records[w]['seconds']) for w in order if e.has(w) and e.records[w].get('seconds')]
-    at = sum(w == 'clean' for w, _ in found)
-    return [*found[:at], *([('tokenizer', t)] if (t := e.get('time', 'tokenizer')) else []), *found[at:]]
-
 @style.context(STYLE)
 def draw_times(
     e:Evidence, # Records with `seconds`
@@ -417,7 +407,7 @@ def draw_times(
     def named(what):
         kind, dash, row = what.partition('-')
         return f'{"training" if kind == "model" else "fine-tuning"} {row}' if dash else what
-    times = stage_times(e)
+    times = list(stage_times(e).items())
     size, unit = (3600, 'hours') if sum(t for _, t in times) > 7200 else (60, 'minutes')
     figure, (ax,) = panels(1, height=0.8 + 0.24*len(times))
     for i, (what, t) in enumerate(times):

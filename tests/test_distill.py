@@ -683,6 +683,17 @@ def test_steps_prepared_in_the_background_are_the_same_bit_for_bit(tmp_path, mon
     assert threads == {(False, True), (True, True), (True, False)}
 
 
+def test_a_look_asks_the_teacher_only_what_it_has_not_asked_before(tmp_path, monkeypatch):
+    run = few_run(tmp_path)
+    first = D.look(run)
+    assert set(run.answers) == set(range(len(run.heldout))) and all(a.hidden.numel() == 0 for a in run.answers.values())
+    monkeypatch.setattr(D, 'ask', lambda *args: pytest.fail('asked again'))
+    assert D.look(run) == first
+    D.cut_finer(run, 1)
+    monkeypatch.undo()
+    assert D.look(run) == pytest.approx(first, abs=1e-5) and len(run.answers) == len(run.heldout)
+
+
 def test_the_teacher_is_asked_in_the_background_where_cores_are_idle(tmp_path, monkeypatch):
     def asks(cores, **changes):
         monkeypatch.setattr(D.os, 'cpu_count', lambda: cores)

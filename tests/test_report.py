@@ -299,11 +299,11 @@ def test_the_time_of_the_text_and_that_of_the_figure_are_one(monkeypatch):
     monkeypatch.delenv('DISTILHERBERT_RESULTS', raising=False)
     for p in ('demo', 'mini'):
         e = ev.load_evidence(p)
-        assert abs(sum(t for _, t in fig.stage_times(e)) - e.get('time', 'total')) < 1
+        assert abs(sum(ev.stage_times(e).values()) - e.get('time', 'total')) < 1
         total = re.search(r'add up to \[(.*?)\]', ev.cost_sentence(e))[1]
         assert total in fig.draw_times(e).figure.get_suptitle() and total in fig.draw_times(e).caption
         seconds = {w: r['seconds'] for w, r in e.records.items() if w in ('model-T0', 'model-S4', 'klej-S4')}
-        assert len(seconds) == 3 and ev.chain_seconds(e, 'S4') == pytest.approx(sum(seconds.values()) + sum(e.get('time', s) for s in ('tokenizer', 'text', 'rows')))
+        assert len(seconds) == 3 and ev.chain_seconds(e, 'S4') == pytest.approx(sum(seconds.values()) + sum(e.get('time', s) for s in ('tokenizer', 'text', 'rows')), abs=0.2)
         assert ev.chain_seconds(ev.Evidence(p, {w: r for w, r in e.records.items() if w != 'model-T0'}, {}), 'S4') is None
 
 
