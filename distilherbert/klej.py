@@ -13,25 +13,28 @@ __all__ = ['TASKS', 'DEV_SHARE', 'METRICS', 'HOW_TO_CLASSIFY', 'EVAL_TOKENS', 'S
            'eval_batches', 'tensors', 'exact', 'tuning_precision', 'autocast', 'example_loss', 'to_target',
            'to_prediction', 'Evaluator', 'Tuning', 'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs',
            'data_identity', 'scores_artefact', 'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs',
-           'scored_part', 'Reading', 'load_run', 'read_scores', 'generator', 'draw_counts', 'replicates', 'interval',
-           'mean_values', 'klej_values', 'task_samples', 'on_common_seeds', 'difference', 'gap', 'kept_share',
-           'compare', 'comparison_values', 'inflation_values']
+           'scored_part', 'Reading', 'load_run', 'read_scores', 'generator', 'draw_counts', 'seed_stretch',
+           'replicates', 'interval', 'mean_values', 'klej_values', 'task_samples', 'on_common_seeds', 'difference',
+           'gap', 'kept_share', 'compare', 'comparison_values', 'inflation_values']
 
 # %% ../nbs/06_klej.ipynb #00000002
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from scipy.special import stdtrit
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
 
 from .artefact import Artefact, Progress, fingerprint, read_manifest
@@ -988,15 +991,25 @@ def draw_counts(
     drawn = generator(purpose).integers(n, size=(samples, n)) + np.arange(samples)[:, None]*n
     return np.bincount(drawn.ravel(), minlength=samples*n).reshape(samples, n).astype(np.uint16)
 
+@lru_cache
+def seed_stretch(
+    seeds:int, # How many there are, S
+)->float: # 1 or more
+    """How much wider than draws from so few seeds show their mean may scatter: √(S/(S − 1)), as a sample looks narrower than what it is from, times t/z
+    with S − 1 degrees of freedom, as its spread is an estimate. The *expanded percentile interval* of Hesterberg (2015, The American Statistician 69(4))."""
+    if seeds == 1: return 1.0
+    return math.sqrt(seeds/(seeds - 1))*float(stdtrit(seeds - 1, 0.975))/NormalDist().inv_cdf(0.975)
+
 def replicates(
     r:Reading, # Predictions of one scenario on one task
     samples:int=RESAMPLES, # Bootstrap samples
 )->np.ndarray: # Mean score of each sample, in percent `(B,)`
-    "Mean score over seeds, for samples of examples and seeds."
+    "Mean score over seeds, for samples of examples and seeds; what the draw of the seeds adds is stretched."
     seeds = draw_counts(f'seeds/{r.task.group}', len(r.seeds), samples)
     examples = draw_counts(f'examples/{r.task.name}', len(r.gold), samples)
     scores = np.concatenate([weighted_scores(r.task.metric, r.gold, r.pred, examples[i:i + 250]) for i in range(0, samples, 250)])
-    return (scores*seeds).sum(1)/len(r.seeds)
+    whole = scores.mean(1)
+    return whole + seed_stretch(len(r.seeds))*((scores*seeds).sum(1)/len(r.seeds) - whole)
 
 def interval(
     samples:np.ndarray, # Values of the bootstrap samples `(B,)`
@@ -1086,7 +1099,7 @@ def kept_share(
     teacher:tuple[float, np.ndarray], # Score and samples
 )->dict: # In percent of the teacher's score
     "Share of the teacher's score that a student keeps; None where the teacher has none."
-    if teacher[0] == 0 or (teacher[1] == 0).any(): return {'share': None, 'low': None, 'high': None}
+    if teacher[0] == 0 or (teacher[1] <= 0).any(): return {'share': None, 'low': None, 'high': None}
     low, high = interval(100*student[1]/teacher[1])
     return {'share': round(100*student[0]/teacher[0], 4), 'low': round(low, 4), 'high': round(high, 4)}
 

@@ -190,7 +190,7 @@ class Profile:
     heldout_share:float=0.01 # Share of the rows that is never trained on
     mask_share:float=0.15 # Expected share of masked tokens
     teacher_tokens:int=0 # Tokens T0 is trained on, when from scratch
-    teacher_margin:float=0.1 # T0 may teach when its held-out loss is this far under the unigram entropy [nats]
+    teacher_margin:float=0.1 # T0 may teach when its held-out loss is this far under what needs no context [nats]
     tokens:int=0 # Tokens T1 and each trained student sees
     batch_rows:int=2100 # Rows per optimiser step
     micro_rows:int=16 # Rows per micro-batch and process
