@@ -920,6 +920,9 @@ def write_text(
         writer.add(block, cleaned)
         bar.count(block)
     if writer.size: writer.close_stretch()
+    if writer.lines < lines:
+        raise BadText(f'`text_lines` asks for {lines:,} lines, but {", ".join(s.name for s in sources)} hold{"s" if len(sources) == 1 else ""} {writer.lines:,}. Is that the whole '
+                      f'text? If so, write `text_lines = 0` for all there is.')
     parts = {part: tidy_counts(c) for part, c in writer.counts.items() if c['lines_read']}
     if not sum(p['kept'] for p in parts.values()):
         raise BadText(f'Nothing is left of {", ".join(s.name for s in sources)}: {writer.lines:,} lines, rejected by rule: '

@@ -608,7 +608,7 @@ def measure_times(
                 seconds.setdefault((name, *size), []).append(seconds_of(forward, ids[size] % vocab, 0.02 if round_ else 0))
             spent[size] += time.perf_counter() - start
             bar.update()
-    counted = {k: v[1:] or v for k, v in seconds.items()} # The first visit warms up, and counts where it took so long that there is no other
+    counted = {k: v[1:] for k, v in seconds.items() if len(v) > 1} # The first visit warms up
     middle = {k: float(np.median(v)) for k, v in counted.items()}
     def by_length(name, n, value): return {str(t): value(middle[name, n, t]) if (name, n, t) in middle else None for t in LENGTHS}
     def visits(name, n): return {str(t): len(counted.get((name, n, t), ())) for t in LENGTHS}

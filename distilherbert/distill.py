@@ -55,7 +55,7 @@ from distilherbert.devices import (
     same_pieces,
     unwrapped,
 )
-from .evidence import Evidence
+from .evidence import Evidence, without_context
 from distilherbert.objective import (
     Marks,
     Predictions,
@@ -842,18 +842,18 @@ def train(
 
 # %% ../nbs/05_distill.ipynb #00000044
 class UnfitTeacher(RuntimeError):
-    "A teacher that has not learnt more than word frequencies."
+    "A teacher that has not learnt to use context."
 
 def check_teacher(
     counts:dict, # Counts of the teacher's manifest
     name:str, # Name of the teacher
-    margin:float, # How far it must be under the unigram entropy [nats]
+    margin:float, # How far it must be under what can be had without context [nats]
 )->None: # Raises `UnfitTeacher`
-    "Refuse a teacher that is not clearly under the unigram entropy on its held-out rows."
+    "Refuse a teacher whose loss on held-out rows can be had without context."
     if 'unigram_entropy' not in counts: return  # A downloaded model was judged by those who made it
-    loss, floor = counts['heldout']['mlm'], counts['unigram_entropy']
-    if loss > floor - margin:
-        raise UnfitTeacher(f'{name} is not fit to teach: its held-out loss is {loss:.3f} nats, the unigram entropy {floor:.3f}, and '
+    loss, bar = counts['heldout']['mlm'], without_context(counts['unigram_entropy'])
+    if loss > bar - margin:
+        raise UnfitTeacher(f'{name} is not fit to teach: its held-out loss is {loss:.3f} nats, {bar:.3f} can be had without context, and '
                            f'`teacher_margin` asks for {margin} less. Give it more `teacher_tokens`, larger steps (`batch_rows`), '
                            'or a higher `lr_scratch` or `mask_share`.')
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', 'METRICS', 'READINGS', 'MARGIN',
-           'DEV_SIZES', 'LOSS_ONLY', 'RATES', 'OBJECTIVES', 'COMMANDS', 'Published', 'by_task', 'artefacts_behind',
-           'combined_key', 'expected_key', 'stage_versions', 'changed_settings', 'needs_data', 'other_classifiers',
-           'why_stale', 'Evidence', 'contradiction', 'load_evidence', 'anchor', 'linked', 'signed',
+           'DEV_SIZES', 'FEWEST_VISITS', 'LOSS_ONLY', 'RATES', 'OBJECTIVES', 'COMMANDS', 'Published', 'by_task',
+           'artefacts_behind', 'combined_key', 'expected_key', 'stage_versions', 'changed_settings', 'needs_data',
+           'other_classifiers', 'why_stale', 'Evidence', 'contradiction', 'load_evidence', 'anchor', 'linked', 'signed',
            'difference_with_interval', 'count', 'with_interval', 'tasks_of', 'task_name', 'first_reading', 'find_pair',
            'verdict', 'compare_sentence', 'answers', 'findings_sentence', 'find_kept', 'taught', 'kept_sentence',
            'taught_sentence', 'table_kept', 'order_sentence', 'markdown_table', 'initial_weights', 'table_scenarios',
@@ -14,16 +14,18 @@ __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'E
            'drawn_words', 'table_pairs', 'upper_first', 'scores_caption', 'readings_there', 'inflation',
            'readings_cell', 'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence', 'table_nine',
            'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'teacher_start',
-           'loss_on_ccsub', 'table_models', 'table_profiles', 'beside', 'size_sentence', 'teacher_sentence',
-           'loss_sentence', 'lighter_sentence', 'cleaning_sentence', 'stage_times', 'chain_seconds', 'cost_sentence',
-           'fitted_budgets', 'table_grid', 'half_width', 'difference_width', 'noise_sentence', 'table_deployment',
-           'one_each', 'deployment_metric', 'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations',
-           'in_words', 'ablation_sentence', 'score_sentence', 'rates_tried', 'profile_rate', 'table_rates',
-           'rate_sentence', 'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
+           'loss_on_ccsub', 'table_models', 'table_profiles', 'beside', 'size_sentence', 'without_context',
+           'teacher_sentence', 'loss_sentence', 'lighter_sentence', 'cleaning_sentence', 'stage_times', 'chain_seconds',
+           'cost_sentence', 'fitted_budgets', 'table_grid', 'half_width', 'difference_width', 'noise_sentence',
+           'visited', 'table_deployment', 'one_each', 'deployment_metric', 'deployment_lengths', 'tried_variants',
+           'like_with_like', 'table_ablations', 'in_words', 'ablation_sentence', 'score_sentence', 'rates_tried',
+           'profile_rate', 'table_rates', 'rate_sentence', 'contamination_sentence', 'record_state', 'table_records',
+           'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import MappingProxyType
@@ -331,9 +333,9 @@ QUESTIONS:tuple[tuple[str, str, str], ...] = (
     ('S3', 'S2', 'Does language modelling on CCsub improve the copied layers?'),
     ('S4', 'S2', 'Does distillation improve the copied layers?'),
     ('S4', 'S3', 'Does the teacher add something to language modelling alone?'),
-    ('S5', 'S4', 'Is a teacher that saw CCsub a better teacher?'),
-    ('S5', 'S3', 'Does such a better-read teacher beat language modelling alone?'),
-    ('T1', 'T0', 'Is it a better model itself?'),
+    ('S5', 'S4', 'Is it better to take layers and teacher from T1, which read CCsub, than from T0?'),
+    ('S5', 'S3', 'Does that beat language modelling alone?'),
+    ('T1', 'T0', 'Is T1 a better model itself?'),
 )
 
 def answers(
@@ -606,7 +608,7 @@ def scores_caption(
     how = {'last': 'last epoch', 'max': 'maximum over the epochs'}.get(reading, 'epoch chosen on a part of train')
     where = 'test' if reading == 'test' else 'dev'
     return (f'{upper_first(" or ".join(metrics))} in percent on {where}, profile `{e.profile}`: {over} with {sure} ({how}). '
-            '† published by the report [@krzepkowski2022report]: other data, one seed, maximum over the epochs.')
+            '† published by the report [@krzepkowski2022report]: other data, one seed, maximum over the epochs; teachers from the leaderboard, on test.')
 
 # %% ../nbs/10_evidence.ipynb #00000035
 READINGS:Mapping[str, str] = MappingProxyType({
@@ -857,6 +859,13 @@ def size_sentence(
     return (f'In the profile `{e.profile}` {teacher} has {linked(e, f"model-{teacher}", count(large))} parameters and the students have '
             f'{linked(e, f"model-{student}", count(small))}, {linked(e, f"model-{student}", f"{100*small/large:.0f} %")} of it.')
 
+def without_context(
+    unigram:float, # Unigram entropy, H [nats]
+)->float: # Loss of masked language modelling [nats]
+    """What a model reaches that looks at no other word. Of the places to guess 80 % show `<mask>`, 10 % a random token, 10 % the right one; it answers
+    with the frequencies where there is a mask, else half with them and half with the token it sees: at most 0.8 H + 0.1 (H + ln 2) + 0.1 ln 2."""
+    return 0.9*unigram + 0.2*math.log(2)
+
 def teacher_sentence(
     e:Evidence, # The records
     teacher:str='T0', # A teacher
@@ -865,11 +874,13 @@ def teacher_sentence(
     loss, unigram = e.get(f'model-{teacher}', 'heldout_loss'), e.get(f'model-{teacher}', 'unigram_entropy')
     if loss is None or unigram is None: return f'The loss of {teacher} has not been measured in the profile `{e.profile}`.'
     what, floor = f'model-{teacher}', e.get('settings', 'T0_fit', 'floor')
-    gap = unigram - loss
-    said = (f'In the profile `{e.profile}` the held-out loss of {teacher} is {linked(e, what, f"{loss:.2f}")} nats, '
-            f'{linked(e, what, f"{abs(gap):.2f}")} {"under" if gap > 0 else "over"} the unigram entropy of {linked(e, what, f"{unigram:.2f}")}')
-    if floor is None: return said + '.'
-    return said + f'; of the way down to the entropy of the world, {linked(e, "settings", f"{floor:.2f}")}, that is {linked(e, what, f"{100*gap/(unigram - floor):.0f} %")}.'
+    bar = without_context(unigram)
+    said = (f'In the profile `{e.profile}` the held-out loss of {teacher} is {linked(e, what, f"{loss:.2f}")} nats. The unigram entropy is '
+            f'{linked(e, what, f"{unigram:.2f}")}, what can be had without context {linked(e, what, f"{bar:.2f}")}: the loss is '
+            f'{linked(e, what, f"{abs(bar - loss):.2f}")} {"under" if loss < bar else "over"} that.')
+    if floor is None: return said
+    return (f'{said} The entropy of the world, a floor that no model reaches, as it takes all other words for known, is {linked(e, "settings", f"{floor:.2f}")}: '
+            f'{linked(e, what, f"{100*(unigram - loss)/(unigram - floor):.0f} %")} of the way down to it from the unigram entropy.')
 
 # %% ../nbs/10_evidence.ipynb #e282f30f
 def loss_sentence(
@@ -881,6 +892,9 @@ def loss_sentence(
     def loss(s, x): return linked(e, f'model-{s}', f'{x:.3f}')
     said = f'In the profile `{e.profile}` the held-out losses on CCsub end at ' + ', '.join(f'{loss(s, v)} ({s})' for s, v in ends.items()) + ' nats: '
     said += ' and '.join(f'{s} {linked(e, f"model-{s}", beside(v - ends["S3"]))} S3' for s, v in ends.items() if s != 'S3') + '.'
+    if 'S5' in ends and (twice := tried_variants(e).get(('S3', 'twice the tokens'))):
+        said += (f' S5 begins with layers that have read CCsub once before; S3 with twice the tokens ends at {linked(e, "ablations", "{:.3f}".format(twice["heldout_loss"]))}, '
+                 f'S5 {linked(e, "ablations", beside(ends["S5"] - twice["heldout_loss"]))} that.')
     start = teacher_start(e)
     if start is None: return said
     s3, s4 = (linked(e, f'model-{s}', beside(ends[s] - start)) for s in ('S3', 'S4'))
@@ -893,10 +907,10 @@ def lighter_sentence(
 )->str: # A sentence with a space before it; empty where neither was tried or lowers the loss
     "Whether S4 falls where its teacher pulls less, or is better."
     tried, plain = tried_variants(e), e.get('model-S4', 'heldout_loss')
-    names = {'soft targets five times lighter': 'with soft targets five times lighter', 'teacher with twice the tokens': 'with a teacher that read twice the tokens'}
-    lower = [f'{words} at ' + linked(e, 'ablations', f'{v["heldout_loss"]:.3f}') for change, words in names.items()
+    names = {'soft targets five times lighter': 'where the soft targets weigh a fifth', 'teacher with twice the tokens': 'with a teacher that read twice the tokens'}
+    lower = ['to ' + linked(e, 'ablations', f'{v["heldout_loss"]:.3f}') + f' {words}' for change, words in names.items()
              if (v := tried.get(('S4', change))) and v['heldout_loss'] < plain - MARGIN]
-    return f' So would it fit that S4 ends lower {" and ".join(lower)} (@tbl-ablations).' if lower else ''
+    return f' It would agree with this that the loss of S4 falls {" and ".join(lower)} (@tbl-ablations).' if lower else ''
 
 # %% ../nbs/10_evidence.ipynb #859dec15
 def cleaning_sentence(
@@ -997,6 +1011,16 @@ def noise_sentence(
             f'examples each model got right. {"; ".join(said).replace("of", "Of", 1)}.')
 
 # %% ../nbs/10_evidence.ipynb #0000004a
+FEWEST_VISITS = 3 # A time that was measured less often is not shown
+
+def visited(
+    form:Mapping, # A form of a model in a record `deployment`
+    what:str, # "latency" or "throughput"
+    tokens:str, # Length of the texts
+)->float | None: # Its median; None where it was measured too seldom
+    "A time that can be trusted: where a visit takes long there are few, and a single one warms up."
+    return form[what][tokens] if form.get('visits', {}).get(what, {}).get(tokens, FEWEST_VISITS) >= FEWEST_VISITS else None
+
 def table_deployment(
     e:Evidence, # The records
     label:str='', # Identifier for cross-references
@@ -1006,14 +1030,14 @@ def table_deployment(
     def cell(value, form, scale=1.0): return NOTHING if value is None else linked(e, 'deployment', f'{value*scale:{form}}')
     for s, r in e.get('deployment', 'rows', default={}).items():
         for form, f in r['forms'].items():
-            speed = [c for n in lengths for c in (cell(f['latency'][n], '.2f', 1e3), cell(f['throughput'][n], ',.0f'))]
+            speed = [c for n in lengths for c in (cell(visited(f, 'latency', n), '.2f', 1e3), cell(visited(f, 'throughput', n), ',.0f'))]
             score = [] if v.get('untrained') else [cell(f.get('score'), '.1f')]
             rows.append((f'**{s}**', form, cell(f.get('bytes'), '.1f', 1e-6), cell(f.get('peak_bytes'), '.0f', 1e-6), *speed, *score))
     head = ['Model', 'Form', 'File [MB]', 'Memory [MB]'] + [t for n in lengths for t in (f'Latency, {n} tokens [ms]', f'Texts/s, {n} tokens')]
     if not v.get('untrained'): head.append(deployment_metric(e))
     what = 'models of the shapes' if v.get('untrained') else 'fine-tuned models'
     where = ', with random weights' if v.get('untrained') else f' on {task_name(e, v.get("task"))}'
-    caption = (f'What {what} of profile `{e.profile}` cost{where}: medians of {v.get("rounds")} rounds, '
+    caption = (f'What {what} of profile `{e.profile}` cost{where}: medians of {v.get("rounds")} rounds, or fewer where a round took long; no value where there were not {FEWEST_VISITS}; '
                f'{v.get("threads")} thread{"" if v.get("threads") == 1 else "s"}; texts in batches of {v.get("batch")}.{one_each(v.get("rows", {}))}')
     return markdown_table(head, rows, caption, label, 'll' + 'r'*(len(head) - 2))
 

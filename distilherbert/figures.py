@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'DASHES', 'STYLE', 'NUMBER', 'FORMS', 'Picture', 'figures_dir', 'svg', 'save_picture',
            'same_picture', 'taken_apart', 'picture_markdown', 'panels', 'entitle', 'spread', 'curves', 'loss_points',
-           'smoothed', 'unigram_entropies', 'draw_ends', 'draw_losses', 'draw_agreement', 'score_points', 'score_label',
+           'smoothed', 'bars', 'draw_ends', 'draw_losses', 'draw_agreement', 'score_points', 'score_label',
            'best_student', 'draw_scores', 'draw_waterfall', 'middle_length', 'draw_lengths', 'draw_inflation',
            'draw_times', 'beside_each_other', 'size_title', 'draw_size', 'draw_deployment', 'figure_tabs']
 
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from .artefact import duration
 from .evidence import METRICS, PUBLISHED, Evidence, count, deployment_lengths, deployment_metric, find_pair, first_reading, in_tabs, inflation
-from .evidence import parts_of, stage_times, task_name, tasks_of, teacher_start, upper_first, verdict, waterfall, with_interval
+from .evidence import parts_of, stage_times, task_name, tasks_of, teacher_start, upper_first, verdict, waterfall, with_interval, without_context
 from .scenario import PROFILES, SCENARIOS, checkout
 
 # %% ../nbs/11_figures.ipynb #00000006
@@ -174,11 +174,11 @@ def smoothed(
     def mean(y): return y.rolling(max(1, round(share*len(y))), center=True, min_periods=1).mean()
     return points.assign(y=points.groupby('scenario', sort=False)['y'].transform(mean)) if len(points) else points
 
-def unigram_entropies(
+def bars(
     e:Evidence, # The records
 )->dict[str, float]: # Scenario to what its own held-out rows cost [nats]; T0 has other text than the rest
-    "What a model pays that knows only how frequent words are."
-    return {s: v for s in SCENARIOS if (v := e.get(f'model-{s}', 'unigram_entropy')) is not None and e.get(f'model-{s}', 'heldout')}
+    "What can be had without context."
+    return {s: without_context(v) for s in SCENARIOS if (v := e.get(f'model-{s}', 'unigram_entropy')) is not None and e.get(f'model-{s}', 'heldout')}
 
 # %% ../nbs/11_figures.ipynb #f0000002
 def draw_ends(
@@ -212,25 +212,25 @@ def draw_losses(
     "Training and held-out MLM loss by tokens."
     figure, axes = panels(3, height=3.8, width=9.5)
     axes[1].sharey(axes[0])
-    floors, held = unigram_entropies(e), loss_points(e, 'heldout')
+    floors, held = bars(e), loss_points(e, 'heldout')
     lines = {who: floors[rows[0]] for who, rows in (('T0', [s for s in floors if s == 'T0']), ('the others', [s for s in floors if s != 'T0'])) if rows}
     for ax, points, title in ((axes[0], smoothed(loss_points(e, 'train')), 'Training, running mean'), (axes[1], held, 'Held out')):
         curves(ax, points, legend=ax is axes[1], marks=ax is axes[1])
         for line in lines.values(): ax.axhline(line, color='#444444', linestyle=':', linewidth=1.4)
         ax.set(title=title, xlabel='Tokens seen [millions]', ylabel='MLM loss [nats per masked token]' if ax is axes[0] else '')
     if lines:
-        named = 'unigram entropy:\n' + ', '.join(f'{line:.2f} for {who}' for who, line in lines.items())
+        named = 'without context:\n' + ', '.join(f'{line:.2f} for {who}' for who, line in lines.items())
         axes[0].annotate(named, (1, max(lines.values())), (0, 3), xycoords=('axes fraction', 'data'), textcoords='offset points', ha='right', va='bottom', fontsize=9)
     draw_ends(axes[2], held, teacher_start(e))
     ways = {s: (p['y'].iloc[0], p['y'].iloc[-1]) for s, p in held.groupby('scenario', sort=False)}
     asleep = [s for s, (_, y) in ways.items() if s in floors and y > floors[s]]
-    entitle(figure, f'{" and ".join(asleep)} did not get under the unigram entropy' if asleep else 'Every trained model ends under the unigram entropy')
+    entitle(figure, f'{" and ".join(asleep)} learnt nothing that needs context' if asleep else 'Every trained model learnt to use context')
     said = ', '.join(f'{s} {a:.2f} and {b:.2f}' for s, (a, b) in ways.items())
     return Picture('losses', figure, 'MLM loss over the tokens seen: on training rows, as a running mean (left), on held-out rows (middle), and the second half of the '
-                   'latter for the rows that start from trained weights (right; the line is what T0 pays on the same rows). Dotted: the unigram entropy, the loss of a '
-                   'model that knows only word frequencies, of the rows that T0 and the others were trained on.',
+                   'latter for the rows that start from trained weights (right; the line is what T0 pays on the same rows). Dotted: the loss that can be had '
+                   'without context, from word frequencies and the tokens left visible, on the rows that T0 and the others were trained on.',
                    f'Three line charts of MLM loss against tokens. Held-out losses at the beginning and at the end: {said}.'
-                   + ''.join(f' The unigram entropy for {who} is {line:.2f}.' for who, line in lines.items()))
+                   + ''.join(f' Without context {line:.2f} can be had by {who}.' for who, line in lines.items()))
 
 # %% ../nbs/11_figures.ipynb #00000014
 @style.context(STYLE)

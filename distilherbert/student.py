@@ -40,7 +40,7 @@ def random_model(
     seed:int, # Same seed, same weights
 )->BertForMaskedLM: # In training mode, float32
     "A model with random weights."
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return BertForMaskedLM(copy.deepcopy(config))
 
@@ -64,7 +64,7 @@ def truncate(
     chosen = check_layer_map(layer_map, teacher.config.num_hidden_layers)
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = len(chosen)
-    with torch.random.fork_rng(devices=[]): student = BertForMaskedLM(config)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())): student = BertForMaskedLM(config)
     student.bert.embeddings.load_state_dict(teacher.bert.embeddings.state_dict())
     student.cls.load_state_dict(teacher.cls.state_dict())
     for mine, theirs in enumerate(chosen):

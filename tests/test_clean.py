@@ -461,6 +461,15 @@ def test_the_first_lines_are_those_of_head(tmp_path, lines):
     assert content(limited) == content(text_artefact(profile_of(tmp_path/'h', old_share=0.3)).build())
 
 
+def test_fewer_lines_than_asked_for_are_no_corpus(corpus):
+    "A source that ends too soon is not the first 50 million lines of anything."
+    lines = read_manifest(text_artefact(profile_of(corpus)).build())['counts']['lines']
+    assert text_artefact(profile_of(corpus, text_lines=lines)).build().is_dir()
+    short = text_artefact(profile_of(corpus, text_lines=lines + 1))
+    with pytest.raises(clean.BadText, match=rf'asks for {lines + 1:,} lines, but .* {lines:,}\..*`text_lines = 0`'): short.build()
+    assert not short.path.is_dir()
+
+
 class Killed(BaseException):
     "Stands for a kill between two blocks."
 

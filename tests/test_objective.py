@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilherbert import objective
+from distilherbert.evidence import without_context
 from distilherbert.objective import (
     Marks,
     Predictions,
@@ -214,6 +215,23 @@ def test_hash_is_splitmix64():
     "The first number of SplitMix64 with state 0 is known: 0xE220A8397B1DCDAF."
     assert int(mix(np.array([0x9E3779B97F4A7C15], np.uint64))[0]) == 0xE220A8397B1DCDAF
     assert len(np.unique(place_hash(0, np.zeros(100), np.arange(100), 100))) == 10_000
+
+
+def test_what_can_be_had_without_context():
+    "The predictor that its formula is of, on masked rows of tokens that follow Zipf's law; the best without context lies a little lower."
+    v, g = 500, np.random.default_rng(0)
+    marks = Marks(np.arange(v) < 5, np.ones(v, bool), np.zeros(v, bool), mask_id=4)
+    p = np.where(np.arange(v) < 5, 0, 1/np.maximum(1, np.arange(v) - 4))
+    p /= p.sum()
+    ids = g.choice(v, (2000, 128), p=p)
+    seen, chosen = mask_rows(ids, np.arange(2000), np.zeros(2000, int), 0, 0.15, marks)
+    ids, seen = ids[chosen], seen[chosen]
+    said = np.where(seen == marks.mask_id, p[ids], (p[ids] + (seen == ids))/2)
+    copied = p[seen]/(p[seen] + 1/(v - 5)) # What is seen is the right token with this probability
+    best = np.where(seen == marks.mask_id, p[ids], (1 - copied)*p[ids] + copied*(seen == ids))
+    entropy = -(p[5:]*np.log(p[5:])).sum()
+    assert -np.log(said).mean() <= without_context(entropy) + 0.01
+    assert without_context(entropy) - 0.2 < -np.log(best).mean() < -np.log(said).mean() < entropy - 0.3
 
 
 @pytest.mark.skipif('DISTILHERBERT_DATA' not in os.environ, reason='needs HerBERT\'s tokenizer and real text: set DISTILHERBERT_DATA')

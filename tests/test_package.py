@@ -32,6 +32,8 @@ def built(tmp_path_factory):
     "The folder with wheel and source archive, built from a copy of the checkout."
     top = tmp_path_factory.mktemp('build')
     shutil.copytree(TOP, top/'source', symlinks=True, ignore=shutil.ignore_patterns(*NOT_BUILT))
+    (top/'source'/'_runs').mkdir()
+    for name in ('.gitkeep', 'S4.ipynb'): (top/'source'/'_runs'/name).touch()
     subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', top/'dist', top/'source'], check=True, capture_output=True)
     return top/'dist'
 
@@ -54,7 +56,8 @@ def test_source_archive_holds_what_a_checkout_needs(built):
     expected = {'settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt', 'Makefile', 'LICENSE', 'README.md', '.ci/run', '_quarto.yml'}
     expected = {n for n in expected if (TOP/n).exists()}
     assert expected | notebooks | tests <= names, sorted((expected | notebooks | tests) - names)
-    assert not [n for n in names if '_runs/' in n or '__pycache__' in n or n.startswith(('.git/', '.venv'))]
+    assert [n for n in names if '_runs/' in n] == ['_runs/.gitkeep'], 'README writes notebooks there'
+    assert not [n for n in names if '__pycache__' in n or n.startswith(('.git/', '.venv'))]
 
 
 def test_metadata_says_what_settings_say(built):
