@@ -294,7 +294,9 @@ def probe_run(
     def model(layers): return random_model(bert_config(shape.profile, shape.vocab_size, layers), seed=0)
     settings = replace(train_settings(shape.profile, scenario), batch_rows=rows, micro_rows=rows, compile=False)
     guide = model(layers_of(shape, get_scenario(scenario.teacher))) if scenario.teacher else None
-    return Run(model(layers_of(shape, scenario)), guide, probe_data(shape, rows), settings, folder)
+    run = Run(model(layers_of(shape, scenario)), guide, probe_data(shape, rows), settings, folder)
+    run.asks_beside &= shape.profile.batch_rows <= shape.profile.micro_rows
+    return run
 
 def probe(
     shape:Shape, # Of the teacher
@@ -483,7 +485,7 @@ def row_cost(
     p = shape.profile
     (model, scores), trained = is_there(p, scenario), is_trained(p, scenario)
     speed, source = pace.of(scenario) if trained and not model else (0.0, 'there' if model else 'no training')
-    tuning = 0.0 if scores else tune_flops(shape, scenario)/(speed or pace.of(scenario)[0])
+    tuning = 0.0 if scores else tune_flops(shape, scenario)/pace.of(replace(scenario, teacher=''))[0]  # A teacher may work on cores of its own
     steps, rows = count_rows(p, scenario) if trained else (0, 0)
     tokens, rate = (train_settings(p, scenario).tokens, speed/train_flops(shape, scenario)) if trained else (0, 0.0)
     parameters = parameters_of(shape, layers_of(shape, scenario))
