@@ -940,8 +940,9 @@ def first_weights(
     elif scenario.init == 'whole': model = load_masked_lm(models[scenario.source].path)
     elif scenario.init == 'found' and profile.teacher != 'scratch': model = load_masked_lm(profile.teacher)
     else: model = random_like_teacher(profile, scenario, vocab_size)
-    if model.config.vocab_size < vocab_size:
-        raise SettingsError(f'The tokenizer has {vocab_size} entries, the model only {model.config.vocab_size}: they do not belong together.')
+    if not vocab_size <= model.config.vocab_size < vocab_size + 128:  # As in fine-tuning: some models round their vocabulary up
+        raise SettingsError(f'The tokenizer has {vocab_size} entries, the model {model.config.vocab_size}: they do not belong together. '
+                            f'Write the tokenizer of the teacher into the profile: `tokenizer = "{profile.teacher}"`.')
     for m in model.modules():
         if isinstance(m, nn.Dropout): m.p = profile.dropout
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = profile.dropout

@@ -272,6 +272,9 @@ def check_profile(
         if f not in FITTED: raise unknown_name('budget', f, list(FITTED), f'The field `fitted` of profile {p.name} names budgets.')
     if p.min_piece >= p.max_len - 1:
         raise SettingsError(f'Profile {p.name}: min_piece = {p.min_piece} must be under max_len - 1 = {p.max_len - 1}.')
+    if p.teacher != 'scratch' and p.tokenizer == 'train':
+        raise SettingsError(f'Profile {p.name}: teacher = "{p.teacher}" brings its own tokenizer, to which the ids of another mean other tokens, but tokenizer = "train" '
+                            f'(the default) would train one. Write `tokenizer = "{p.teacher}"`.')
     for what, maker, size in (('text', 'world', 'world_size'), ('tokenizer', 'train', 'vocab_size')):
         if getattr(p, what) == maker and not getattr(p, size):
             raise SettingsError(f'Profile {p.name}: `{size}` = 0, but {what} = "{maker}" needs it. `like = "demo"` gives it a value.')

@@ -83,3 +83,10 @@ def test_too_few_rows_are_told_before_anything_is_trained(tmp_path, monkeypatch,
     monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path))
     few = replace(DEMO, name='few', world_size=20, vocab_size=200, max_len=64, heldout_share=share)
     with pytest.raises(SettingsError, match=rf'^Of \d+ {said}'): build_rows(few)
+
+
+@pytest.mark.parametrize('more', ['like = "demo"', 'vocab_size = 500\nworld_size = 20', 'text = "local"'])
+def test_a_teacher_that_exists_brings_its_tokenizer(tmp_path, more):
+    "With one trained here, each id would mean another token to the teacher, and nobody would notice."
+    (tmp_path/'mine.toml').write_text(f'{more}\nteacher = "some/bert"\n')
+    with pytest.raises(SettingsError, match='Profile mine: .*Write `tokenizer = "some/bert"`'): get_profile(tmp_path/'mine.toml')

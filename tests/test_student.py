@@ -111,7 +111,7 @@ def test_sizes_of_the_report(tmp_path):
 def test_a_random_student_of_a_found_teacher_needs_no_weights(hub_layout, tmp_path):
     "Its shape comes from `config.json` alone; the same model as from the teacher's own configuration."
     folder, _ = hub_layout
-    profile, config = replace(get_profile('demo'), teacher=str(folder), init_std=0.07, seed=3), load_masked_lm(folder).config
+    profile, config = replace(get_profile('demo'), teacher=str(folder), tokenizer=str(folder), init_std=0.07, seed=3), load_masked_lm(folder).config
     (folder/'pytorch_model.bin').unlink()
     made = first_weights(profile, SCENARIOS['S0'], 60, {})
     config.num_hidden_layers, config.initializer_range = 1, 0.07
@@ -121,3 +121,13 @@ def test_a_random_student_of_a_found_teacher_needs_no_weights(hub_layout, tmp_pa
         model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = profile.dropout
         model.save_pretrained(tmp_path/name)
     assert (tmp_path/'made'/'config.json').read_text() == (tmp_path/'reference'/'config.json').read_text()
+
+
+@pytest.mark.parametrize('size, room, fits', [(60, 60, True), (60, 187, True), (60, 188, False), (61, 60, False)])
+def test_a_teacher_and_the_tokenizer_of_another_model(tmp_path, size, room, fits):
+    "Some models round their vocabulary up, so less than 128 entries may be over, as in fine-tuning."
+    BertConfig(num_hidden_layers=2, **SHAPE | {'vocab_size': room}).save_pretrained(tmp_path)
+    profile = replace(get_profile('demo'), teacher=str(tmp_path), tokenizer=str(tmp_path))
+    if fits: assert first_weights(profile, SCENARIOS['S0'], size, {}).config.vocab_size == room
+    else:
+        with pytest.raises(SettingsError, match=f'has {size} entries, the model {room}: .* `tokenizer = "{tmp_path}"`'): first_weights(profile, SCENARIOS['S0'], size, {})
