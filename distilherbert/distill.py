@@ -870,7 +870,8 @@ def shape_settings(
     if scenario.init == 'whole': return {'dropout': profile.dropout}
     if profile.teacher == 'scratch': return shape
     found = fingerprint(profile.teacher) if Path(profile.teacher).is_dir() else profile.teacher
-    return {'teacher': found, 'seed': profile.seed, 'layer_map': list(scenario.layer_map), 'dropout': profile.dropout}
+    spread = {'init_std': profile.init_std} if scenario.init == 'random' and profile.init_std != Profile.init_std else {}
+    return {'teacher': found, 'seed': profile.seed, 'layer_map': list(scenario.layer_map), 'dropout': profile.dropout, **spread}
 
 def model_artefact(
     profile:'str | Profile', # Size of the run

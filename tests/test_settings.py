@@ -103,3 +103,11 @@ def test_a_text_without_a_part_for_the_teacher_is_told_before_it_is_cleaned(tmp_
         with pytest.raises(SettingsError, match=f'Profile own: {said}.* `old_share` = 0 .*Add a line such as `old_share = 0.5`'): make(own)
         own = replace(own, old_share=0.5)
     assert make(own).key
+
+
+def test_the_spread_of_random_students_of_a_teacher_that_exists_is_in_their_key():
+    "Where it is the usual one, the key is what it was before."
+    usual = replace(DEMO, teacher='some/bert', tokenizer='some/bert')
+    wider = replace(usual, init_std=0.05)
+    assert [model_artefact(usual, s).key == model_artefact(wider, s).key for s in ('S0', 'S1', 'T0', 'S2')] == [False, False, True, True]
+    assert 'init_std' not in model_artefact(usual, 'S0').settings
