@@ -11,9 +11,9 @@ __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERS
            'NonFiniteLoss', 'Run', 'heldout_batches', 'own_sep', 'marks_of', 'step_pieces', 'add_gradients',
            'OutOfMemory', 'fitting', 'shrink', 'cut_finer', 'explain_shortage', 'train_step', 'check_finite', 'save',
            'resume', 'token_flops', 'peak_flops', 'peak_tokens', 'live_note', 'board', 'look', 'timed_step', 'looked',
-           'train', 'UnfitTeacher', 'check_teacher', 'shape_settings', 'model_artefact', 'write_identity', 'flat',
-           'take_over', 'first_weights', 'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics',
-           'training_counts', 'model_card', 'build_model', 'main']
+           'train', 'UnfitTeacher', 'check_teacher', 'shape_settings', 'check_positions', 'model_artefact',
+           'write_identity', 'flat', 'take_over', 'first_weights', 'random_like_teacher', 'make_model',
+           'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card', 'build_model', 'main']
 
 # %% ../nbs/05_distill.ipynb #00000002
 import argparse
@@ -70,7 +70,7 @@ from distilherbert.objective import (
 )
 from .pack import Rows, rows_artefact, tokenizer_artefact
 from .plan import encoder_flops, head_flops, matrix_pace
-from .scenario import PRESETS, Objective, Profile, Scenario, SettingsError, get_profile, get_scenario
+from .scenario import PRESETS, Objective, Profile, Scenario, SettingsError, get_profile, get_scenario, teacher_source
 from distilherbert.student import (
     bert_config,
     check_layer_map,
@@ -869,9 +869,20 @@ def shape_settings(
     if scenario.init == 'truncated': return {'layer_map': list(scenario.layer_map), 'dropout': profile.dropout}
     if scenario.init == 'whole': return {'dropout': profile.dropout}
     if profile.teacher == 'scratch': return shape
-    found = fingerprint(profile.teacher) if Path(profile.teacher).is_dir() else profile.teacher
+    source = teacher_source(profile)
+    found = fingerprint(source) if isinstance(source, Path) else source
     spread = {'init_std': profile.init_std} if scenario.init == 'random' and profile.init_std != Profile.init_std else {}
     return {'teacher': found, 'seed': profile.seed, 'layer_map': list(scenario.layer_map), 'dropout': profile.dropout, **spread}
+
+def check_positions(
+    profile:Profile, # Says how long rows are
+    config:BertConfig, # Of a model that is to be trained on them
+)->None: # Raises `SettingsError`
+    "Refuse rows that are longer than a model can read."
+    room = config.max_position_embeddings
+    if profile.max_len > room:
+        raise SettingsError(f'Profile {profile.name}: the teacher {profile.teacher} has {room} positions, too few for rows of max_len = {profile.max_len} tokens. '
+                            f'Lower `max_len` to {room}.')
 
 def model_artefact(
     profile:'str | Profile', # Size of the run
@@ -880,6 +891,7 @@ def model_artefact(
     "Describe the model of a scenario."
     profile, scenario = get_profile(profile), get_scenario(scenario)
     trained = is_trained(profile, scenario)
+    if trained and profile.teacher != 'scratch' and isinstance(source := teacher_source(profile), Path): check_positions(profile, load_config(source))
     rows = (rows_artefact(profile, 'old' if scenario.init == 'found' else 'ccsub'),) if trained else ()
     models = {n: model_artefact(profile, n) for n in dict.fromkeys(filter(None, (scenario.source, scenario.teacher)))}
     settings = {'init': scenario.init, 'source': scenario.source, 'teacher': scenario.teacher, **shape_settings(profile, scenario),
@@ -939,7 +951,7 @@ def first_weights(
     "The model of a scenario before any training."
     if scenario.init == 'truncated': model = truncate(load_masked_lm(models[scenario.source].path), scenario.layer_map)
     elif scenario.init == 'whole': model = load_masked_lm(models[scenario.source].path)
-    elif scenario.init == 'found' and profile.teacher != 'scratch': model = load_masked_lm(profile.teacher)
+    elif scenario.init == 'found' and profile.teacher != 'scratch': model = load_masked_lm(teacher_source(profile))
     else: model = random_like_teacher(profile, scenario, vocab_size)
     if not vocab_size <= model.config.vocab_size < vocab_size + 128:  # As in fine-tuning: some models round their vocabulary up
         raise SettingsError(f'The tokenizer has {vocab_size} entries, the model {model.config.vocab_size}: they do not belong together. '
@@ -957,7 +969,7 @@ def random_like_teacher(
     "A random model of the teacher's shape, or of its student's."
     config = bert_config(profile, vocab_size, profile.layers)
     if profile.teacher != 'scratch':
-        config = load_config(profile.teacher)
+        config = load_config(teacher_source(profile))
         config.initializer_range = profile.init_std
     if scenario.init == 'random': config.num_hidden_layers = len(check_layer_map(scenario.layer_map, config.num_hidden_layers))
     return random_model(config, profile.seed)
@@ -975,6 +987,7 @@ def make_model(
     vocab_size = read_manifest(tokenizer.path)['counts']['vocab_size']
     model, counts = first_weights(profile, scenario, vocab_size, models), {}
     if rows:
+        check_positions(profile, model.config)
         teacher = models.get(scenario.teacher)
         if teacher: check_teacher(read_manifest(teacher.path)['counts'], scenario.teacher, profile.teacher_margin)
         run = Run(model, load_masked_lm(teacher.path) if teacher else None, Rows.open(rows[0].path), train_settings(profile, scenario), work,

@@ -7,8 +7,8 @@ __all__ = ['INITS', 'CHOICES', 'PLAIN', 'PRESETS', 'SCENARIOS', 'SHARES', 'POSIT
            'MINI', 'BASE', 'PAPER', 'PROFILES', 'DATA_LAYOUT', 'SettingsError', 'unknown_name', 'Objective', 'Scenario',
            'check_objective', 'check_scenario', 'has_type', 'check_types', 'check_name', 'Profile', 'out_of_range',
            'check_profile', 'read_toml', 'from_table', 'plain_value', 'get_settings', 'check_namesake', 'required',
-           'get_scenario', 'get_profile', 'seeds_of', 'checkout', 'home', 'runs_dir', 'results_dir', 'data_dir',
-           'data_workers', 'hub_client', 'answers']
+           'get_scenario', 'get_profile', 'teacher_source', 'seeds_of', 'checkout', 'home', 'runs_dir', 'results_dir',
+           'data_dir', 'data_workers', 'hub_client', 'answers']
 
 # %% ../nbs/00_scenario.ipynb #00000002
 import difflib
@@ -410,6 +410,13 @@ def get_profile(
     return get_settings(name, PROFILES, Profile, 'profile')
 
 # %% ../nbs/00_scenario.ipynb #new432
+def teacher_source(
+    profile:Profile, # Its teacher is not trained here
+)->'str | Path': # A folder that is there, with `~` resolved, or else the name as it is, as on the hub
+    "Where a teacher that exists is."
+    folder = Path(profile.teacher).expanduser()
+    return folder if folder.is_dir() else profile.teacher
+
 def seeds_of(
     profile:Profile, # Its `task_seeds` and `more_seeds`
     scenario:Scenario, # A row

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
 
-from distilherbert.distill import first_weights
+from distilherbert.distill import first_weights, model_artefact
 from distilherbert.scenario import SCENARIOS, SettingsError, get_profile, hub_client
 from distilherbert.student import count_parameters, load_masked_lm, random_model, size_bytes, truncate
 
@@ -131,3 +131,21 @@ def test_a_teacher_and_the_tokenizer_of_another_model(tmp_path, size, room, fits
     if fits: assert first_weights(profile, SCENARIOS['S0'], size, {}).config.vocab_size == room
     else:
         with pytest.raises(SettingsError, match=f'has {size} entries, the model {room}: .* `tokenizer = "{tmp_path}"`'): first_weights(profile, SCENARIOS['S0'], size, {})
+
+
+def test_rows_longer_than_the_teacher_can_read_are_told_before_anything_is_cleaned(tmp_path):
+    BertConfig(num_hidden_layers=2, **SHAPE).save_pretrained(tmp_path)
+    profile = replace(get_profile('demo'), teacher=str(tmp_path), tokenizer='some/bert', max_len=34)
+    for scenario in ('S1', 'S4'): assert model_artefact(profile, scenario).key
+    profile = replace(profile, max_len=35)
+    for scenario in ('S1', 'S4'):
+        with pytest.raises(SettingsError, match='has 34 positions, .* max_len = 35 tokens. Lower `max_len` to 34'): model_artefact(profile, scenario)
+    assert model_artefact(profile, 'S2').key, 'it is never trained on rows'
+
+
+def test_a_teacher_in_the_home_folder(tmp_path, monkeypatch):
+    random_model(BertConfig(num_hidden_layers=2, **SHAPE), seed=1).save_pretrained(tmp_path/'bert')
+    for name in ('HOME', 'USERPROFILE'): monkeypatch.setenv(name, str(tmp_path))
+    here, there = (replace(get_profile('demo'), teacher=t, tokenizer='some/bert', max_len=34) for t in ('~/bert', str(tmp_path/'bert')))
+    for scenario in ('S0', 'T0', 'S4'): assert model_artefact(here, scenario).key == model_artefact(there, scenario).key
+    for scenario in ('S0', 'T0'): assert first_weights(here, SCENARIOS[scenario], 60, {}).config.vocab_size == 60
