@@ -6,10 +6,10 @@
 __all__ = ['SPECIAL', 'END', 'MARKS', 'TOKENIZER_FILES', 'BATCH', 'AHEAD', 'BINS', 'split_words', 'herbert_layout', 'count_words',
            'merge_pair', 'merge_everywhere', 'learn_merges', 'train_tokenizer', 'mark_of', 'word_marks', 'special_ids',
            'ends_word', 'cut_point', 'Packer', 'pack_texts', 'tokenizer_folder', 'fetch_tokenizer', 'write_tokenizer',
-           'load_tokenizer', 'make_tokenizer', 'check_old', 'tokenizer_artefact', 'text_batches', 'id_type',
-           'is_heldout', 'save_array', 'RowWriter', 'encode_ahead', 'PackSettings', 'pack_shard', 'open_tokenizer',
-           'plain_backend', 'histogram', 'shard_counts', 'sum_counts', 'check_split', 'write_rows', 'describe_tokens',
-           'rows_artefact', 'build_rows', 'RowSet', 'Rows', 'batch_rows']
+           'load_tokenizer', 'row_marks', 'make_tokenizer', 'check_old', 'tokenizer_artefact', 'text_batches',
+           'id_type', 'is_heldout', 'save_array', 'RowWriter', 'encode_ahead', 'PackSettings', 'pack_shard',
+           'open_tokenizer', 'plain_backend', 'histogram', 'shard_counts', 'sum_counts', 'check_split', 'write_rows',
+           'describe_tokens', 'rows_artefact', 'build_rows', 'RowSet', 'Rows', 'batch_rows']
 
 # %% ../nbs/02_pack.ipynb #00000002
 import heapq
@@ -321,6 +321,15 @@ def load_tokenizer(
     return tokenizer
 
 # %% ../nbs/02_pack.ipynb #00000020
+@lru_cache(maxsize=8)
+def row_marks(
+    folder:Path, # A folder with a tokenizer's files
+    content:str='', # Something else for other files in it, as a key
+)->tuple[int, int, int]: # Ids of the tokens that pad, begin and end a row
+    "What the configuration of a model says of its tokenizer."
+    tokenizer = load_tokenizer(folder)
+    return tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id
+
 def make_tokenizer(
     work:Path, # Folder to fill
     p:Profile, # A profile

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
+from tokenizers import Tokenizer, models
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM, PreTrainedTokenizerFast
 
 from distilherbert.distill import first_weights, model_artefact
+from distilherbert.klej import load_classifier
 from distilherbert.scenario import SCENARIOS, SettingsError, get_profile, hub_client
 from distilherbert.student import count_parameters, load_masked_lm, random_model, size_bytes, truncate
 
@@ -149,3 +151,16 @@ def test_a_teacher_in_the_home_folder(tmp_path, monkeypatch):
     here, there = (replace(get_profile('demo'), teacher=t, tokenizer='some/bert', max_len=34) for t in ('~/bert', str(tmp_path/'bert')))
     for scenario in ('S0', 'T0', 'S4'): assert model_artefact(here, scenario).key == model_artefact(there, scenario).key
     for scenario in ('S0', 'T0'): assert first_weights(here, SCENARIOS[scenario], 60, {}).config.vocab_size == 60
+
+
+@pytest.mark.parametrize('marks, kept', [(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'], [0, 2, 3]), (['[CLS]', '[PAD]', '[SEP]', '[UNK]', '[MASK]'], None)])
+def test_a_model_from_scratch_knows_where_its_tokenizer_has_pad_and_the_ends(tmp_path, monkeypatch, marks, kept):
+    "Fine-tuning refuses a model whose configuration says otherwise. In the key they are where they are not HerBERT's."
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
+    words = Tokenizer(models.WordPiece({t: i for i, t in enumerate([*marks, 'a', 'kot', '##a'])}, unk_token='[UNK]'))
+    names = {f'{t[1:-1].lower()}_token': t for t in marks}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(tmp_path/'words')
+    artefact = model_artefact(replace(get_profile('demo'), tokenizer=str(tmp_path/'words')), 'S0')
+    assert artefact.settings.get('marks') == kept
+    _, tokenizer = load_classifier(artefact.build(), 2, seed=0)
+    assert len(tokenizer) == 8
