@@ -134,12 +134,12 @@ def load_masked_lm(
     try:
         with hub_client(local=Path(source).is_dir()):
             model, info = BertForMaskedLM.from_pretrained(source, revision=revision, dtype=torch.float32, output_loading_info=True)
+            pooled = any('pooler.dense' in k for k in info['unexpected_keys'])
+            encoder = BertModel.from_pretrained(source, revision=revision, dtype=torch.float32) if pooled else None
     except OSError as e: raise SettingsError(missing_model(source, e)) from e
     if info['missing_keys']:
         raise SettingsError(f'{source} has no weights for {", ".join(sorted(info["missing_keys"])[:3])}: is it a masked language model?')
-    if any('pooler.dense' in k for k in info['unexpected_keys']):
-        encoder = BertModel.from_pretrained(source, revision=revision, dtype=torch.float32)
-        attach_pooler(model, encoder.pooler.state_dict())
+    if pooled: attach_pooler(model, encoder.pooler.state_dict())
     return model.eval()
 
 def missing_model(

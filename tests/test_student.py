@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
 
 from distilherbert.distill import first_weights, model_artefact
 from distilherbert.klej import load_classifier
@@ -100,7 +108,6 @@ def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
 def test_sizes_of_the_report(tmp_path):
     "Real models of HerBERT's shape: the teacher 124M parameters and 475 MiB with its pooler, the student 81M and 325 MB as a file."
     from safetensors.torch import save_file
-    from transformers import BertModel
     herbert = BertConfig(vocab_size=50_000, max_position_embeddings=514)
     teacher = BertForMaskedLM(herbert)
     student = truncate(teacher)
@@ -164,3 +171,20 @@ def test_a_model_from_scratch_knows_where_its_tokenizer_has_pad_and_the_ends(tmp
     assert artefact.settings.get('marks') == kept
     _, tokenizer = load_classifier(artefact.build(), 2, seed=0)
     assert len(tokenizer) == 8
+
+
+def test_a_pooler_is_read_without_asking_a_hub_that_does_not_answer(hub_layout, monkeypatch):
+    from huggingface_hub import constants
+    folder, _ = hub_layout
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    right, offline = BertModel.from_pretrained, []
+
+    def reads(*args, **kw):
+        offline.append(constants.HF_HUB_OFFLINE)
+        return right(*args, **kw)
+    monkeypatch.setattr(BertModel, 'from_pretrained', reads)
+    assert load_masked_lm(folder).bert.pooler is not None and offline == [True]
+
+    def fails(*args, **kw): raise OSError('gone')
+    monkeypatch.setattr(BertModel, 'from_pretrained', fails)
+    with pytest.raises(SettingsError, match='is no model folder: gone'): load_masked_lm(folder)
