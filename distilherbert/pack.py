@@ -128,11 +128,12 @@ def train_tokenizer(
     texts:Iterable[str], # Cleaned texts
     vocab_size:int, # Tokens wanted, the special ones included
 )->Tokenizer: # The same for the same texts, always; fewer tokens when the texts do not have as many
-    "A small tokenizer in HerBERT's layout; raises `ValueError` when the letters alone are too many."
+    "A small tokenizer in HerBERT's layout; raises `SettingsError` when the letters alone are too many."
     counts = count_words(texts)
     letters = sorted({c for w in counts for c in w}) + sorted({w[-1] + END for w in counts})
-    if len(SPECIAL) + len(letters) > vocab_size:
-        raise ValueError(f'vocab_size = {vocab_size} is too small: {len(SPECIAL)} special tokens and {len(letters)} letters come first.')
+    if (least := len(SPECIAL) + len(letters)) > vocab_size:
+        raise SettingsError(f'vocab_size = {vocab_size} is too small: {len(SPECIAL)} special tokens and {len(letters)} letters come first, of which each counts once '
+                            f'within words and once at their ends. Write `vocab_size = {least}` or more in the profile.')
     merges = learn_merges(counts, vocab_size - len(SPECIAL) - len(letters))
     tokens = dict.fromkeys((*SPECIAL, *letters, *(a + b for a, b in merges)))
     return herbert_layout({t: i for i, t in enumerate(tokens)}, merges)
