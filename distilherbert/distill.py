@@ -40,7 +40,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from .artefact import Artefact, Interrupted, Progress, fingerprint, flush, guarded, memory_ran_out, provenance, read_manifest, write_json
+from .artefact import Artefact, Interrupted, Progress, fingerprint, flush, guarded, memory_ran_out, provenance, read_manifest, where_to_write, write_json
 from .cards import as_typed, card
 from distilherbert.devices import (
     everyones,
@@ -523,8 +523,9 @@ class Run:
         settings:TrainSettings, # Everything else
         folder:Path, # For checkpoints and `metrics.jsonl`
         zero:int=0, # Several processes: 0 for DDP, 2 for ZeRO-2
+        profile:str='demo', # As it is typed, for advice
     ):
-        self.settings, self.rows, self.folder, self.marks = settings, rows, folder, marks_of(rows)
+        self.settings, self.rows, self.folder, self.marks, self.profile = settings, rows, folder, marks_of(rows), profile
         self.accelerator = make_accelerator(settings.precision, settings.threads, settings.clip, zero)
         self.objective, mine, theirs = get_objective(settings), (), ()
         self.of_logits = compiled_losses() if settings.compile else logit_losses
@@ -657,8 +658,7 @@ def explain_shortage(
     if not again: return (f'{head} when the optimiser moved the weights ({said}). Fewer rows at once do not help: take a device with more memory, or several '
                           'processes that share the state of the optimiser (`zero = 2`).')
     advice = ('Less than one row is not possible: take shorter rows (`max_len`), precision "bf16", or a device with more memory.' if run.micro_rows == 1 else
-              f'Write `micro_rows = {run.micro_rows//2}` into a TOML profile (`like = "mini"` takes the rest from mini), and type the same command with '
-              '`--profile FILE`. That is another model, which begins anew.')
+              f'Write `micro_rows = {run.micro_rows//2}` into {where_to_write(run.profile)}. That is another model, which begins anew.')
     return f'{head} with `micro_rows` at {run.micro_rows} ({said}). {advice}'
 
 # %% ../nbs/05_distill.ipynb #0000002f
@@ -1005,7 +1005,7 @@ def make_model(
         teacher = models.get(scenario.teacher)
         if teacher: check_teacher(read_manifest(teacher.path)['counts'], scenario.teacher, profile.teacher_margin)
         run = Run(model, load_masked_lm(teacher.path) if teacher else None, Rows.open(rows[0].path), train_settings(profile, scenario), work,
-                  profile.zero)
+                  profile.zero, as_typed(profile))
         train(run, f'{scenario.name} ({profile.name})', profile.checkpoint_minutes)
         if not run.accelerator.is_main_process: return {}
         counts = training_counts(run)
