@@ -6,9 +6,9 @@
 __all__ = ['PACKAGES', 'log', 'MANIFEST', 'T', 'digest', 'digest_unchanged', 'fingerprint', 'commit', 'machine', 'provenance',
            'flush', 'write_json', 'publish', 'DamagedArtefact', 'canonical', 'Team', 'Artefact', 'read_manifest',
            'verify', 'lock_of', 'lock_is_held', 'artefact_state', 'duration', 'build_artefact', 'waiting_lock',
-           'make_room', 'is_current', 'is_finished', 'finish', 'explain_oserror', 'memory_ran_out', 'explain_memory',
-           'Interrupted', 'verdict', 'interruptible', 'guarded', 'start_worker', 'worker_pool', 'write_record',
-           'read_records', 'Progress', 'progress']
+           'make_room', 'is_current', 'is_finished', 'finish', 'explain_oserror', 'memory_ran_out', 'where_to_write',
+           'explain_memory', 'Interrupted', 'verdict', 'interruptible', 'guarded', 'start_worker', 'worker_pool',
+           'write_record', 'read_records', 'Progress', 'progress']
 
 # %% ../nbs/00_artefact.ipynb #00000002
 import errno
@@ -334,14 +334,20 @@ def memory_ran_out(
     said = f'{type(e).__name__}: {e}'
     return isinstance(e, MemoryError) or getattr(e, 'errno', None) == errno.ENOMEM or bool(re.search(r'OutOfMemoryError:|MemoryError:|DefaultCPUAllocator|STATUS_ALLOC_FAILED', said))
 
+def where_to_write(
+    profile:str, # Name or TOML file, as it was typed
+)->str: # The end of a sentence
+    "Where a setting goes, and what to type afterwards."
+    if profile.endswith('.toml'): return f'{profile}, and type the same command again'
+    return f'a TOML file that begins with `like = "{profile}"`, and type the same command with `--profile FILE`'
+
 def explain_memory(
     e:BaseException, # What went wrong
     profile:str, # Name or TOML file, as it was typed
 )->str: # Message
     "Say what to type after memory ran out."
     said = (str(e).strip() or type(e).__name__).splitlines()[0]
-    where = f'{profile}, and type the same command again' if profile.endswith('.toml') else \
-        f'a TOML file that begins with `like = "{profile}"`, and type the same command with `--profile FILE`'
+    where = where_to_write(profile)
     return (f'Memory ran out ({said}). Take fewer rows at once: lower `micro_rows` (for fine-tuning `task_batch`) in {where}. '
             'What was finished is kept; a model with another `micro_rows` is another one, and begins anew.')
 

@@ -18,7 +18,7 @@ from .artefact import duration
 from .evidence import (
     NOTHING, TASKS, Evidence, count, deployment_lengths, first_reading, initial_weights, load_evidence, markdown_table, tasks_of, with_interval)
 from .scenario import (
-    PRESETS, PROFILES, SCENARIOS, Profile, Scenario, SettingsError, get_profile, get_scenario, required)
+    PRESETS, PROFILES, SCENARIOS, Profile, Scenario, SettingsError, get_profile, get_scenario, required, teacher_source)
 
 # %% ../nbs/19_cards.ipynb #00000006
 def trained_here(
@@ -33,7 +33,7 @@ def base_model(
     s:Scenario, # A row
 )->str: # Name on the hub; empty where no weights or predictions come from there
     "The downloaded model that a row comes from."
-    if p.teacher == 'scratch' or Path(p.teacher).is_dir(): return ''
+    if p.teacher == 'scratch' or isinstance(teacher_source(p), Path): return ''
     return p.teacher if any(x.init == 'found' for x in (*map(get_scenario, required(s)), s)) else ''
 
 def card_head(

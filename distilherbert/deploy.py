@@ -44,7 +44,7 @@ from .klej import (
     EVAL_TOKENS, HOW_TO_CLASSIFY, Evaluator, Examples, GroupData, Reading, Task, TaskError, build_scores, chosen_epochs, difference, encode,
     exact, fit_pair, get_task, load_classifier, load_group, load_run, logits_of, mean_values, prepare, profile_groups, score, scores_artefact,
     to_prediction, token_ids, train_epoch, tuning_precision)
-from .pack import tokenizer_artefact
+from .pack import row_marks, tokenizer_artefact
 from .scenario import SCENARIOS, Profile, Scenario, SettingsError, get_profile, get_scenario, seeds_of
 from .student import count_parameters, save_model, truncate
 
@@ -715,10 +715,11 @@ def untrained_model(
     profile:Profile, # Shape of the teacher
     scenario:Scenario, # The row
     vocab_size:int, # Entries of the tokenizer
+    marks:tuple[int, int, int], # Of the tokenizer
 )->BertForMaskedLM: # Random weights
     "A model of a row's shape."
-    if not scenario.source: return random_like_teacher(profile, scenario, vocab_size)
-    model = untrained_model(profile, get_scenario(scenario.source), vocab_size)
+    if not scenario.source: return random_like_teacher(profile, scenario, vocab_size, marks)
+    model = untrained_model(profile, get_scenario(scenario.source), vocab_size, marks)
     return truncate(model, scenario.layer_map) if scenario.init == 'truncated' else model
 
 def untrained_classifier(
@@ -728,7 +729,7 @@ def untrained_classifier(
 )->Path: # The same
     "A classifier of a row's shape that has learnt nothing."
     tokenizer = tokenizer_artefact(profile).build()
-    config = untrained_model(profile, scenario, read_manifest(tokenizer)['counts']['vocab_size']).config
+    config = untrained_model(profile, scenario, read_manifest(tokenizer)['counts']['vocab_size'], row_marks(tokenizer)).config
     folder.mkdir()
     save_model(BertForSequenceClassification(config), folder)
     copy_tokenizer(tokenizer, folder)

@@ -11,9 +11,9 @@ __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERS
            'NonFiniteLoss', 'Run', 'heldout_batches', 'own_sep', 'marks_of', 'step_pieces', 'add_gradients',
            'OutOfMemory', 'fitting', 'shrink', 'cut_finer', 'explain_shortage', 'train_step', 'check_finite', 'save',
            'resume', 'token_flops', 'peak_flops', 'peak_tokens', 'live_note', 'board', 'look', 'timed_step', 'looked',
-           'train', 'UnfitTeacher', 'check_teacher', 'shape_settings', 'model_artefact', 'write_identity', 'flat',
-           'take_over', 'first_weights', 'random_like_teacher', 'make_model', 'copy_tokenizer', 'read_metrics',
-           'training_counts', 'model_card', 'build_model', 'main']
+           'train', 'UnfitTeacher', 'check_teacher', 'shape_settings', 'marks_settings', 'check_positions',
+           'model_artefact', 'write_identity', 'flat', 'take_over', 'first_weights', 'random_like_teacher',
+           'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card', 'build_model', 'main']
 
 # %% ../nbs/05_distill.ipynb #00000002
 import argparse
@@ -40,7 +40,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from .artefact import Artefact, Interrupted, Progress, fingerprint, flush, guarded, memory_ran_out, provenance, read_manifest, write_json
+from .artefact import Artefact, Interrupted, Progress, fingerprint, flush, guarded, memory_ran_out, provenance, read_manifest, where_to_write, write_json
 from .cards import as_typed, card
 from distilherbert.devices import (
     everyones,
@@ -68,10 +68,11 @@ from distilherbert.objective import (
     mask_rows,
     mlm_loss,
 )
-from .pack import Rows, rows_artefact, tokenizer_artefact
+from .pack import Rows, row_marks, rows_artefact, tokenizer_artefact, tokenizer_folder
 from .plan import encoder_flops, head_flops, matrix_pace
-from .scenario import PRESETS, Objective, Profile, Scenario, SettingsError, get_profile, get_scenario
+from .scenario import PRESETS, Objective, Profile, Scenario, SettingsError, get_profile, get_scenario, teacher_source
 from distilherbert.student import (
+    HERBERT_MARKS,
     bert_config,
     check_layer_map,
     count_parameters,
@@ -522,8 +523,9 @@ class Run:
         settings:TrainSettings, # Everything else
         folder:Path, # For checkpoints and `metrics.jsonl`
         zero:int=0, # Several processes: 0 for DDP, 2 for ZeRO-2
+        profile:str='demo', # As it is typed, for advice
     ):
-        self.settings, self.rows, self.folder, self.marks = settings, rows, folder, marks_of(rows)
+        self.settings, self.rows, self.folder, self.marks, self.profile = settings, rows, folder, marks_of(rows), profile
         self.accelerator = make_accelerator(settings.precision, settings.threads, settings.clip, zero)
         self.objective, mine, theirs = get_objective(settings), (), ()
         self.of_logits = compiled_losses() if settings.compile else logit_losses
@@ -656,8 +658,7 @@ def explain_shortage(
     if not again: return (f'{head} when the optimiser moved the weights ({said}). Fewer rows at once do not help: take a device with more memory, or several '
                           'processes that share the state of the optimiser (`zero = 2`).')
     advice = ('Less than one row is not possible: take shorter rows (`max_len`), precision "bf16", or a device with more memory.' if run.micro_rows == 1 else
-              f'Write `micro_rows = {run.micro_rows//2}` into a TOML profile (`like = "mini"` takes the rest from mini), and type the same command with '
-              '`--profile FILE`. That is another model, which begins anew.')
+              f'Write `micro_rows = {run.micro_rows//2}` into {where_to_write(run.profile)}. That is another model, which begins anew.')
     return f'{head} with `micro_rows` at {run.micro_rows} ({said}). {advice}'
 
 # %% ../nbs/05_distill.ipynb #0000002f
@@ -869,8 +870,31 @@ def shape_settings(
     if scenario.init == 'truncated': return {'layer_map': list(scenario.layer_map), 'dropout': profile.dropout}
     if scenario.init == 'whole': return {'dropout': profile.dropout}
     if profile.teacher == 'scratch': return shape
-    found = fingerprint(profile.teacher) if Path(profile.teacher).is_dir() else profile.teacher
-    return {'teacher': found, 'seed': profile.seed, 'layer_map': list(scenario.layer_map), 'dropout': profile.dropout}
+    source = teacher_source(profile)
+    found = fingerprint(source) if isinstance(source, Path) else source
+    spread = {'init_std': profile.init_std} if scenario.init == 'random' and profile.init_std != Profile.init_std else {}
+    return {'teacher': found, 'seed': profile.seed, 'layer_map': list(scenario.layer_map), 'dropout': profile.dropout, **spread}
+
+def marks_settings(
+    profile:Profile, # Says which tokenizer
+    scenario:Scenario, # Row of the grid
+    tokenizer:Artefact, # Not necessarily built
+)->dict: # Empty where they are HerBERT's, are copied, or are on the hub and not known yet
+    "The ids of a tokenizer's marks, as far as a model's configuration that is made here has them."
+    if profile.teacher != 'scratch' or scenario.source or profile.tokenizer in ('train', 'herbert'): return {}
+    folder = tokenizer_folder(profile.tokenizer)
+    marks = row_marks(folder, tokenizer.key) if folder else HERBERT_MARKS
+    return {} if marks == HERBERT_MARKS else {'marks': list(marks)}
+
+def check_positions(
+    profile:Profile, # Says how long rows are
+    config:BertConfig, # Of a model that is to be trained on them
+)->None: # Raises `SettingsError`
+    "Refuse rows that are longer than a model can read."
+    room = config.max_position_embeddings
+    if profile.max_len > room:
+        raise SettingsError(f'Profile {profile.name}: the teacher {profile.teacher} has {room} positions, too few for rows of max_len = {profile.max_len} tokens. '
+                            f'Lower `max_len` to {room}.')
 
 def model_artefact(
     profile:'str | Profile', # Size of the run
@@ -879,11 +903,12 @@ def model_artefact(
     "Describe the model of a scenario."
     profile, scenario = get_profile(profile), get_scenario(scenario)
     trained = is_trained(profile, scenario)
+    if trained and profile.teacher != 'scratch' and isinstance(source := teacher_source(profile), Path): check_positions(profile, load_config(source))
     rows = (rows_artefact(profile, 'old' if scenario.init == 'found' else 'ccsub'),) if trained else ()
     models = {n: model_artefact(profile, n) for n in dict.fromkeys(filter(None, (scenario.source, scenario.teacher)))}
-    settings = {'init': scenario.init, 'source': scenario.source, 'teacher': scenario.teacher, **shape_settings(profile, scenario),
-                'training': settings_key(train_settings(profile, scenario)) if trained else None}
     tokenizer = tokenizer_artefact(profile)
+    settings = {'init': scenario.init, 'source': scenario.source, 'teacher': scenario.teacher, **shape_settings(profile, scenario),
+                **marks_settings(profile, scenario, tokenizer), 'training': settings_key(train_settings(profile, scenario)) if trained else None}
     def make(work):
         if rows: write_identity(work, artefact)
         return make_model(profile, scenario, tokenizer, rows, models, work)
@@ -934,14 +959,16 @@ def first_weights(
     scenario:Scenario, # Row of the grid
     vocab_size:int, # Entries of the tokenizer
     models:dict[str, Artefact], # Built models that this one is copied from
+    marks:tuple[int, int, int]=HERBERT_MARKS, # Of the tokenizer
 )->BertForMaskedLM: # Float32, with the profile's dropout
     "The model of a scenario before any training."
     if scenario.init == 'truncated': model = truncate(load_masked_lm(models[scenario.source].path), scenario.layer_map)
     elif scenario.init == 'whole': model = load_masked_lm(models[scenario.source].path)
-    elif scenario.init == 'found' and profile.teacher != 'scratch': model = load_masked_lm(profile.teacher)
-    else: model = random_like_teacher(profile, scenario, vocab_size)
-    if model.config.vocab_size < vocab_size:
-        raise SettingsError(f'The tokenizer has {vocab_size} entries, the model only {model.config.vocab_size}: they do not belong together.')
+    elif scenario.init == 'found' and profile.teacher != 'scratch': model = load_masked_lm(teacher_source(profile))
+    else: model = random_like_teacher(profile, scenario, vocab_size, marks)
+    if not vocab_size <= model.config.vocab_size < vocab_size + 128:  # As in fine-tuning: some models round their vocabulary up
+        raise SettingsError(f'The tokenizer has {vocab_size} entries, the model {model.config.vocab_size}: they do not belong together. '
+                            f'Write the tokenizer of the teacher into the profile: `tokenizer = "{profile.teacher}"`.')
     for m in model.modules():
         if isinstance(m, nn.Dropout): m.p = profile.dropout
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = profile.dropout
@@ -951,11 +978,12 @@ def random_like_teacher(
     profile:Profile, # Shape, where the teacher is trained here
     scenario:Scenario, # T0 gets all layers, a student those of the layer map
     vocab_size:int, # Entries of the tokenizer
+    marks:tuple[int, int, int]=HERBERT_MARKS, # Of the tokenizer
 )->BertForMaskedLM: # Random weights
     "A random model of the teacher's shape, or of its student's."
-    config = bert_config(profile, vocab_size, profile.layers)
+    config = bert_config(profile, vocab_size, profile.layers, marks)
     if profile.teacher != 'scratch':
-        config = load_config(profile.teacher)
+        config = load_config(teacher_source(profile))
         config.initializer_range = profile.init_std
     if scenario.init == 'random': config.num_hidden_layers = len(check_layer_map(scenario.layer_map, config.num_hidden_layers))
     return random_model(config, profile.seed)
@@ -971,12 +999,13 @@ def make_model(
 )->dict: # Counts for the manifest
     "Fill a model folder."
     vocab_size = read_manifest(tokenizer.path)['counts']['vocab_size']
-    model, counts = first_weights(profile, scenario, vocab_size, models), {}
+    model, counts = first_weights(profile, scenario, vocab_size, models, row_marks(tokenizer.path)), {}
     if rows:
+        check_positions(profile, model.config)
         teacher = models.get(scenario.teacher)
         if teacher: check_teacher(read_manifest(teacher.path)['counts'], scenario.teacher, profile.teacher_margin)
         run = Run(model, load_masked_lm(teacher.path) if teacher else None, Rows.open(rows[0].path), train_settings(profile, scenario), work,
-                  profile.zero)
+                  profile.zero, as_typed(profile))
         train(run, f'{scenario.name} ({profile.name})', profile.checkpoint_minutes)
         if not run.accelerator.is_main_process: return {}
         counts = training_counts(run)

@@ -706,9 +706,21 @@ class Evaluator:
         "Run the model without gradients."
         if not self.batches: return np.zeros((0, model.config.num_labels), np.float32)
         model.eval()
+        out = []
         with torch.inference_mode(), autocast(precision, self.batches[0][0].device):
-            out = torch.cat([logits_of(model, *b).float() for b in self.batches]).cpu().numpy()
-        return out[np.argsort(self.order)]
+            while len(out) < len(self.batches):
+                try: out.append(logits_of(model, *self.batches[len(out)]).float())
+                except torch.OutOfMemoryError:
+                    if len(self.batches[len(out)][0]) == 1: raise
+                else: continue
+                self.halve(len(out))  # Out of the `except`, which keeps tensors alive
+        return torch.cat(out).cpu().numpy()[np.argsort(self.order)]
+
+    def halve(self, which:int)->None: # Its number
+        "Cut a batch for which a GPU has no memory in two, for good."
+        parts = [[None]*2 if t is None else t.tensor_split(2) for t in self.batches[which]]
+        self.batches[which:which + 1] = list(zip(*parts, strict=True))
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 # %% ../nbs/06_klej.ipynb #00000049
 @dataclass

@@ -6,10 +6,10 @@
 __all__ = ['SPECIAL', 'END', 'MARKS', 'TOKENIZER_FILES', 'BATCH', 'AHEAD', 'BINS', 'split_words', 'herbert_layout', 'count_words',
            'merge_pair', 'merge_everywhere', 'learn_merges', 'train_tokenizer', 'mark_of', 'word_marks', 'special_ids',
            'ends_word', 'cut_point', 'Packer', 'pack_texts', 'tokenizer_folder', 'fetch_tokenizer', 'write_tokenizer',
-           'load_tokenizer', 'make_tokenizer', 'tokenizer_artefact', 'text_batches', 'id_type', 'is_heldout',
-           'save_array', 'RowWriter', 'encode_ahead', 'PackSettings', 'pack_shard', 'open_tokenizer', 'plain_backend',
-           'histogram', 'shard_counts', 'sum_counts', 'check_split', 'write_rows', 'describe_tokens', 'rows_artefact',
-           'build_rows', 'RowSet', 'Rows', 'batch_rows']
+           'load_tokenizer', 'row_marks', 'make_tokenizer', 'check_old', 'tokenizer_artefact', 'text_batches',
+           'id_type', 'is_heldout', 'save_array', 'RowWriter', 'encode_ahead', 'PackSettings', 'pack_shard',
+           'open_tokenizer', 'plain_backend', 'histogram', 'shard_counts', 'sum_counts', 'check_split', 'write_rows',
+           'describe_tokens', 'rows_artefact', 'build_rows', 'RowSet', 'Rows', 'batch_rows']
 
 # %% ../nbs/02_pack.ipynb #00000002
 import heapq
@@ -128,11 +128,12 @@ def train_tokenizer(
     texts:Iterable[str], # Cleaned texts
     vocab_size:int, # Tokens wanted, the special ones included
 )->Tokenizer: # The same for the same texts, always; fewer tokens when the texts do not have as many
-    "A small tokenizer in HerBERT's layout; raises `ValueError` when the letters alone are too many."
+    "A small tokenizer in HerBERT's layout; raises `SettingsError` when the letters alone are too many."
     counts = count_words(texts)
     letters = sorted({c for w in counts for c in w}) + sorted({w[-1] + END for w in counts})
-    if len(SPECIAL) + len(letters) > vocab_size:
-        raise ValueError(f'vocab_size = {vocab_size} is too small: {len(SPECIAL)} special tokens and {len(letters)} letters come first.')
+    if (least := len(SPECIAL) + len(letters)) > vocab_size:
+        raise SettingsError(f'vocab_size = {vocab_size} is too small: {len(SPECIAL)} special tokens and {len(letters)} letters come first, of which each counts once '
+                            f'within words and once at their ends. Write `vocab_size = {least}` or more in the profile.')
     merges = learn_merges(counts, vocab_size - len(SPECIAL) - len(letters))
     tokens = dict.fromkeys((*SPECIAL, *letters, *(a + b for a, b in merges)))
     return herbert_layout({t: i for i, t in enumerate(tokens)}, merges)
@@ -321,6 +322,15 @@ def load_tokenizer(
     return tokenizer
 
 # %% ../nbs/02_pack.ipynb #00000020
+@lru_cache(maxsize=8)
+def row_marks(
+    folder:Path, # A folder with a tokenizer's files
+    content:str='', # Something else for other files in it, as a key
+)->tuple[int, int, int]: # Ids of the tokens that pad, begin and end a row
+    "What the configuration of a model says of its tokenizer."
+    tokenizer = load_tokenizer(folder)
+    return tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id
+
 def make_tokenizer(
     work:Path, # Folder to fill
     p:Profile, # A profile
@@ -334,12 +344,22 @@ def make_tokenizer(
             if (folder/f).is_file(): shutil.copyfile(folder/f, work/f)
     return {'vocab_size': len(load_tokenizer(work))}
 
+def check_old(
+    p:Profile, # A profile
+    why:str, # What its part "old" is wanted for, a clause
+)->None: # Raises `SettingsError` where the text will have no such part
+    "Refuse at once what would be missed only after the whole text is cleaned."
+    if p.text == 'world' or p.old_share: return
+    raise SettingsError(f'Profile {p.name}: {why} the part "old" of the text, but `old_share` = 0 leaves it empty. Add a line such as `old_share = 0.5`: '
+                        'the share of the documents that go there; students are trained on the rest.')
+
 def tokenizer_artefact(
     profile:'str | Path | Profile', # A profile or its name
 )->Artefact: # The tokenizer; raises `SettingsError` when there is none
     "The artefact of a profile's tokenizer."
     p = get_profile(profile)
     if p.tokenizer == 'train':
+        check_old(p, 'tokenizer = "train" learns it from')
         text = text_artefact(p)
         return Artefact('tokenizer', 'trained', 1, {'vocab_size': p.vocab_size, 'max_len': p.max_len}, (text,), lambda w: make_tokenizer(w, p, text),
                         profile_name=p.name)
@@ -586,6 +606,7 @@ def rows_artefact(
     "The artefact of the packed rows of one part."
     p, workers = get_profile(profile), workers or data_workers()
     if part not in ('old', 'ccsub'): raise SettingsError(f'There is no part {part!r} of the text; the parts are "old" and "ccsub".')
+    if part == 'old': check_old(p, 'teacher = "scratch" is trained on' if p.teacher == 'scratch' else 'rows are wanted of')
     text, tokenizer = packed_text(p, part), tokenizer_artefact(p)
     settings = {n: getattr(p, n) for n in ('max_len', 'min_piece', 'heldout_share', 'data_seed')}
     def make(work):

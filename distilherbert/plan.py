@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .artefact import Artefact, DamagedArtefact, duration, machine, read_manifest, read_records
-from .scenario import PROFILES, SCENARIOS, Profile, Scenario, SettingsError, data_dir, get_profile, get_scenario, required, runs_dir, seeds_of
+from .scenario import PROFILES, SCENARIOS, Profile, Scenario, SettingsError, data_dir, get_profile, get_scenario, required, runs_dir, seeds_of, teacher_source
 
 # %% ../nbs/13_plan.ipynb #00000006
 def in_order(
@@ -220,7 +220,7 @@ def teacher_shape(
     p, assumed = profile, []
     if p.teacher != 'scratch':
         from distilherbert.student import load_config
-        try: c = load_config(p.teacher)
+        try: c = load_config(teacher_source(p))
         except SettingsError: assumed.append(f'the shape of {p.teacher}')
         else: p = replace(p, layers=c.num_hidden_layers, hidden=c.hidden_size, heads=c.num_attention_heads, intermediate=c.intermediate_size)
     size = vocabulary_size(profile)

@@ -7,8 +7,8 @@ __all__ = ['INITS', 'CHOICES', 'PLAIN', 'PRESETS', 'SCENARIOS', 'SHARES', 'POSIT
            'MINI', 'BASE', 'PAPER', 'PROFILES', 'DATA_LAYOUT', 'SettingsError', 'unknown_name', 'Objective', 'Scenario',
            'check_objective', 'check_scenario', 'has_type', 'check_types', 'check_name', 'Profile', 'out_of_range',
            'check_profile', 'read_toml', 'from_table', 'plain_value', 'get_settings', 'check_namesake', 'required',
-           'get_scenario', 'get_profile', 'seeds_of', 'checkout', 'home', 'runs_dir', 'results_dir', 'data_dir',
-           'data_workers', 'hub_client', 'answers']
+           'get_scenario', 'get_profile', 'teacher_source', 'seeds_of', 'checkout', 'home', 'runs_dir', 'results_dir',
+           'data_dir', 'data_workers', 'hub_client', 'answers']
 
 # %% ../nbs/00_scenario.ipynb #00000002
 import difflib
@@ -272,6 +272,9 @@ def check_profile(
         if f not in FITTED: raise unknown_name('budget', f, list(FITTED), f'The field `fitted` of profile {p.name} names budgets.')
     if p.min_piece >= p.max_len - 1:
         raise SettingsError(f'Profile {p.name}: min_piece = {p.min_piece} must be under max_len - 1 = {p.max_len - 1}.')
+    if p.teacher != 'scratch' and p.tokenizer == 'train':
+        raise SettingsError(f'Profile {p.name}: teacher = "{p.teacher}" brings its own tokenizer, to which the ids of another mean other tokens, but tokenizer = "train" '
+                            f'(the default) would train one. Write `tokenizer = "{p.teacher}"`.')
     for what, maker, size in (('text', 'world', 'world_size'), ('tokenizer', 'train', 'vocab_size')):
         if getattr(p, what) == maker and not getattr(p, size):
             raise SettingsError(f'Profile {p.name}: `{size}` = 0, but {what} = "{maker}" needs it. `like = "demo"` gives it a value.')
@@ -407,6 +410,13 @@ def get_profile(
     return get_settings(name, PROFILES, Profile, 'profile')
 
 # %% ../nbs/00_scenario.ipynb #new432
+def teacher_source(
+    profile:Profile, # Its teacher is not trained here
+)->'str | Path': # A folder that is there, with `~` resolved, or else the name as it is, as on the hub
+    "Where a teacher that exists is."
+    folder = Path(profile.teacher).expanduser()
+    return folder if folder.is_dir() else profile.teacher
+
 def seeds_of(
     profile:Profile, # Its `task_seeds` and `more_seeds`
     scenario:Scenario, # A row

@@ -503,7 +503,7 @@ def test_no_room_for_the_optimisers_state_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('micro_rows, alone, error, words', [
     (4, True, GPU_FULL, ['`micro_rows` at 1 (CUDA out of memory', 'Less than one row is not possible', '`max_len`']),
-    (4, False, GPU_FULL, ['`micro_rows` at 4', 'Write `micro_rows = 2`', '--profile FILE']),
+    (4, False, GPU_FULL, ['`micro_rows` at 4', 'Write `micro_rows = 2` into a TOML file that begins with `like = "demo"`', '--profile FILE']),
     (4, True, MemoryError(), ['`micro_rows` at 4 (MemoryError)', 'Write `micro_rows = 2`']),
     (4, True, None, ['`micro_rows` at 4', 'DefaultCPUAllocator', 'Write `micro_rows = 2`']),
 ], ids=['one row', 'several processes', 'python', 'processor'])
@@ -528,8 +528,9 @@ def test_other_errors_of_a_step_are_left_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('error, function, words', [
     (GPU_FULL, 'micro_loss', ['Memory ran out in step 1 of', 'Less than one row is not possible', '`max_len`']),
+    (MemoryError(), 'micro_loss', ['Memory ran out in step 1 of', 'Write `micro_rows = 3` into small.toml, and type the same command again']),
     (MemoryError(), 'load_masked_lm', ['Memory ran out (MemoryError)', 'lower `micro_rows`', 'small.toml, and type the same command again']),
-], ids=['in a step', 'elsewhere'])
+], ids=['in a step', 'on a processor', 'elsewhere'])
 @pytest.mark.parametrize('command', ['distilherbert run', 'python -m distilherbert.distill'])
 def test_both_commands_say_what_to_type_when_memory_runs_out(undisturbed, tmp_path, monkeypatch, capsys, command, error, function, words):
     from distilherbert import reproduce

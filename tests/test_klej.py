@@ -408,6 +408,27 @@ def test_batches_hold_every_example_once():
     assert len(klej.eval_batches(np.array([700, 800]), 512)) == 2
 
 
+def test_where_a_gpu_has_no_memory_for_an_evaluation_batch_it_is_halved(folder, monkeypatch):
+    "For good, in place, so that the answers stay in order. One example that is too large is an error."
+    model, _ = klej.load_classifier(folder, 3, 0)
+    ids = [np.random.default_rng(n).integers(5, model.config.vocab_size, n) for n in (9, 4, 7, 4, 12, 6, 5)]
+    examples = klej.Encoded(ids, [np.zeros(len(i), int) for i in ids], 0, 0)
+    look = klej.Evaluator(examples, 1, torch.device('cpu'), 4096)
+    wanted, right, most, asked = look(model, 'fp32'), klej.logits_of, 2, []
+
+    def small(model, batch, *others):
+        asked.append(len(batch))
+        if len(batch) > most: raise torch.OutOfMemoryError('CUDA out of memory.')
+        return right(model, batch, *others)
+    monkeypatch.setattr(klej, 'logits_of', small)
+    assert len(look.batches) == 1 and look(model, 'fp32') == pytest.approx(wanted, abs=1e-5)
+    assert asked == [7, 4, 2, 2, 3, 2, 1]
+    asked.clear()
+    assert look(model, 'fp32') == pytest.approx(wanted, abs=1e-5) and asked == [2, 2, 2, 1]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError): look(model, 'fp32')
+
+
 # --- the model -----------------------------------------------------------------------------------------------------------
 
 def test_logits_and_gradients_equal_transformers(folder):

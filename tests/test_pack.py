@@ -168,7 +168,10 @@ def test_a_trained_tokenizer_knows_its_text_and_its_size():
     assert t.get_vocab_size() == 90 and [t.id_to_token(i) for i in range(5)] == list(pack.SPECIAL)
     assert all(3 not in t.encode(text).ids for text in TEXT)
     assert t.encode('☃').ids == [0, 3, 2]
-    with pytest.raises(ValueError, match='vocab_size = 20 is too small'): train_tokenizer(TEXT, 20)
+    with pytest.raises(SettingsError, match=r'vocab_size = 20 is too small: .* Write `vocab_size = \d+` or more') as raised: train_tokenizer(TEXT, 20)
+    least = int(re.search(r'`vocab_size = (\d+)`', str(raised.value))[1])
+    assert train_tokenizer(TEXT, least).get_vocab_size() == least
+    with pytest.raises(SettingsError): train_tokenizer(TEXT, least - 1)
 
 
 @needs_data

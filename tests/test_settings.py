@@ -83,3 +83,31 @@ def test_too_few_rows_are_told_before_anything_is_trained(tmp_path, monkeypatch,
     monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path))
     few = replace(DEMO, name='few', world_size=20, vocab_size=200, max_len=64, heldout_share=share)
     with pytest.raises(SettingsError, match=rf'^Of \d+ {said}'): build_rows(few)
+
+
+@pytest.mark.parametrize('more', ['like = "demo"', 'vocab_size = 500\nworld_size = 20', 'text = "local"'])
+def test_a_teacher_that_exists_brings_its_tokenizer(tmp_path, more):
+    "With one trained here, each id would mean another token to the teacher, and nobody would notice."
+    (tmp_path/'mine.toml').write_text(f'{more}\nteacher = "some/bert"\n')
+    with pytest.raises(SettingsError, match='Profile mine: .*Write `tokenizer = "some/bert"`'): get_profile(tmp_path/'mine.toml')
+
+
+@pytest.mark.parametrize('changes, make, said', [
+    ({}, lambda p: model_artefact(p, 'S1'), 'tokenizer = "train"'), ({'tokenizer': 'some/bert'}, lambda p: model_artefact(p, 'T0'), 'teacher = "scratch"'),
+    ({'tokenizer': 'some/bert'}, lambda p: model_artefact(p, 'S1'), ''), ({'tokenizer': 'some/bert', 'teacher': 'some/bert'}, lambda p: model_artefact(p, 'S4'), '')])
+def test_a_text_without_a_part_for_the_teacher_is_told_before_it_is_cleaned(tmp_path, changes, make, said):
+    "Where the part is not needed, as with a teacher that exists, nothing is said."
+    (tmp_path/'a.txt').write_text('Ala ma kota, a kot ma Alę i nikogo więcej.\n')
+    own = replace(DEMO, name='own', text=str(tmp_path), **changes)
+    if said:
+        with pytest.raises(SettingsError, match=f'Profile own: {said}.* `old_share` = 0 .*Add a line such as `old_share = 0.5`'): make(own)
+        own = replace(own, old_share=0.5)
+    assert make(own).key
+
+
+def test_the_spread_of_random_students_of_a_teacher_that_exists_is_in_their_key():
+    "Where it is the usual one, the key is what it was before."
+    usual = replace(DEMO, teacher='some/bert', tokenizer='some/bert')
+    wider = replace(usual, init_std=0.05)
+    assert [model_artefact(usual, s).key == model_artefact(wider, s).key for s in ('S0', 'S1', 'T0', 'S2')] == [False, False, True, True]
+    assert 'init_std' not in model_artefact(usual, 'S0').settings

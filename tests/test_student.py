@@ -6,9 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
+from tokenizers import Tokenizer, models
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
 
-from distilherbert.distill import first_weights
+from distilherbert.distill import first_weights, model_artefact
+from distilherbert.klej import load_classifier
 from distilherbert.scenario import SCENARIOS, SettingsError, get_profile, hub_client
 from distilherbert.student import count_parameters, load_masked_lm, random_model, size_bytes, truncate
 
@@ -98,7 +108,6 @@ def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
 def test_sizes_of_the_report(tmp_path):
     "Real models of HerBERT's shape: the teacher 124M parameters and 475 MiB with its pooler, the student 81M and 325 MB as a file."
     from safetensors.torch import save_file
-    from transformers import BertModel
     herbert = BertConfig(vocab_size=50_000, max_position_embeddings=514)
     teacher = BertForMaskedLM(herbert)
     student = truncate(teacher)
@@ -111,7 +120,7 @@ def test_sizes_of_the_report(tmp_path):
 def test_a_random_student_of_a_found_teacher_needs_no_weights(hub_layout, tmp_path):
     "Its shape comes from `config.json` alone; the same model as from the teacher's own configuration."
     folder, _ = hub_layout
-    profile, config = replace(get_profile('demo'), teacher=str(folder), init_std=0.07, seed=3), load_masked_lm(folder).config
+    profile, config = replace(get_profile('demo'), teacher=str(folder), tokenizer=str(folder), init_std=0.07, seed=3), load_masked_lm(folder).config
     (folder/'pytorch_model.bin').unlink()
     made = first_weights(profile, SCENARIOS['S0'], 60, {})
     config.num_hidden_layers, config.initializer_range = 1, 0.07
@@ -121,3 +130,61 @@ def test_a_random_student_of_a_found_teacher_needs_no_weights(hub_layout, tmp_pa
         model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = profile.dropout
         model.save_pretrained(tmp_path/name)
     assert (tmp_path/'made'/'config.json').read_text() == (tmp_path/'reference'/'config.json').read_text()
+
+
+@pytest.mark.parametrize('size, room, fits', [(60, 60, True), (60, 187, True), (60, 188, False), (61, 60, False)])
+def test_a_teacher_and_the_tokenizer_of_another_model(tmp_path, size, room, fits):
+    "Some models round their vocabulary up, so less than 128 entries may be over, as in fine-tuning."
+    BertConfig(num_hidden_layers=2, **SHAPE | {'vocab_size': room}).save_pretrained(tmp_path)
+    profile = replace(get_profile('demo'), teacher=str(tmp_path), tokenizer=str(tmp_path))
+    if fits: assert first_weights(profile, SCENARIOS['S0'], size, {}).config.vocab_size == room
+    else:
+        with pytest.raises(SettingsError, match=f'has {size} entries, the model {room}: .* `tokenizer = "{tmp_path}"`'): first_weights(profile, SCENARIOS['S0'], size, {})
+
+
+def test_rows_longer_than_the_teacher_can_read_are_told_before_anything_is_cleaned(tmp_path):
+    BertConfig(num_hidden_layers=2, **SHAPE).save_pretrained(tmp_path)
+    profile = replace(get_profile('demo'), teacher=str(tmp_path), tokenizer='some/bert', max_len=34)
+    for scenario in ('S1', 'S4'): assert model_artefact(profile, scenario).key
+    profile = replace(profile, max_len=35)
+    for scenario in ('S1', 'S4'):
+        with pytest.raises(SettingsError, match='has 34 positions, .* max_len = 35 tokens. Lower `max_len` to 34'): model_artefact(profile, scenario)
+    assert model_artefact(profile, 'S2').key, 'it is never trained on rows'
+
+
+def test_a_teacher_in_the_home_folder(tmp_path, monkeypatch):
+    random_model(BertConfig(num_hidden_layers=2, **SHAPE), seed=1).save_pretrained(tmp_path/'bert')
+    for name in ('HOME', 'USERPROFILE'): monkeypatch.setenv(name, str(tmp_path))
+    here, there = (replace(get_profile('demo'), teacher=t, tokenizer='some/bert', max_len=34) for t in ('~/bert', str(tmp_path/'bert')))
+    for scenario in ('S0', 'T0', 'S4'): assert model_artefact(here, scenario).key == model_artefact(there, scenario).key
+    for scenario in ('S0', 'T0'): assert first_weights(here, SCENARIOS[scenario], 60, {}).config.vocab_size == 60
+
+
+@pytest.mark.parametrize('marks, kept', [(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'], [0, 2, 3]), (['[CLS]', '[PAD]', '[SEP]', '[UNK]', '[MASK]'], None)])
+def test_a_model_from_scratch_knows_where_its_tokenizer_has_pad_and_the_ends(tmp_path, monkeypatch, marks, kept):
+    "Fine-tuning refuses a model whose configuration says otherwise. In the key they are where they are not HerBERT's."
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
+    words = Tokenizer(models.WordPiece({t: i for i, t in enumerate([*marks, 'a', 'kot', '##a'])}, unk_token='[UNK]'))
+    names = {f'{t[1:-1].lower()}_token': t for t in marks}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(tmp_path/'words')
+    artefact = model_artefact(replace(get_profile('demo'), tokenizer=str(tmp_path/'words')), 'S0')
+    assert artefact.settings.get('marks') == kept
+    _, tokenizer = load_classifier(artefact.build(), 2, seed=0)
+    assert len(tokenizer) == 8
+
+
+def test_a_pooler_is_read_without_asking_a_hub_that_does_not_answer(hub_layout, monkeypatch):
+    from huggingface_hub import constants
+    folder, _ = hub_layout
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    right, offline = BertModel.from_pretrained, []
+
+    def reads(*args, **kw):
+        offline.append(constants.HF_HUB_OFFLINE)
+        return right(*args, **kw)
+    monkeypatch.setattr(BertModel, 'from_pretrained', reads)
+    assert load_masked_lm(folder).bert.pooler is not None and offline == [True]
+
+    def fails(*args, **kw): raise OSError('gone')
+    monkeypatch.setattr(BertModel, 'from_pretrained', fails)
+    with pytest.raises(SettingsError, match='is no model folder: gone'): load_masked_lm(folder)
