@@ -11,7 +11,7 @@ __all__ = ['HELDOUT_ROWS', 'EVALUATIONS', 'PEAKS', 'CLOCK', 'PARTS', 'MODEL_VERS
            'NonFiniteLoss', 'Run', 'heldout_batches', 'own_sep', 'marks_of', 'step_pieces', 'add_gradients',
            'OutOfMemory', 'fitting', 'shrink', 'cut_finer', 'explain_shortage', 'train_step', 'check_finite', 'save',
            'resume', 'token_flops', 'peak_flops', 'peak_tokens', 'live_note', 'board', 'look', 'timed_step', 'looked',
-           'train', 'UnfitTeacher', 'check_teacher', 'shape_settings', 'marks_settings', 'check_positions',
+           'train', 'UnfitTeacher', 'check_teacher', 'check_positions', 'shape_settings', 'marks_settings',
            'model_artefact', 'write_identity', 'flat', 'take_over', 'first_weights', 'random_like_teacher',
            'make_model', 'copy_tokenizer', 'read_metrics', 'training_counts', 'model_card', 'build_model', 'main']
 
@@ -858,6 +858,16 @@ def check_teacher(
                            f'`teacher_margin` asks for {margin} less. Give it more `teacher_tokens`, larger steps (`batch_rows`), '
                            'or a higher `lr_scratch` or `mask_share`.')
 
+def check_positions(
+    profile:Profile, # Says how long rows are
+    config:BertConfig, # Of a model that is to be trained on them
+)->None: # Raises `SettingsError`
+    "Refuse rows that are longer than a model can read."
+    room = config.max_position_embeddings
+    if profile.max_len > room:
+        raise SettingsError(f'Profile {profile.name}: the teacher {profile.teacher} has {room} positions, too few for rows of max_len = {profile.max_len} tokens. '
+                            f'Lower `max_len` to {room}.')
+
 # %% ../nbs/05_distill.ipynb #00000047
 MODEL_VERSION = 2
 
@@ -885,16 +895,6 @@ def marks_settings(
     folder = tokenizer_folder(profile.tokenizer)
     marks = row_marks(folder, tokenizer.key) if folder else HERBERT_MARKS
     return {} if marks == HERBERT_MARKS else {'marks': list(marks)}
-
-def check_positions(
-    profile:Profile, # Says how long rows are
-    config:BertConfig, # Of a model that is to be trained on them
-)->None: # Raises `SettingsError`
-    "Refuse rows that are longer than a model can read."
-    room = config.max_position_embeddings
-    if profile.max_len > room:
-        raise SettingsError(f'Profile {profile.name}: the teacher {profile.teacher} has {room} positions, too few for rows of max_len = {profile.max_len} tokens. '
-                            f'Lower `max_len` to {room}.')
 
 def model_artefact(
     profile:'str | Profile', # Size of the run
