@@ -466,6 +466,8 @@ from tokenizers import Tokenizer
 {functions}
 
 if __name__ == '__main__':
+    if hasattr(sys.stdin, 'reconfigure'): sys.stdin.reconfigure(encoding='utf-8')
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(encoding='utf-8', errors='replace')
     runner = load_runner(Path(__file__).resolve().parent)
     lines = sys.argv[1:] or [line.rstrip('\\n') for line in sys.stdin]
     try: answers, note = answer_lines(lines, lambda texts: runner_logits(runner, texts), runner[2])

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'STAGE_BAR', 'POINTS', 'CURVE', 'LOOKS', 'EPILOG', 'run', 'ChapterError', 'executed', 'mark_of', 'is_done',
-           'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given', 'Job', 'jobs', 'announce', 'at_once',
-           'waits_for', 'next_jobs', 'execute_job', 'execute_all', 'reproduce', 'execute_report', 'thin_out', 'rounded',
-           'model_values', 'current', 'newest', 'keep', 'collect_text', 'collect_models', 'collect_scores',
-           'teacher_fit', 'stage_seconds', 'collect_settings', 'collect', 'is_collected', 'subcommand',
-           'model_commands', 'carry_out_model', 'parser', 'version', 'parsed', 'carry_out', 'show_collected',
-           'show_contamination', 'main']
+           'utf8_streams', 'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given', 'Job', 'jobs',
+           'announce', 'at_once', 'waits_for', 'next_jobs', 'execute_job', 'execute_all', 'reproduce', 'execute_report',
+           'thin_out', 'rounded', 'model_values', 'current', 'newest', 'keep', 'collect_text', 'collect_models',
+           'collect_scores', 'teacher_fit', 'stage_seconds', 'collect_settings', 'collect', 'is_collected',
+           'subcommand', 'model_commands', 'carry_out_model', 'parser', 'version', 'parsed', 'carry_out',
+           'show_collected', 'show_contamination', 'main']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
@@ -83,6 +83,12 @@ def is_done(
 
 # %% ../nbs/09_reproduce.ipynb #0000000b
 STAGE_BAR = re.compile(r'(^(Clean text|Pack rows|Fine-tuning)|\(.+\): ).*\[[█·]+\]')
+
+def utf8_streams(
+)->None:
+    "Read and write UTF-8 in any locale: texts are Polish, and bars have blocks. What cannot be written is replaced, and stops nothing."
+    for stream, errors in ((sys.stdin, 'strict'), (sys.stdout, 'replace')):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(encoding='utf-8', errors=errors)
 
 class ProgressLines(io.TextIOBase):
     "A stream that passes on the progress bars of stages, and drops all else."
@@ -221,6 +227,7 @@ def execute_job(
     job:tuple, # Arguments of `execute`
 )->float: # Seconds
     "Execute a chapter, in a process of its own; asked to stop, it lets the kernel save the state of a training."
+    utf8_streams()
     start = time.perf_counter()
     with interruptible(): execute(*job)
     return time.perf_counter() - start
@@ -599,6 +606,7 @@ def main(
     arguments:Sequence[str] | None=None, # Those of the command line when left out
 )->int: # Exit code
     "The command `distilherbert`."
+    utf8_streams()
     a = parsed(arguments)
     logging.basicConfig(format='%(message)s', stream=sys.stderr, level=logging.WARNING)
     logging.getLogger('distilherbert').setLevel(logging.DEBUG if a.verbose else logging.INFO)

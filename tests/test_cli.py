@@ -148,6 +148,19 @@ def test_a_log_gets_lines_ever_more_rarely(monkeypatch):
     assert all(name == 'stdout' and text.endswith('\n') and text.count('\n') == 1 and '\x1b' not in text and '\r' not in text for _, name, text in seen)
 
 
+def test_commands_read_and_write_utf8_in_any_locale():
+    "As on Windows: a pipe has an encoding without the blocks of a bar, and without most Polish letters."
+    program = """import sys
+from distilherbert import reproduce
+from distilherbert.artefact import progress
+reproduce.carry_out = lambda a: print(*progress('ab', 'Letters'), sys.stdin.read())
+sys.exit(reproduce.main(['status']))"""
+    done = subprocess.run([sys.executable, '-c', program], input='Zażółć gęślą jaźń'.encode(), capture_output=True, cwd=TOP, timeout=60,
+                          env=os.environ | {'PYTHONIOENCODING': 'cp1252', 'PYTHONUTF8': '0'})
+    assert done.returncode == 0, done.stderr.decode()
+    assert '█' in done.stdout.decode('utf-8') and done.stdout.decode('utf-8').split('\n')[-2] == 'a b Zażółć gęślą jaźń'
+
+
 def test_a_bar_that_ends_at_once_is_one_line(monkeypatch):
     assert len(counting(monkeypatch, 0.001, 30, terminal=False)) == len(counting(monkeypatch, 0.001, 30, terminal=True)) == 1
 

@@ -296,6 +296,14 @@ def test_an_exported_folder_runs_without_torch(classifier, exported):
     assert set((exported/'requirements.txt').read_text().split()) == {'numpy', 'onnxruntime', 'tokenizers'}
 
 
+def test_the_runner_reads_and_writes_utf8_in_any_locale(tmp_path):
+    "As on Windows, where a pipe has another encoding."
+    stand_ins = 'def load_runner(folder): return 0, 0, {}\ndef answer_lines(lines, logits, about): return lines, ""\n'
+    (tmp_path/'run.py').write_text(deploy.RUNNER.format(functions=stand_ins), 'utf-8')
+    done = subprocess.run([sys.executable, tmp_path/'run.py'], input='Łódź\n'.encode(), capture_output=True, env=os.environ | {'PYTHONIOENCODING': 'cp1252', 'PYTHONUTF8': '0'})
+    assert done.returncode == 0 and done.stdout.decode('utf-8').split() == ['Łódź'], done.stderr.decode()
+
+
 def test_cut_texts_are_said(ner, tmp_path, caplog):
     out, texts = deploy.export_onnx(ner, tmp_path/'onnx'), ['w1', 'w2 '*30]
     said = '1 of 2 texts are longer than the 20 tokens that are read, and were cut.'
