@@ -792,7 +792,7 @@ def deployment(
     rows = [get_scenario(s) for s in scenarios or (UNTRAINED_ROWS if untrained else SCENARIOS)]
     values = deployment_values(p, rows, task, rounds, untrained)
     units = {'latency': 's', 'throughput': '1/s', 'bytes': 'bytes', 'peak_bytes': 'bytes', 'score': '%', 'difference': 'points'}
-    command = ' '.join(['distilherbert deployment', *(s.name for s in rows if scenarios), *(['--task', task] if task else []), '--profile', p.name,
+    command = ' '.join(['distilherbert deployment', *(as_typed(s) for s in rows if scenarios), *(['--task', task] if task else []), '--profile', as_typed(p),
                         *(['--untrained'] if untrained else [])])
     n = None if untrained else next(iter(next(iter(values['rows'].values()))['forms'].values()))['n']
     key = combined_key([r['key'] for r in values['rows'].values() if 'key' in r])

@@ -172,7 +172,7 @@ def test_costs_of_shapes_need_no_training(toys, tmp_path, monkeypatch):
     monkeypatch.setenv('DISTILHERBERT_RESULTS', str(tmp_path/'results'))
     record = json.loads(deploy.deployment(toys, ['S4'], untrained=True, rounds=1).read_text('utf-8'))
     rows = record['values']['rows']
-    assert record['n'] is None and set(rows) == {'S4'} and record['command'] == 'distilherbert deployment S4 --profile toy --untrained'
+    assert record['n'] is None and set(rows) == {'S4'} and record['command'] == 'distilherbert deployment S4 --profile toy.toml --untrained'
     for r in rows.values():
         assert set(r['forms']) - {'torch on GPU'} == {'torch', 'onnx', 'int8'} and not any('score' in f for f in r['forms'].values())
         assert r['forms']['int8']['bytes'] < r['forms']['torch']['bytes']
