@@ -172,10 +172,11 @@ def size_text(
 # %% ../nbs/13_plan.ipynb #0000001a
 def status(
     profile:'str | Profile'='demo', # Name, TOML file, or profile
+    scenarios:Sequence['str | Scenario']=tuple(SCENARIOS), # Rows to look at
 )->str: # Text to print
     "What of a profile is there."
     p = get_profile(profile)
-    artefacts = plan(p)
+    artefacts = plan(p, scenarios)
     there = [standing(a) for a in artefacts]
     stale = stale_folders(p.name, artefacts, known_elsewhere(p))
     current = sum(s.state == 'current' for s in there)

@@ -7,8 +7,8 @@ __all__ = ['CHAPTERS', 'STAGE_BAR', 'CHAPTER_BYTES', 'POINTS', 'CURVE', 'LOOKS',
            'mark_of', 'is_done', 'utf8_streams', 'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given',
            'Job', 'jobs', 'announce', 'at_once', 'waits_for', 'next_jobs', 'execute_job', 'execute_all', 'reproduce',
            'execute_report', 'thin_out', 'rounded', 'model_values', 'current', 'newest', 'keep', 'collect_text',
-           'collect_models', 'collect_scores', 'teacher_fit', 'stage_seconds', 'collect_settings', 'collect',
-           'is_collected', 'subcommand', 'model_commands', 'carry_out_model', 'parser', 'version', 'parsed',
+           'rows_and_own', 'collect_models', 'collect_scores', 'teacher_fit', 'stage_seconds', 'collect_settings',
+           'collect', 'is_collected', 'subcommand', 'model_commands', 'carry_out_model', 'parser', 'version', 'parsed',
            'carry_out', 'show_collected', 'show_contamination', 'main']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
@@ -271,7 +271,7 @@ def reproduce(
     if todo:
         import torch
         execute_all(todo, given(profile), at_once(p.threads, os.cpu_count() or 1, torch.cuda.is_available()))
-    if todo or not is_collected(p): print(f'{len(collect(p))} records in {results_dir()/p.name}', flush=True)
+    if todo or not is_collected(p, scenarios): print(f'{len(collect(p, scenarios))} records in {results_dir()/p.name}', flush=True)
     return [*(j.out for j in all_jobs), execute_report(p)]
 
 def execute_report(
@@ -370,36 +370,45 @@ def collect_text(
     if packed: written.append(keep(profile, 'pack', {p: m['counts'] for p, m in packed.items()}, list(packed.values()), 'distilherbert run S4'))
     return written
 
+def rows_and_own(
+    scenarios:Iterable[str], # Names, or TOML files
+)->list[Scenario]: # Those of the table, then those of one's own
+    "The rows that records may be of."
+    return [*SCENARIOS.values(), *(s for s in map(get_scenario, scenarios) if s.name not in SCENARIOS)]
+
 def collect_models(
     profile:Profile, # On what and how much
+    scenarios:Iterable[str]=(), # Rows of one's own, TOML files, beside those of the table
 )->list[Path]: # Records
     "A record for each model that is there."
     from distilherbert.distill import model_artefact, read_metrics
     written = []
-    for name in SCENARIOS:
-        a = model_artefact(profile, name)
+    for s in rows_and_own(scenarios):
+        a = model_artefact(profile, s)
         for m in current([a]) or []:
-            written.append(keep(profile, f'model-{name}', model_values(name, m, read_metrics(a.path)), [m], f'distilherbert run {name}',
+            written.append(keep(profile, f'model-{s.name}', model_values(s.name, m, read_metrics(a.path)), [m], f'distilherbert run {as_typed(s)}',
                                 seed=profile.seed, n=m['counts'].get('heldout_masked'), units={'heldout_loss': 'nats', 'tokens_per_s': '1/s'}))
     return written
 
 # %% ../nbs/09_reproduce.ipynb #00000029
 def collect_scores(
     profile:Profile, # On what and how much
+    scenarios:Iterable[str]=(), # Rows of one's own, TOML files, beside those of the table
 )->list[Path]: # Records
-    "A record of scores for each row that is complete, and one of all comparisons."
+    "A record of scores for each row that is complete, and one of all comparisons in the table."
     from distilherbert.klej import comparison_values, interval, klej_values, read_scores, task_samples
     def mean_of(readings):
         found = {name: task_samples(by_task).get('mean') for name, by_task in readings.items()}
         return {name: {'mean': rounded(m[0]), **dict(zip(('low', 'high'), map(rounded, interval(m[1])), strict=True))} for name, m in found.items() if m}
     written, complete, all_manifests = [], [], []
-    for name, s in SCENARIOS.items():
+    for s in rows_and_own(scenarios):
         manifests = current(row_artefacts(profile, s)[1:])
         if not manifests: continue
-        means = mean_of(read_scores(profile, name))
-        values = klej_values(profile, name) | ({'mean': {'title': 'Mean of the tasks', 'readings': means}} if means else {})
-        written.append(keep(profile, f'klej-{name}', values, manifests, f'distilherbert run {name}', units={'readings': '%'}))
-        complete.append(name)
+        means = mean_of(read_scores(profile, s))
+        values = klej_values(profile, s) | ({'mean': {'title': 'Mean of the tasks', 'readings': means}} if means else {})
+        written.append(keep(profile, f'klej-{s.name}', values, manifests, f'distilherbert run {as_typed(s)}', units={'readings': '%'}))
+        if s.name not in SCENARIOS: continue
+        complete.append(s.name)
         all_manifests += manifests
     if len(complete) > 1:
         values = comparison_values(profile, complete)
@@ -437,11 +446,13 @@ def stage_seconds(
 
 def collect_settings(
     profile:Profile, # On what and how much
+    scenarios:Iterable[str]=(), # Rows of one's own, TOML files, beside those of the table
 )->list[Path]: # Records: settings and time
     "The profile with its scenarios, and how long each stage took."
-    built = [m for a in plan(profile) for m in current([a]) or []]
+    rows = rows_and_own(scenarios)
+    built = [m for a in plan(profile, rows) for m in current([a]) or []]
     if not built: return []
-    values = {'profile': asdict(profile), 'T0_fit': teacher_fit(profile), 'scenarios': [asdict(s) for s in SCENARIOS.values()],
+    values = {'profile': asdict(profile), 'T0_fit': teacher_fit(profile), 'scenarios': [asdict(s) for s in rows],
               'stages': {m['stage']: m['version'] for m in built}}
     times = stage_seconds(built)
     more = {'made': newest(built), 'command': f'distilherbert reproduce --profile {as_typed(profile)}'}
@@ -451,17 +462,19 @@ def collect_settings(
 # %% ../nbs/09_reproduce.ipynb #0000002e
 def collect(
     profile:'str | Profile'='demo', # Name, TOML file, or profile
+    scenarios:Iterable[str]=(), # Rows of one's own, TOML files, beside those of the table
 )->list[Path]: # Records, in `results/<profile>/`
     "Write the records of everything that is there."
-    p = get_profile(profile)
-    return [*collect_text(p), *collect_models(p), *collect_scores(p), *collect_settings(p)]
+    p, rows = get_profile(profile), list(scenarios)
+    return [*collect_text(p), *collect_models(p, rows), *collect_scores(p, rows), *collect_settings(p, rows)]
 
 def is_collected(
     profile:Profile, # On what and how much
+    scenarios:Iterable[str]=(), # Rows of one's own, TOML files, beside those of the table
 )->bool: # Is there nothing that the records do not know of?
     "The settings are written last, with the circumstances of the newest artefact: that tells whether anything was made since."
     record = read_records(profile.name).get('settings')
-    built = [m for a in plan(profile) for m in current([a]) or []]
+    built = [m for a in plan(profile, rows_and_own(scenarios)) for m in current([a]) or []]
     now = json.loads(json.dumps(asdict(profile)))
     return bool(record and built) and record['provenance'] == newest(built) and record['values']['profile'] == now
 
@@ -544,13 +557,15 @@ def parser(
     row.epilog += '\nDISTILHERBERT_WORKERS=8 before it cleans and packs text in 8 processes; the files are the same'
     grid = subcommand(sub, 'reproduce', 'make all rows by executing the chapters, then the report', 'distilherbert reproduce --profile demo')
     grid.add_argument('--rows', nargs='+', metavar='S', default=list(SCENARIOS), help='only these rows, and those they need')
-    subcommand(sub, 'status', 'list what a profile needs and what of it is there', 'distilherbert status --profile mini')
+    status_ = subcommand(sub, 'status', 'list what a profile needs and what of it is there', 'distilherbert status --profile mini')
+    status_.add_argument('--rows', nargs='+', metavar='S', default=list(SCENARIOS), help='only these rows, and those they need; a TOML file is a row of your own')
     cost_ = subcommand(sub, 'cost', 'say what rows take before anything is spent', 'distilherbert cost S4 --profile paper')
     cost_.add_argument('rows', nargs='*', metavar='SCENARIO', help='rows to look at (all when left out)')
     cost_.add_argument('-s', '--scenario', action='append', default=[], metavar='S', help='the same as an option')
     cost_.add_argument('--no-probe', action='store_true', help='only arithmetic: answers at once')
     subcommand(sub, 'contamination', 'list which examples of KLEJ occur in the text', 'distilherbert contamination --profile mini')
-    subcommand(sub, 'collect', 'write the records of what is there', 'distilherbert collect --profile demo')
+    collect_ = subcommand(sub, 'collect', 'write the records of what is there', 'distilherbert collect --profile demo')
+    collect_.add_argument('--rows', nargs='+', metavar='S', default=list(SCENARIOS), help='rows of your own, TOML files, beside those of the table')
     model_commands(sub)
     return p
 
@@ -578,17 +593,18 @@ def carry_out(
     "Do what a command says."
     if a.command == 'run': run(a.scenario, a.profile)
     elif a.command == 'reproduce': reproduce(a.profile, a.rows)
-    elif a.command == 'status': print(status(a.profile))
+    elif a.command == 'status': print(status(a.profile, grid_order(a.rows)))
     elif a.command in ('predict', 'export', 'deployment', 'submit'): carry_out_model(a)
     elif a.command == 'cost': print(cost(a.profile, [*a.rows, *a.scenario] or None, seconds=0 if a.no_probe else 5))
     elif a.command == 'contamination': show_contamination(a.profile)
-    else: show_collected(a.profile)
+    else: show_collected(a.profile, a.rows)
 
 def show_collected(
     profile:str, # Name or TOML file
+    scenarios:Iterable[str]=(), # Rows of one's own, TOML files, beside those of the table
 )->None: # Raises `SettingsError` where there is nothing
     "Write the records, and list their files."
-    if files := collect(profile): return print('\n'.join(map(str, files)))
+    if files := collect(profile, scenarios): return print('\n'.join(map(str, files)))
     raise SettingsError(f'Nothing is there to collect: not one of the {len(plan(profile))} artefacts of profile {get_profile(profile).name} is in {runs_dir()}. '
                         f'Make a row first: distilherbert run S4 --profile {profile}')
 

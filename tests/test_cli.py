@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import TOP, run_program
 
-from distilherbert import artefact, corpus, distill, plan, reproduce
+from distilherbert import artefact, corpus, distill, klej, plan, reproduce
 from distilherbert.clean import BadText
 from distilherbert.distill import NonFiniteLoss, UnfitTeacher
-from distilherbert.scenario import SettingsError, get_profile
+from distilherbert.scenario import SettingsError, get_profile, get_scenario
 
 COMMANDS = ('run', 'reproduce', 'status', 'cost', 'collect')
 
@@ -285,6 +285,28 @@ def test_a_task_of_ones_own_is_planned_and_priced_without_its_scores(typed, tmp_
     assert listed.returncode == 0 and 'Not in it are the scores of trade' in listed.stdout and ' scores ' not in listed.stdout.split('Not in it')[0], listed.stderr
     assert listed.stdout.splitlines()[-1] == f'Next: python -m distilherbert.distill --scenario S4 --profile {file}'
     check_failure(typed('run', 'S4', '--profile', file), 2, "Unknown task 'trade'")
+
+
+def test_a_row_of_ones_own_is_listed_and_recorded(typed, home, monkeypatch, tmp_path):
+    file, row = tiny(tmp_path), tmp_path/'ends.toml'
+    row.write_text('like = "S4"\nlayer_map = [0]\n')
+    def make(work):
+        (work/'model.safetensors').write_text('')
+        return {'parameters': 10, 'encoder_parameters': 8, 'layers': 1, 'hidden': 4}
+    def stage(name): return lambda profile, s, *more: artefact.Artefact(name, get_scenario(s).name, 1, {}, (), make)
+    monkeypatch.setattr(distill, 'model_artefact', stage('model'))
+    monkeypatch.setattr(klej, 'scores_artefact', stage('scores'))
+    monkeypatch.setattr(klej, 'klej_values', lambda profile, s: {'of': get_scenario(s).name})
+    monkeypatch.setattr(klej, 'read_scores', lambda profile, s: {})
+    for a in plan.row_artefacts(get_profile(file), get_scenario(row)): a.build()
+    listed = typed('status', '--profile', file, '--rows', row)
+    assert listed.returncode == 0 and any(line.split()[:3] == ['model', 'ends', 'current'] for line in listed.stdout.splitlines()), listed.stderr
+    assert ' S5 ' not in listed.stdout
+    assert typed('collect', '--profile', file, '--rows', row).returncode == 0
+    records = artefact.read_records('tiny')
+    assert set(records) == {'model-ends', 'klej-ends', 'settings', 'time'} and records['klej-ends']['values']['of'] == 'ends'
+    assert records['model-ends']['command'] == 'distilherbert run ends.toml --profile tiny.toml'
+    assert records['settings']['values']['scenarios'][-1]['name'] == 'ends' and reproduce.is_collected(get_profile(file), [str(row)])
 
 
 @pytest.mark.parametrize('gigabytes, chapters', [(1, 1), (6, 4), (64, 8)])
