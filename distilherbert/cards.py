@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['USE', 'trained_here', 'base_model', 'card_head', 'card_scores', 'task_results', 'as_typed', 'loss_of', 'text_of',
-           'card_making', 'how_to_measure', 'card_results', 'card_limits', 'card', 'give_away', 'write_cards', 'main']
+           'card_making', 'how_to_measure', 'card_results', 'card_limits', 'card', 'with_folder', 'give_away',
+           'write_cards', 'main']
 
 # %% ../nbs/19_cards.ipynb #00000002
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from .artefact import duration
+from .artefact import duration, read_manifest
 from .evidence import (
-    NOTHING, TASKS, Evidence, count, deployment_lengths, first_reading, initial_weights, load_evidence, markdown_table, tasks_of, with_interval)
+    NOTHING, TASKS, Evidence, combined_key, count, deployment_lengths, first_reading, initial_weights, load_evidence, markdown_table, tasks_of, with_interval)
 from .scenario import (
     PRESETS, PROFILES, SCENARIOS, Profile, Scenario, SettingsError, get_profile, get_scenario, required, teacher_source)
 
@@ -121,7 +124,7 @@ def card_making(
         'Loss': loss_of(s) if s.teacher else 'masked language modelling' if trained else '',
         'Text': f'{text_of(p)}, cleaned and deduplicated' if trained else '',
         'Training': f'{count(trained)} tokens in {v["steps"]:,} steps of {p.batch_rows:,} rows of {p.max_len}, {p.precision}'
-                    f'{rate}' if trained else 'none beyond the first weights',
+                    f'{rate}' if trained else 'none beyond the first weights' if v else '',
         'Settings': f'AdamW, learning rate at most {p.lr_scratch if scratch else p.lr_trained:g}, weight decay {p.weight_decay:g}, dropout {p.dropout:g}, '
                     f'{p.mask_share:.0%} masked, seed {p.seed}' if trained else '',
         'Size': f'{count(v["parameters"])} parameters, {v["layers"]} layers of {v["hidden"]}, {v["bytes"]/1e6:.1f} MB' if v else '',
@@ -214,6 +217,25 @@ def card(
 """
 
 # %% ../nbs/19_cards.ipynb #00000017
+def with_folder(
+    e:Evidence, # The records
+    p:Profile, # Their profile
+    s:Scenario, # A row, whose model is there
+)->Evidence: # The same, where the model is as its folder says, and without scores of another one
+    "What is known of the very model that is given away; its record may be missing, or tell of an earlier one."
+    from distilherbert.distill import model_artefact, read_metrics
+    from distilherbert.plan import planned_artefacts
+    from distilherbert.reproduce import model_values
+    model = model_artefact(p, s)
+    m = read_manifest(model.path)
+    made = {'what': f'model-{s.name}', 'values': model_values(s.name, m, read_metrics(model.path)), 'key': m['key'], 'seconds': m['seconds'], 'provenance': m['provenance'],
+            'command': f'distilherbert run {as_typed(s)} --profile {as_typed(p)}'}
+    records = {**e.records, f'model-{s.name}': made}
+    if klej := records.pop(f'klej-{s.name}', None):
+        with suppress(OSError, ValueError):  # without the tasks' data nobody can tell
+            if klej.get('key') == combined_key([a.key for a in planned_artefacts(p, s)[1:]]): records[f'klej-{s.name}'] = klej
+    return replace(e, records=records)
+
 def give_away(
     profile:'str | Profile', # Name, TOML file, or profile
     scenario:str, # Name of a row
@@ -226,8 +248,9 @@ def give_away(
     s = get_scenario(scenario)
     if a.state() != 'current': raise SettingsError(f'{s.name} of the profile {p.name} is not made yet: distilherbert run {scenario} --profile {profile}')
     if out.exists(): raise SettingsError(f'{out} is there already, and is not overwritten: give another --output.')
+    e = with_folder(load_evidence(p.name), p, s)
     shutil.copytree(a.path, out, ignore=shutil.ignore_patterns('manifest.json', 'metrics.jsonl', 'README.md'))
-    (out/'README.md').write_text(card(load_evidence(p.name), p, s, str(out)), 'utf-8')
+    (out/'README.md').write_text(card(e, p, s, str(out)), 'utf-8')
     return out
 
 def write_cards(

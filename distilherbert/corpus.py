@@ -24,6 +24,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from .artefact import Artefact, fingerprint, lock_of, read_manifest, write_record
+from .cards import as_typed
 from .clean import PARTS, text_artefact, text_shards
 from .scenario import Profile, SettingsError, data_dir, get_profile, unknown_name
 from .world import TASK_SIZES, WORLD_TASKS, WORLD_VERSION, world_task
@@ -261,7 +262,7 @@ def contamination(
     values = {part: m['counts'] for part, m in made.items()}
     values['together'] = count_together([*values.values()], [*folders.values()])
     write_record(p.name, 'contamination', values, seconds=round(sum(m['seconds'] for m in made.values()), 1),
-                 made=made['ccsub']['provenance'], command=f'distilherbert contamination --profile {p.name}',
+                 made=made['ccsub']['provenance'], command=f'distilherbert contamination --profile {as_typed(p)}',
                  units={'tasks': 'examples', 'texts': 'texts'})
     return values
 

@@ -466,6 +466,8 @@ from tokenizers import Tokenizer
 {functions}
 
 if __name__ == '__main__':
+    if hasattr(sys.stdin, 'reconfigure'): sys.stdin.reconfigure(encoding='utf-8')
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(encoding='utf-8', errors='replace')
     runner = load_runner(Path(__file__).resolve().parent)
     lines = sys.argv[1:] or [line.rstrip('\\n') for line in sys.stdin]
     try: answers, note = answer_lines(lines, lambda texts: runner_logits(runner, texts), runner[2])
@@ -791,7 +793,7 @@ def deployment(
     rows = [get_scenario(s) for s in scenarios or (UNTRAINED_ROWS if untrained else SCENARIOS)]
     values = deployment_values(p, rows, task, rounds, untrained)
     units = {'latency': 's', 'throughput': '1/s', 'bytes': 'bytes', 'peak_bytes': 'bytes', 'score': '%', 'difference': 'points'}
-    command = ' '.join(['distilherbert deployment', *(s.name for s in rows if scenarios), *(['--task', task] if task else []), '--profile', p.name,
+    command = ' '.join(['distilherbert deployment', *(as_typed(s) for s in rows if scenarios), *(['--task', task] if task else []), '--profile', as_typed(p),
                         *(['--untrained'] if untrained else [])])
     n = None if untrained else next(iter(next(iter(values['rows'].values()))['forms'].values()))['n']
     key = combined_key([r['key'] for r in values['rows'].values() if 'key' in r])

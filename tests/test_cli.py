@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import TOP, run_program
 
-from distilherbert import artefact, distill, reproduce
+from distilherbert import artefact, corpus, distill, klej, plan, reproduce
 from distilherbert.clean import BadText
 from distilherbert.distill import NonFiniteLoss, UnfitTeacher
-from distilherbert.scenario import SettingsError
+from distilherbert.scenario import SettingsError, get_profile, get_scenario
 
 COMMANDS = ('run', 'reproduce', 'status', 'cost', 'collect')
 
@@ -148,6 +148,19 @@ def test_a_log_gets_lines_ever_more_rarely(monkeypatch):
     assert all(name == 'stdout' and text.endswith('\n') and text.count('\n') == 1 and '\x1b' not in text and '\r' not in text for _, name, text in seen)
 
 
+def test_commands_read_and_write_utf8_in_any_locale():
+    "As on Windows: a pipe has an encoding without the blocks of a bar, and without most Polish letters."
+    program = """import sys
+from distilherbert import reproduce
+from distilherbert.artefact import progress
+reproduce.carry_out = lambda a: print(*progress('ab', 'Letters'), sys.stdin.read())
+sys.exit(reproduce.main(['status']))"""
+    done = subprocess.run([sys.executable, '-c', program], input='Zażółć gęślą jaźń'.encode(), capture_output=True, cwd=TOP, timeout=60,
+                          env=os.environ | {'PYTHONIOENCODING': 'cp1252', 'PYTHONUTF8': '0'})
+    assert done.returncode == 0, done.stderr.decode()
+    assert '█' in done.stdout.decode('utf-8') and done.stdout.decode('utf-8').split('\n')[-2] == 'a b Zażółć gęślą jaźń'
+
+
 def test_a_bar_that_ends_at_once_is_one_line(monkeypatch):
     assert len(counting(monkeypatch, 0.001, 30, terminal=False)) == len(counting(monkeypatch, 0.001, 30, terminal=True)) == 1
 
@@ -243,6 +256,63 @@ def test_status_of_nothing(typed):
     lines = done.stdout.splitlines()
     assert lines[0].startswith('Profile demo: 0 of ') and 'distilherbert reproduce' in lines[-1]
     assert sum(' absent ' in line for line in lines) == int(lines[0].split(' of ')[1].split()[0])
+
+
+def test_commands_that_are_said_and_recorded_can_be_typed(home, monkeypatch, tmp_path):
+    "A profile or a row of one's own is its file; without its profile a command would train another one."
+    monkeypatch.setenv('DISTILHERBERT_RESULTS', str(home['DISTILHERBERT_RESULTS']))
+    own = get_profile(tiny(tmp_path))
+    absent = plan.Standing('model', 'S4', 'absent', 0, tmp_path)
+    assert plan.status_notes('mine/tiny.toml', [absent])[-1].endswith('distilherbert run S4 --profile mine/tiny.toml)')
+    made = {'key': 'a'*12, 'stage': 'model', 'version': 1, 'seconds': 1.0, 'provenance': {'date': '2026'}}
+    monkeypatch.setattr(reproduce, 'plan', lambda *a: ['one'])
+    monkeypatch.setattr(reproduce, 'current', lambda *a: [made])
+    monkeypatch.setattr(reproduce, 'teacher_fit', lambda p: {})
+    monkeypatch.setattr(corpus, 'contamination_artefact', lambda p, part: SimpleNamespace(build=lambda: tmp_path))
+    monkeypatch.setattr(corpus, 'read_manifest', lambda folder: made | {'counts': {}})
+    monkeypatch.setattr(corpus, 'count_together', lambda *a: {})
+    reproduce.keep(own, 'numbers', {}, [made], 'distilherbert run S4'), reproduce.collect_settings(own), corpus.contamination(own)
+    records = artefact.read_records('tiny')
+    assert set(records) == {'numbers', 'settings', 'time', 'contamination'}
+    for r in records.values(): assert r['command'].endswith(' --profile tiny.toml')
+
+
+def test_a_task_of_ones_own_is_planned_and_priced_without_its_scores(typed, tmp_path):
+    file = tiny(tmp_path, tasks=['trade'])
+    priced = typed('cost', 'S4', '--profile', file, '--no-probe')
+    assert priced.returncode == 0 and 'Not in it are the scores of trade' in priced.stdout, priced.stderr
+    listed = typed('status', '--profile', file)
+    assert listed.returncode == 0 and 'Not in it are the scores of trade' in listed.stdout and ' scores ' not in listed.stdout.split('Not in it')[0], listed.stderr
+    assert listed.stdout.splitlines()[-1] == f'Next: python -m distilherbert.distill --scenario S4 --profile {file}'
+    check_failure(typed('run', 'S4', '--profile', file), 2, "Unknown task 'trade'")
+
+
+def test_a_row_of_ones_own_is_listed_and_recorded(typed, home, monkeypatch, tmp_path):
+    file, row = tiny(tmp_path), tmp_path/'ends.toml'
+    row.write_text('like = "S4"\nlayer_map = [0]\n')
+    def make(work):
+        (work/'model.safetensors').write_text('')
+        return {'parameters': 10, 'encoder_parameters': 8, 'layers': 1, 'hidden': 4}
+    def stage(name): return lambda profile, s, *more: artefact.Artefact(name, get_scenario(s).name, 1, {}, (), make)
+    monkeypatch.setattr(distill, 'model_artefact', stage('model'))
+    monkeypatch.setattr(klej, 'scores_artefact', stage('scores'))
+    monkeypatch.setattr(klej, 'klej_values', lambda profile, s: {'of': get_scenario(s).name})
+    monkeypatch.setattr(klej, 'read_scores', lambda profile, s: {})
+    for a in plan.row_artefacts(get_profile(file), get_scenario(row)): a.build()
+    listed = typed('status', '--profile', file, '--rows', row)
+    assert listed.returncode == 0 and any(line.split()[:3] == ['model', 'ends', 'current'] for line in listed.stdout.splitlines()), listed.stderr
+    assert ' S5 ' not in listed.stdout
+    assert typed('collect', '--profile', file, '--rows', row).returncode == 0
+    records = artefact.read_records('tiny')
+    assert set(records) == {'model-ends', 'klej-ends', 'settings', 'time'} and records['klej-ends']['values']['of'] == 'ends'
+    assert records['model-ends']['command'] == 'distilherbert run ends.toml --profile tiny.toml'
+    assert records['settings']['values']['scenarios'][-1]['name'] == 'ends' and reproduce.is_collected(get_profile(file), [str(row)])
+
+
+@pytest.mark.parametrize('gigabytes, chapters', [(1, 1), (6, 4), (64, 8)])
+def test_chapters_at_once_fit_into_memory(monkeypatch, gigabytes, chapters):
+    monkeypatch.setattr(reproduce, 'free_memory', lambda: gigabytes*10**9)
+    assert reproduce.at_once(1, 8, False) == chapters and reproduce.at_once(1, 8, True) == 1
 
 
 def test_collect_of_nothing(typed, home):

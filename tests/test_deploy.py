@@ -172,7 +172,7 @@ def test_costs_of_shapes_need_no_training(toys, tmp_path, monkeypatch):
     monkeypatch.setenv('DISTILHERBERT_RESULTS', str(tmp_path/'results'))
     record = json.loads(deploy.deployment(toys, ['S4'], untrained=True, rounds=1).read_text('utf-8'))
     rows = record['values']['rows']
-    assert record['n'] is None and set(rows) == {'S4'} and record['command'] == 'distilherbert deployment S4 --profile toy --untrained'
+    assert record['n'] is None and set(rows) == {'S4'} and record['command'] == 'distilherbert deployment S4 --profile toy.toml --untrained'
     for r in rows.values():
         assert set(r['forms']) - {'torch on GPU'} == {'torch', 'onnx', 'int8'} and not any('score' in f for f in r['forms'].values())
         assert r['forms']['int8']['bytes'] < r['forms']['torch']['bytes']
@@ -294,6 +294,14 @@ def test_an_exported_folder_runs_without_torch(classifier, exported):
         assert rest == others and (x == y or abs(float(x) - float(y)) < 1e-3) and (p == q == '' or abs(float(p) - float(q)) < 2e-3)
     assert run_alone(exported, stdin='\n'.join(lines) + '\n').stdout == done.stdout
     assert set((exported/'requirements.txt').read_text().split()) == {'numpy', 'onnxruntime', 'tokenizers'}
+
+
+def test_the_runner_reads_and_writes_utf8_in_any_locale(tmp_path):
+    "As on Windows, where a pipe has another encoding."
+    stand_ins = 'def load_runner(folder): return 0, 0, {}\ndef answer_lines(lines, logits, about): return lines, ""\n'
+    (tmp_path/'run.py').write_text(deploy.RUNNER.format(functions=stand_ins), 'utf-8')
+    done = subprocess.run([sys.executable, tmp_path/'run.py'], input='Łódź\n'.encode(), capture_output=True, env=os.environ | {'PYTHONIOENCODING': 'cp1252', 'PYTHONUTF8': '0'})
+    assert done.returncode == 0 and done.stdout.decode('utf-8').split() == ['Łódź'], done.stderr.decode()
 
 
 def test_cut_texts_are_said(ner, tmp_path, caplog):

@@ -424,6 +424,33 @@ def test_a_card_needs_no_scores_and_no_training(results):
     assert 'No scores have been recorded' in text and 'none beyond the first weights' in text and 'license: other' in text and 'model-index' not in text
 
 
+def test_a_card_that_is_given_away_speaks_of_the_model_in_the_folder(results, tmp_path, monkeypatch):
+    "Without a record, and with records of an earlier model and its scores."
+    from distilherbert import distill, reproduce
+    from distilherbert import plan as planned
+    from distilherbert.artefact import Artefact
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
+    counts = {'parameters': 10, 'encoder_parameters': 8, 'layers': 2, 'hidden': 4, 'tokens': 61_000, 'steps': 7, 'train_seconds': 1.0, 'heldout': {'mlm': 3.217}, 'unigram_entropy': 5.0}
+    def make(work):
+        for name in ('model.safetensors', 'metrics.jsonl'): (work/name).write_text('')
+        return counts
+    model, scores = Artefact('model', 'S4', 1, {}, (), make), Artefact('scores', 'S4', 1, {}, (), lambda work: {})
+    model.build()
+    monkeypatch.setattr(distill, 'model_artefact', lambda p, s: model)
+    monkeypatch.setattr(planned, 'planned_artefacts', lambda p, s: [model, scores])
+    def given(name): return (cards.give_away('demo', 'S4', tmp_path/name)/'README.md').read_text('utf-8')
+    first = given('first')
+    for words in ('61,000 tokens in 7 steps', '3.217 nats', '`distilherbert run S4 --profile demo`', 'No scores have been recorded'): assert words in first, words
+    assert 'none beyond' not in first and 'none beyond' not in cards.card_making(ev.Evidence('demo', {}, {}), PROFILES['demo'], 'S4')
+    synthetic.write_all('demo')
+    second = given('second')
+    assert '3.217 nats' in second and 'No scores have been recorded' in second, 'the record is of another model'
+    old = ev.load_evidence('demo').records['klej-S4']
+    reproduce.write_record('demo', 'klej-S4', old['values'], key=scores.key)
+    third = given('third')
+    assert '3.217 nats' in third and 'No scores have been recorded' not in third and 'Score on dev' in third
+
+
 def test_costs_stand_on_a_card_from_short_to_long(full):
     "JSON sorts 128 before 32."
     form = {'bytes': 4e6, 'latency': {'128': 0.008, '32': 0.002, '512': None}, 'throughput': {'128': 1.0, '32': 2.0, '512': None}}
