@@ -7,8 +7,8 @@ __all__ = ['PACKAGES', 'log', 'MANIFEST', 'T', 'digest', 'digest_unchanged', 'fi
            'flush', 'write_json', 'publish', 'DamagedArtefact', 'canonical', 'Team', 'Artefact', 'read_manifest',
            'verify', 'lock_of', 'lock_is_held', 'artefact_state', 'duration', 'build_artefact', 'waiting_lock',
            'make_room', 'is_current', 'is_finished', 'finish', 'explain_oserror', 'memory_ran_out', 'where_to_write',
-           'explain_memory', 'Interrupted', 'verdict', 'interruptible', 'guarded', 'start_worker', 'worker_pool',
-           'write_record', 'read_records', 'Progress', 'progress']
+           'explain_memory', 'Interrupted', 'verdict', 'interruptible', 'utf8_streams', 'guarded', 'start_worker',
+           'worker_pool', 'write_record', 'read_records', 'Progress', 'progress']
 
 # %% ../nbs/00_artefact.ipynb #00000002
 import errno
@@ -46,7 +46,7 @@ def digest(
     "Hash of one file."
     with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=None)
 def digest_unchanged(
     file:Path, # A file
     size:int, # Its size [bytes]
@@ -386,6 +386,12 @@ def interruptible(
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
 
+def utf8_streams(
+)->None:
+    "Read and write UTF-8 in any locale: texts are Polish, and bars have blocks. What cannot be written is replaced, and stops nothing."
+    for stream, errors in ((sys.stdin, 'strict'), (sys.stdout, 'replace')):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(encoding='utf-8', errors=errors)
+
 def guarded(
     work:Callable[[], object], # What a command does
     program:str, # Its name, before each message
@@ -393,6 +399,7 @@ def guarded(
     verbose:bool=False, # Show where an error came from
 )->int: # Exit code
     "Do it; errors become messages and exit codes."
+    utf8_streams()
     try:
         with interruptible(): work()
     except BrokenPipeError:  # the reader, as `head`, has seen enough

@@ -8,19 +8,19 @@ __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'E
            'artefacts_behind', 'combined_key', 'expected_key', 'stage_versions', 'changed_settings', 'needs_data',
            'other_classifiers', 'why_stale', 'Evidence', 'contradiction', 'load_evidence', 'anchor', 'linked', 'signed',
            'difference_with_interval', 'count', 'with_interval', 'tasks_of', 'task_name', 'first_reading', 'find_pair',
-           'verdict', 'compare_sentence', 'answers', 'findings_sentence', 'find_kept', 'taught', 'kept_sentence',
-           'taught_sentence', 'table_kept', 'order_sentence', 'markdown_table', 'initial_weights', 'table_scenarios',
-           'task_title', 'score_cell', 'kept_cell', 'published_cell', 'table_scores', 'cut_sentence', 'seeds_compared',
-           'drawn_words', 'table_pairs', 'upper_first', 'scores_caption', 'readings_there', 'inflation',
-           'readings_cell', 'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence', 'table_nine',
-           'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows', 'teacher_start',
-           'loss_on_ccsub', 'table_models', 'table_profiles', 'beside', 'size_sentence', 'without_context',
-           'teacher_sentence', 'loss_sentence', 'lighter_sentence', 'cleaning_sentence', 'stage_times', 'chain_seconds',
-           'cost_sentence', 'fitted_budgets', 'table_grid', 'half_width', 'difference_width', 'noise_sentence',
-           'visited', 'table_deployment', 'one_each', 'deployment_metric', 'deployment_lengths', 'tried_variants',
-           'like_with_like', 'table_ablations', 'in_words', 'ablation_sentence', 'score_sentence', 'rates_tried',
-           'profile_rate', 'table_rates', 'rate_sentence', 'contamination_sentence', 'record_state', 'table_records',
-           'how_to_make', 'in_tabs']
+           'verdict', 'compare_sentence', 'answers', 'interval_sentence', 'findings_sentence', 'find_kept', 'taught',
+           'kept_sentence', 'taught_sentence', 'table_kept', 'order_sentence', 'markdown_table', 'initial_weights',
+           'table_scenarios', 'task_title', 'score_cell', 'kept_cell', 'published_cell', 'table_scores', 'cut_sentence',
+           'seeds_compared', 'drawn_words', 'table_pairs', 'upper_first', 'scores_caption', 'readings_there',
+           'inflation', 'readings_cell', 'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence',
+           'table_nine', 'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows',
+           'teacher_start', 'loss_on_ccsub', 'table_models', 'table_profiles', 'beside', 'size_sentence',
+           'without_context', 'teacher_sentence', 'loss_sentence', 'lighter_sentence', 'cleaning_sentence',
+           'stage_times', 'chain_seconds', 'cost_sentence', 'fitted_budgets', 'table_grid', 'half_width',
+           'difference_width', 'noise_sentence', 'visited', 'table_deployment', 'one_each', 'deployment_metric',
+           'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations', 'in_words', 'ablation_sentence',
+           'score_sentence', 'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence', 'contamination_sentence',
+           'record_state', 'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -344,6 +344,14 @@ def answers(
 )->str: # A Markdown list
     "Each question of the grid with its answer."
     return '\n'.join(f'- *{q}* {compare_sentence(e, a, b)}' for a, b, q in QUESTIONS)
+
+def interval_sentence(
+    e:Evidence, # The records
+)->str: # A sentence with a space before it; empty where its intervals allow for few seeds
+    "Whether the intervals of a profile are older than the way they are made now."
+    if not e.has('comparisons') or e.get('comparisons', 'interval') == 'expanded percentile': return ''
+    return (f' The intervals of the profile `{e.profile}` are older ({linked(e, "comparisons", "plain percentiles")}): they do not allow for so few seeds, and are too narrow '
+            'by about a third of their width where seeds decide. A bound near zero there shows nothing.')
 
 def findings_sentence(
     e:Evidence, # The records

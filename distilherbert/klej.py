@@ -1133,7 +1133,7 @@ def compare(
 def comparison_values(
     profile:'str | Profile', # Settings, tasks and seeds
     scenarios:Sequence['str | Scenario'], # Scenarios whose scores are there, in the order of the table
-)->dict[str, list[dict]]: # `pairs`, `kept` and `inflation`
+)->dict: # `pairs`, `kept` and `inflation`, lists; and which `interval` they have
     "The record of all comparisons: later minus earlier scenario, and each student against each teacher."
     runs = {get_scenario(s).name: read_scores(profile, s) for s in scenarios}
     readings = [r for r in READINGS if all(r in run for run in runs.values())]
@@ -1150,7 +1150,7 @@ def comparison_values(
             for s in runs for t in runs if kinds[s] in ('random', 'truncated') and kinds[t] not in ('random', 'truncated')
             for mine, theirs in [both(s, t, readings[0])] for task, v in mine.items()]
     samples = {(s, r): drawn(s, r, runs[s][r]) for s in runs for r in readings}
-    return {'pairs': pairs, 'kept': kept, 'inflation': inflation_values(runs, samples)}
+    return {'pairs': pairs, 'kept': kept, 'inflation': inflation_values(runs, samples), 'interval': 'expanded percentile'}
 
 # %% ../nbs/06_klej.ipynb #00000068
 def inflation_values(

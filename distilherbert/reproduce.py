@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'STAGE_BAR', 'CHAPTER_BYTES', 'POINTS', 'CURVE', 'LOOKS', 'EPILOG', 'run', 'ChapterError', 'executed',
-           'mark_of', 'is_done', 'utf8_streams', 'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given',
-           'Job', 'jobs', 'announce', 'at_once', 'waits_for', 'next_jobs', 'execute_job', 'execute_all', 'reproduce',
-           'execute_report', 'thin_out', 'rounded', 'model_values', 'current', 'newest', 'keep', 'collect_text',
-           'rows_and_own', 'collect_models', 'collect_scores', 'teacher_fit', 'stage_seconds', 'collect_settings',
-           'collect', 'is_collected', 'subcommand', 'model_commands', 'carry_out_model', 'parser', 'version', 'parsed',
+           'mark_of', 'is_done', 'ProgressLines', 'papermill', 'chapter_source', 'execute', 'given', 'Job', 'jobs',
+           'announce', 'at_once', 'waits_for', 'next_jobs', 'execute_job', 'execute_all', 'reproduce', 'execute_report',
+           'thin_out', 'rounded', 'model_values', 'current', 'newest', 'keep', 'collect_text', 'rows_and_own',
+           'collect_models', 'collect_scores', 'teacher_fit', 'stage_seconds', 'collect_settings', 'collect',
+           'is_collected', 'subcommand', 'model_commands', 'carry_out_model', 'parser', 'version', 'parsed',
            'carry_out', 'show_collected', 'show_contamination', 'main']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
@@ -29,7 +29,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from distilherbert.artefact import (
-    Artefact, digest, duration, fingerprint, guarded, interruptible, read_manifest, read_records, worker_pool, write_json, write_record,
+    Artefact, digest, duration, fingerprint, guarded, interruptible, read_manifest, read_records, utf8_streams, worker_pool, write_json, write_record,
 )
 from .cards import as_typed
 from .plan import cost, free_memory, grid_order, in_order, measured_time, plan, row_artefacts, status
@@ -84,12 +84,6 @@ def is_done(
 
 # %% ../nbs/09_reproduce.ipynb #0000000b
 STAGE_BAR = re.compile(r'(^(Clean text|Pack rows|Fine-tuning)|\(.+\): ).*\[[█·]+\]')
-
-def utf8_streams(
-)->None:
-    "Read and write UTF-8 in any locale: texts are Polish, and bars have blocks. What cannot be written is replaced, and stops nothing."
-    for stream, errors in ((sys.stdin, 'strict'), (sys.stdout, 'replace')):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(encoding='utf-8', errors=errors)
 
 class ProgressLines(io.TextIOBase):
     "A stream that passes on the progress bars of stages, and drops all else."
@@ -626,7 +620,6 @@ def main(
     arguments:Sequence[str] | None=None, # Those of the command line when left out
 )->int: # Exit code
     "The command `distilherbert`."
-    utf8_streams()
     a = parsed(arguments)
     logging.basicConfig(format='%(message)s', stream=sys.stderr, level=logging.WARNING)
     logging.getLogger('distilherbert').setLevel(logging.DEBUG if a.verbose else logging.INFO)

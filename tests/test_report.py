@@ -308,6 +308,12 @@ def test_the_time_of_the_text_and_that_of_the_figure_are_one(monkeypatch):
         assert ev.chain_seconds(ev.Evidence(p, {w: r for w, r in e.records.items() if w != 'model-T0'}, {}), 'S4') is None
 
 
+def test_intervals_that_are_too_narrow_are_said_to_be(full):
+    values = full.records['comparisons']['values']
+    old, new = (ev.Evidence('demo', {'comparisons': {'values': values | how}}, {}) for how in ({'interval': ''}, {'interval': 'expanded percentile'}))
+    assert 'too narrow' in ev.interval_sentence(old) and '' == ev.interval_sentence(new) == ev.interval_sentence(ev.Evidence('demo', {}, {}))
+
+
 def test_losses_in_one_column_are_of_one_text(negative):
     rows = {line.split('**')[1]: [c.strip() for c in line.split('|')[1:-1]] for line in bare(ev.table_models(negative)).splitlines()[2:] if line.startswith('| **')}
     assert rows['T0'][-1] == '4.995' and rows['T1'][-1] == '4.960' and rows['S4'][6] == '1.25'
