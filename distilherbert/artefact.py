@@ -29,7 +29,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
@@ -46,7 +46,7 @@ def digest(
     "Hash of one file."
     with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-@lru_cache(maxsize=None)
+@cache
 def digest_unchanged(
     file:Path, # A file
     size:int, # Its size [bytes]
