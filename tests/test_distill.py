@@ -528,7 +528,7 @@ def test_other_errors_of_a_step_are_left_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('error, function, words', [
     (GPU_FULL, 'micro_loss', ['Memory ran out in step 1 of', 'Less than one row is not possible', '`max_len`']),
-    (MemoryError(), 'micro_loss', ['Memory ran out in step 1 of', 'Write `micro_rows = 3` into small.toml, and type the same command again']),
+    (MemoryError(), 'micro_loss', ['Memory ran out in step 1 of', 'Write `micro_rows = 8` into small.toml, and type the same command again']),
     (MemoryError(), 'load_masked_lm', ['Memory ran out (MemoryError)', 'lower `micro_rows`', 'small.toml, and type the same command again']),
 ], ids=['in a step', 'on a processor', 'elsewhere'])
 @pytest.mark.parametrize('command', ['distilherbert run', 'python -m distilherbert.distill'])
