@@ -43,44 +43,17 @@ from transformers import BertConfig, BertForMaskedLM
 from .artefact import Artefact, Interrupted, Progress, fingerprint, flush, guarded, memory_ran_out, provenance, read_manifest, where_to_write, write_json
 from .cards import as_typed, card
 from distilherbert.devices import (
-    everyones,
-    exchanging,
-    first_says,
-    load_optimizer,
-    loss_scale,
-    make_accelerator,
-    make_team,
-    optimizer_state,
-    own_rows,
-    same_pieces,
-    unwrapped,
+    everyones, exchanging, first_says, load_optimizer, loss_scale, make_accelerator, make_team, optimizer_state, own_rows, same_pieces, unwrapped,
 )
 from .evidence import Evidence, without_context
 from distilherbert.objective import (
-    Marks,
-    Predictions,
-    Totals,
-    agreement,
-    check_hidden_map,
-    chunk_of,
-    distillation_loss,
-    logit_losses,
-    mask_rows,
-    mlm_loss,
+    Marks, Predictions, Totals, agreement, check_hidden_map, chunk_of, distillation_loss, logit_losses, mask_rows, mlm_loss,
 )
 from .pack import Rows, row_marks, rows_artefact, tokenizer_artefact, tokenizer_folder
 from .plan import encoder_flops, head_flops, matrix_pace
 from .scenario import PRESETS, Objective, Profile, Scenario, SettingsError, get_profile, get_scenario, teacher_source
 from distilherbert.student import (
-    HERBERT_MARKS,
-    bert_config,
-    check_layer_map,
-    count_parameters,
-    load_config,
-    load_masked_lm,
-    random_model,
-    save_model,
-    truncate,
+    HERBERT_MARKS, bert_config, check_layer_map, count_parameters, load_config, load_masked_lm, random_model, save_model, truncate,
 )
 
 # %% ../nbs/05_distill.ipynb #00000008
