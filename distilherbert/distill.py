@@ -53,7 +53,7 @@ from .pack import Rows, row_marks, rows_artefact, tokenizer_artefact, tokenizer_
 from .plan import encoder_flops, head_flops, matrix_pace
 from .scenario import PRESETS, Objective, Profile, Scenario, SettingsError, get_profile, get_scenario, teacher_source
 from distilherbert.student import (
-    HERBERT_MARKS, bert_config, check_layer_map, count_parameters, load_config, load_masked_lm, random_model, save_model, truncate,
+    HERBERT_MARKS, belong_together, bert_config, check_layer_map, count_parameters, load_config, load_masked_lm, random_model, save_model, truncate,
 )
 
 # %% ../nbs/05_distill.ipynb #00000008
@@ -939,7 +939,7 @@ def first_weights(
     elif scenario.init == 'whole': model = load_masked_lm(models[scenario.source].path)
     elif scenario.init == 'found' and profile.teacher != 'scratch': model = load_masked_lm(teacher_source(profile))
     else: model = random_like_teacher(profile, scenario, vocab_size, marks)
-    if not vocab_size <= model.config.vocab_size < vocab_size + 128:  # As in fine-tuning: some models round their vocabulary up
+    if not belong_together(vocab_size, model.config.vocab_size):
         raise SettingsError(f'The tokenizer has {vocab_size} entries, the model {model.config.vocab_size}: they do not belong together. '
                             f'Write the tokenizer of the teacher into the profile: `tokenizer = "{profile.teacher}"`.')
     for m in model.modules():

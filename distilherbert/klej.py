@@ -40,7 +40,7 @@ from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassificatio
 from .artefact import Artefact, Progress, fingerprint, read_manifest
 from .distill import learning_rate, model_artefact, parameter_groups
 from .scenario import Profile, Scenario, data_dir, get_profile, get_scenario, hub_client, seeds_of, unknown_name
-from .student import quiet
+from .student import belong_together, quiet
 from .world import WORLD_VERSION, world_task
 
 # %% ../nbs/06_klej.ipynb #00000008
@@ -510,7 +510,7 @@ def load_tokenizer_of(
     except (OSError, ValueError, KeyError) as e: raise TaskError(f'{folder} has no tokenizer that can be read: {str(e)[:200]}') from e
     if len(tokenizer) <= len(tokenizer.all_special_ids): raise TaskError(f'{folder} has no tokenizer that can be read: there is no vocabulary.')
     size, room = len(tokenizer), config.vocab_size
-    if not size <= room < size + 128: # some models round their vocabulary up
+    if not belong_together(size, room):
         raise TaskError(f'The tokenizer in {folder} has {size} entries, the model {room}: they do not belong together.')
     lacks = [n for n in ('cls', 'sep', 'pad', 'unk') if getattr(tokenizer, f'{n}_token_id') is None]
     if lacks: raise TaskError(f'The tokenizer in {folder} lacks the special tokens {", ".join(lacks)}.')
