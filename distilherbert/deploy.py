@@ -596,7 +596,7 @@ def measure_times(
     forwards:dict[tuple[str, str], tuple[Callable, int, int]], # Row and form to the model, its positions, and entries of its vocabulary
     rounds:int, # Times that each is visited
     most:float=float('inf'), # An input that took so long in all is not visited again [s]
-)->dict[tuple[str, str], dict]: # By length `latency` [s], `throughput` [texts/s] (None with too few positions), and how many `visits` each is the median of
+)->dict[tuple[str, str], dict]: # By length `latency` [s], `throughput` [texts/s] (None with too few positions, or where the first visit took too long), and how many `visits` each is the median of
     "Measure all models in turns."
     sizes = [(n, t) for t in LENGTHS for n in (1, BATCH)]
     ids = {(n, t): np.random.default_rng(0).integers(2**31, size=(n, t)) for n, t in sizes}
