@@ -1,7 +1,7 @@
 """Wall-clock times of the commands that README names, into results/demo/commands.json.
 
-    .venv/bin/python bench/times.py              S4 and the report, cold and warm, a rendering and the tests (about an hour)
-    .venv/bin/python bench/times.py S4 test      these alone; what else is known stays in the record
+    .venv/bin/python bench/times.py                  S4 and the report, cold and warm, a rendering and the tests (about an hour)
+    .venv/bin/python bench/times.py --only S4 test   these alone; what else is known stays in the record
 
 Run it on a machine that does nothing else, with `.venv` in place. Whatever is trained goes to a temporary folder, or to the
 one that `--keep` names; the rendering at the end of `report` puts the pages back to the committed records.
@@ -48,12 +48,12 @@ def record(times):
 
 def main():
     p = argparse.ArgumentParser(description='Times of the commands in README.')
-    p.add_argument('what', nargs='*', choices=PARTS, default=PARTS, help=f'default: {" ".join(PARTS)}')
+    p.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help=f'default: {" ".join(PARTS)}')
     p.add_argument('--keep', metavar='FOLDER', help='a new or empty folder for what is trained')
     a = p.parse_args()
     if a.keep: Path(a.keep).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as d:
-        for what in a.what:
+        for what in a.only:
             times = measure(what, a.keep or d)
             for name, s in times.items(): print(f'{name:10} {duration(s)}', flush=True)
             print(f'written to {record(times).relative_to(TOP)}', flush=True)
