@@ -1,6 +1,6 @@
 """Wall-clock times of the commands that README names, into results/demo/commands.json.
 
-    .venv/bin/python bench/times.py                  S4 and the report, cold and warm, a rendering and the tests (about an hour)
+    .venv/bin/python bench/times.py                  the tests, S4 and the report, cold and warm, and a rendering (about an hour)
     .venv/bin/python bench/times.py --only S4 test   these alone; what else is known stays in the record
 
 Run it on a machine that does nothing else, with `.venv` in place. Whatever is trained goes to a temporary folder, or to the
@@ -18,7 +18,7 @@ from distilherbert.artefact import duration, read_records, write_record
 from distilherbert.evidence import expected_key
 
 TOP = Path(__file__).resolve().parents[1]
-PARTS = ['S4', 'report', 'test']
+PARTS = ['test', 'S4', 'report']  # The tests first: they compare the pages with the records, which change here
 S4 = ['papermill', 'nbs/05_distill.ipynb', '{out}/S4.ipynb', '-p', 'scenario', 'S4', '--no-progress-bar']
 
 
