@@ -51,9 +51,11 @@ def main():
     p.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help=f'default: {" ".join(PARTS)}')
     p.add_argument('--keep', metavar='FOLDER', help='a new or empty folder for what is trained')
     a = p.parse_args()
-    if a.keep: Path(a.keep).mkdir(parents=True, exist_ok=True)
+    if a.keep:
+        Path(a.keep).mkdir(parents=True, exist_ok=True)
+        if any(Path(a.keep).iterdir()): raise SystemExit(f'{a.keep} is not empty: what is there would not be made again, nor timed. Name another folder.')
     with tempfile.TemporaryDirectory() as d:
-        for what in a.only:
+        for what in sorted(a.only, key=PARTS.index):
             times = measure(what, a.keep or d)
             for name, s in times.items(): print(f'{name:10} {duration(s)}', flush=True)
             print(f'written to {record(times).relative_to(TOP)}', flush=True)
