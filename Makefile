@@ -10,7 +10,8 @@ STAMP   := $(VENV)/.installed
 PIP     := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 # Several processes share the cores: threads that wait must not keep others from working. Results are the same.
-report test check: export OMP_WAIT_POLICY ?= PASSIVE
+test check: export OMP_WAIT_POLICY ?= PASSIVE
+test check: export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help install announce report render docs test check sync clean clean-runs
 .DEFAULT_GOAL := help

@@ -6,21 +6,21 @@
 __all__ = ['TASKS', 'PUBLISHED', 'ABLATED', 'NOTHING', 'REPORT', 'QUESTIONS', 'EXPECTED', 'METRICS', 'READINGS', 'MARGIN',
            'DEV_SIZES', 'FEWEST_VISITS', 'LOSS_ONLY', 'RATES', 'OBJECTIVES', 'COMMANDS', 'Published', 'by_task',
            'artefacts_behind', 'combined_key', 'expected_key', 'stage_versions', 'changed_settings', 'needs_data',
-           'other_classifiers', 'why_stale', 'Evidence', 'contradiction', 'load_evidence', 'anchor', 'linked', 'signed',
-           'difference_with_interval', 'count', 'with_interval', 'tasks_of', 'task_name', 'first_reading', 'find_pair',
-           'verdict', 'compare_sentence', 'answers', 'interval_sentence', 'findings_sentence', 'find_kept', 'taught',
-           'kept_sentence', 'taught_sentence', 'table_kept', 'order_sentence', 'markdown_table', 'initial_weights',
-           'table_scenarios', 'task_title', 'score_cell', 'kept_cell', 'published_cell', 'table_scores', 'cut_sentence',
-           'seeds_compared', 'drawn_words', 'table_pairs', 'upper_first', 'scores_caption', 'readings_there',
-           'inflation', 'readings_cell', 'table_readings', 'find_inflation', 'table_inflation', 'inflation_sentence',
-           'table_nine', 'table_published', 'parts_of', 'waterfall', 'table_cleaning', 'table_rules', 'table_rows',
-           'teacher_start', 'loss_on_ccsub', 'table_models', 'table_profiles', 'beside', 'size_sentence',
-           'without_context', 'teacher_sentence', 'loss_sentence', 'lighter_sentence', 'cleaning_sentence',
-           'stage_times', 'chain_seconds', 'cost_sentence', 'fitted_budgets', 'table_grid', 'half_width',
-           'difference_width', 'noise_sentence', 'visited', 'table_deployment', 'one_each', 'deployment_metric',
-           'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations', 'in_words', 'ablation_sentence',
-           'score_sentence', 'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence', 'contamination_sentence',
-           'record_state', 'table_records', 'how_to_make', 'in_tabs']
+           'other_classifiers', 'other_intervals', 'why_stale', 'Evidence', 'contradiction', 'load_evidence', 'anchor',
+           'linked', 'signed', 'difference_with_interval', 'count', 'with_interval', 'tasks_of', 'task_name',
+           'first_reading', 'find_pair', 'verdict', 'compare_sentence', 'answers', 'findings_sentence', 'find_kept',
+           'taught', 'kept_sentence', 'taught_sentence', 'table_kept', 'order_sentence', 'markdown_table',
+           'initial_weights', 'table_scenarios', 'task_title', 'score_cell', 'kept_cell', 'published_cell',
+           'table_scores', 'cut_sentence', 'seeds_compared', 'drawn_words', 'table_pairs', 'upper_first',
+           'scores_caption', 'readings_there', 'inflation', 'readings_cell', 'table_readings', 'find_inflation',
+           'table_inflation', 'inflation_sentence', 'table_nine', 'table_published', 'parts_of', 'waterfall',
+           'table_cleaning', 'table_rules', 'table_rows', 'teacher_start', 'loss_on_ccsub', 'table_models',
+           'table_profiles', 'beside', 'size_sentence', 'without_context', 'teacher_sentence', 'loss_sentence',
+           'lighter_sentence', 'cleaning_sentence', 'stage_times', 'chain_seconds', 'cost_sentence', 'fitted_budgets',
+           'table_grid', 'half_width', 'difference_width', 'noise_sentence', 'visited', 'table_deployment', 'one_each',
+           'deployment_metric', 'deployment_lengths', 'tried_variants', 'like_with_like', 'table_ablations', 'in_words',
+           'ablation_sentence', 'score_sentence', 'rates_tried', 'profile_rate', 'table_rates', 'rate_sentence',
+           'contamination_sentence', 'record_state', 'table_records', 'how_to_make', 'in_tabs']
 
 # %% ../nbs/10_evidence.ipynb #00000002
 import hashlib
@@ -143,6 +143,15 @@ def other_classifiers(
     now = {s: classifier_artefact(p, s, group, r['seed'], r['epoch'] - 1).key for s, r in rows.items()}
     return '; '.join(f'{s}: key {r["key"]} then, {now[s]} now' for s, r in rows.items() if r['key'] != now[s])
 
+# %% ../nbs/10_evidence.ipynb #why00001
+def other_intervals(
+    values:Mapping, # Of a record `comparisons`
+)->str: # Why it is stale; "" when it is current
+    "Are its intervals made as they are made now?"
+    from distilherbert.klej import INTERVAL
+    then = values.get('interval') or 'of another kind'
+    return '' if then == INTERVAL else f'intervals: {then} then, {INTERVAL} now'
+
 def why_stale(
     profile:str, # Name of a profile
     record:Mapping, # A record of it
@@ -156,8 +165,9 @@ def why_stale(
         rows = {s['name']: s for s in json.loads(json.dumps([asdict(s) for s in SCENARIOS.values()]))}
         other = [f'scenario {s["name"]} was another' for s in record['values'].get('scenarios', []) if s != rows.get(s['name'], s)]
         return '; '.join(changed_settings(PROFILES[profile], record['values'].get('profile', record['values'])) + code + other)
-    if needs_data(PROFILES[profile]): return None
     try:
+        if record['what'] == 'comparisons' and (then := other_intervals(record['values'])): return then
+        if needs_data(PROFILES[profile]): return None
         if record['what'] == 'deployment': return other_classifiers(PROFILES[profile], record['values'])
         if not record.get('key'): return None
         key = key_of(PROFILES[profile], record['what'])
@@ -344,14 +354,6 @@ def answers(
 )->str: # A Markdown list
     "Each question of the grid with its answer."
     return '\n'.join(f'- *{q}* {compare_sentence(e, a, b)}' for a, b, q in QUESTIONS)
-
-def interval_sentence(
-    e:Evidence, # The records
-)->str: # A sentence with a space before it; empty where its intervals allow for few seeds
-    "Whether the intervals of a profile are older than the way they are made now."
-    if not e.has('comparisons') or e.get('comparisons', 'interval') == 'expanded percentile': return ''
-    return (f' The intervals of the profile `{e.profile}` are older ({linked(e, "comparisons", "plain percentiles")}): they do not allow for so few seeds, and are too narrow '
-            'by about a third of their width where seeds decide. A bound near zero there shows nothing.')
 
 def findings_sentence(
     e:Evidence, # The records

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'DEV_SHARE', 'METRICS', 'HOW_TO_CLASSIFY', 'EVAL_TOKENS', 'SCORES_VERSION', 'TASK_SETTINGS', 'READINGS',
-           'RESAMPLES', 'TaskError', 'Task', 'get_task', 'profile_groups', 'read_tsv', 'missing_file', 'read_hub',
-           'task_folder', 'read_split', 'Examples', 'to_examples', 'labels_file', 'read_labelled_test', 'hash_order',
-           'quotas', 'stratified', 'find_families', 'split_dev', 'GroupData', 'strata_of', 'label_names', 'load_task',
-           'load_group', 'weighted_accuracy', 'weighted_f1', 'weighted_wmae', 'weighted_ranks', 'weighted_spearman',
-           'weighted_scores', 'score', 'Encoded', 'fit_pair', 'token_ids', 'encode', 'load_tokenizer_of',
-           'load_classifier', 'load_weights', 'layer_output', 'logits_of', 'shrink_embeddings', 'train_batches',
-           'eval_batches', 'tensors', 'exact', 'tuning_precision', 'autocast', 'example_loss', 'to_target',
-           'to_prediction', 'Evaluator', 'Tuning', 'train_epoch', 'renumber', 'prepare', 'finetune', 'run_epochs',
-           'data_identity', 'scores_artefact', 'make_scores', 'constant_answer', 'build_scores', 'chosen_epochs',
-           'scored_part', 'Reading', 'load_run', 'read_scores', 'generator', 'draw_counts', 'seed_stretch',
-           'replicates', 'interval', 'mean_values', 'klej_values', 'task_samples', 'on_common_seeds', 'difference',
-           'gap', 'kept_share', 'compare', 'comparison_values', 'inflation_values']
+           'RESAMPLES', 'INTERVAL', 'TaskError', 'Task', 'get_task', 'profile_groups', 'read_tsv', 'missing_file',
+           'read_hub', 'task_folder', 'read_split', 'Examples', 'to_examples', 'labels_file', 'read_labelled_test',
+           'hash_order', 'quotas', 'stratified', 'find_families', 'split_dev', 'GroupData', 'strata_of', 'label_names',
+           'load_task', 'load_group', 'weighted_accuracy', 'weighted_f1', 'weighted_wmae', 'weighted_ranks',
+           'weighted_spearman', 'weighted_scores', 'score', 'Encoded', 'fit_pair', 'token_ids', 'encode',
+           'load_tokenizer_of', 'load_classifier', 'load_weights', 'layer_output', 'logits_of', 'shrink_embeddings',
+           'train_batches', 'eval_batches', 'tensors', 'exact', 'tuning_precision', 'autocast', 'example_loss',
+           'to_target', 'to_prediction', 'Evaluator', 'Tuning', 'train_epoch', 'renumber', 'prepare', 'finetune',
+           'run_epochs', 'data_identity', 'scores_artefact', 'make_scores', 'constant_answer', 'build_scores',
+           'chosen_epochs', 'scored_part', 'Reading', 'load_run', 'read_scores', 'generator', 'draw_counts',
+           'seed_stretch', 'replicates', 'interval', 'mean_values', 'klej_values', 'task_samples', 'on_common_seeds',
+           'difference', 'gap', 'kept_share', 'compare', 'comparison_values', 'inflation_values']
 
 # %% ../nbs/06_klej.ipynb #00000002
 import csv
@@ -986,6 +986,7 @@ def read_scores(
 
 # %% ../nbs/06_klej.ipynb #0000005f
 RESAMPLES = 2000
+INTERVAL = 'expanded percentile' # Recorded comparisons whose intervals were made another way are stale
 
 def generator(
     purpose:str, # Equal for draws that must be equal
@@ -1150,7 +1151,7 @@ def comparison_values(
             for s in runs for t in runs if kinds[s] in ('random', 'truncated') and kinds[t] not in ('random', 'truncated')
             for mine, theirs in [both(s, t, readings[0])] for task, v in mine.items()]
     samples = {(s, r): drawn(s, r, runs[s][r]) for s in runs for r in readings}
-    return {'pairs': pairs, 'kept': kept, 'inflation': inflation_values(runs, samples), 'interval': 'expanded percentile'}
+    return {'pairs': pairs, 'kept': kept, 'inflation': inflation_values(runs, samples), 'interval': INTERVAL}
 
 # %% ../nbs/06_klej.ipynb #00000068
 def inflation_values(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # waiting threads must not slow down the tests beside; results are the same
+# Threads that wait must not slow down the tests beside; results are the same
+for name, value in (('OMP_WAIT_POLICY', 'PASSIVE'), ('OPENBLAS_NUM_THREADS', '1')): os.environ.setdefault(name, value)
 
 TOP = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((TOP/'nbs').glob('*.ipynb'))

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from distilherbert.artefact import write_record
 from distilherbert.evidence import TASKS, expected_key
+from distilherbert.klej import INTERVAL
 from distilherbert.scenario import PROFILES, SCENARIOS, SettingsError
 
 MADE = {'commit': '0123456789ab', 'machine': 'an invented machine, 2 cores', 'versions': {'python': '3.11.7'}, 'date': '2026-01-01T00:00:00Z'}
@@ -79,7 +80,7 @@ def write_scores(profile, means=MEANS, swing=0.0):
                    'n': 6000, 'seeds': 5} for a in means for b in means if a > b]
         kept += [{'student': s, 'teacher': 'T0', 'task': t, 'share': m/on['T0'], 'low': m/on['T0'] - 0.02, 'high': m/on['T0'] + 0.02}
                  for s, m in on.items() if s.startswith('S')]
-    write(profile, 'comparisons', {'pairs': pairs, 'kept': kept})
+    write(profile, 'comparisons', {'pairs': pairs, 'kept': kept, 'interval': INTERVAL})
 
 
 def write_deployment(profile):

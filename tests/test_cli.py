@@ -307,6 +307,8 @@ def test_a_row_of_ones_own_is_listed_and_recorded(typed, home, monkeypatch, tmp_
     assert set(records) == {'model-ends', 'klej-ends', 'settings', 'time'} and records['klej-ends']['values']['of'] == 'ends'
     assert records['model-ends']['command'] == 'distilherbert run ends.toml --profile tiny.toml'
     assert records['settings']['values']['scenarios'][-1]['name'] == 'ends' and reproduce.is_collected(get_profile(file), [str(row)])
+    artefact.write_record('tiny', 'comparisons', {'interval': 'plain percentile'}, key='', command='')
+    assert not reproduce.is_collected(get_profile(file), [str(row)]), 'intervals were made another way'
 
 
 @pytest.mark.parametrize('gigabytes, chapters', [(1, 1), (6, 4), (64, 8)])

@@ -16,6 +16,7 @@ from distilherbert import cards
 from distilherbert import evidence as ev
 from distilherbert import figures as fig
 from distilherbert.artefact import write_record
+from distilherbert.klej import INTERVAL
 from distilherbert.report import PAGES, not_current, other_pictures, stale_records
 from distilherbert.scenario import PROFILES, SCENARIOS, results_dir
 
@@ -308,10 +309,12 @@ def test_the_time_of_the_text_and_that_of_the_figure_are_one(monkeypatch):
         assert ev.chain_seconds(ev.Evidence(p, {w: r for w, r in e.records.items() if w != 'model-T0'}, {}), 'S4') is None
 
 
-def test_intervals_that_are_too_narrow_are_said_to_be(full):
-    values = full.records['comparisons']['values']
-    old, new = (ev.Evidence('demo', {'comparisons': {'values': values | how}}, {}) for how in ({'interval': ''}, {'interval': 'expanded percentile'}))
-    assert 'too narrow' in ev.interval_sentence(old) and '' == ev.interval_sentence(new) == ev.interval_sentence(ev.Evidence('demo', {}, {}))
+@pytest.mark.parametrize('profile', ['demo', 'mini'])
+def test_comparisons_with_intervals_of_another_kind_are_stale(full, profile):
+    record = full.records['comparisons']
+    now, then, before = ({**record, 'values': record['values'] | how} for how in ({'interval': INTERVAL}, {'interval': 'plain percentile'}, {'interval': None}))
+    assert not ev.why_stale(profile, now)
+    assert ev.why_stale(profile, then) == 'intervals: plain percentile then, expanded percentile now' and 'of another kind then' in ev.why_stale(profile, before)
 
 
 def test_losses_in_one_column_are_of_one_text(negative):
