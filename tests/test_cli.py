@@ -389,21 +389,29 @@ class Training:
 
     def lines(self): return [line for f in self.work.glob('.T0-*.partial/metrics.jsonl') for line in f.read_text().splitlines()]
 
-    def interrupt(self, lines):
-        "Wait until the log has more lines than that, press Ctrl-C, and return what was said."
+    def wait(self, lines):
+        "Wait until the log has more lines than that."
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline and self.process.poll() is None and len(self.lines()) <= lines: time.sleep(0.1)
+
+    def interrupt(self, lines):
+        "Wait, press Ctrl-C, and return what was said."
+        self.wait(lines)
         self.process.send_signal(signal.SIGINT)
         out, err = self.process.communicate(timeout=60)
         assert self.process.returncode == 130 and 'Traceback' not in err, out + err
         return out, err
 
 
-def test_stopped_with_ctrl_c(home, tmp_path):
-    "SIGINT during training: exit code 130, how far it came, a word on how to go on; and the next run goes on."
+def test_stopped_with_ctrl_c(home, typed, tmp_path):
+    "SIGINT during training: exit code 130, how far it came, a word on how to go on; and the next run goes on. `status` knows whether it is being built."
     file, stopped = tiny(tmp_path, teacher_tokens=3_000_000), r'Stopped after step (\d+) of (\d+); the same command goes on from there\.'
+    def state(): return next(line.split()[2] for line in typed('status', '--profile', file).stdout.splitlines() if line.split()[:2] == ['model', 'T0'])
     first = Training(file, home)
+    first.wait(1)
+    assert state() == 'building'
     _, err = first.interrupt(5)
+    assert state() == 'absent'
     step, steps = re.search(stopped, err).groups()
     assert list(first.work.glob('.T0-*.partial/checkpoints/*.pt')), 'it saved before it stopped'
     out, err = Training(file, home).interrupt(len(first.lines()) + 5)
