@@ -55,7 +55,7 @@ def by_task(
 # %% ../nbs/10_evidence.ipynb #00000007
 PUBLISHED:Mapping[str, Published] = MappingProxyType({
     'report': Published(
-        'the report', 'krzepkowski2022report', 'Table 2', 'maximum over the epochs, on dev; teachers from the leaderboard, on test',
+        'the report', 'krzepkowski2022report', 'Table 2', 'maximum over the epochs, on dev; T0 from the leaderboard, on test',
         by_task({'S0': (80.22, 55.84, 47.55), 'S2': (86.58, 74.90, 90.21), 'S4': (90.04, 75.30, 90.88), 'S5': (90.32, 75.51, 90.52),
                  'T0': (89.90, 79.35, 92.68), 'T1': (89.90, 77.33, 93.10)})),
     'june': Published(
@@ -364,7 +364,7 @@ def findings_sentence(
     if not asked: return f'In the profile `{e.profile}` nothing has been compared.'
     def listed(v, between):
         found = {f'{a} {between} {b}': difference_with_interval(p) for a, b, p in asked if verdict(p) == v}
-        if not found: return 'in no case'
+        if not found: return 'in no case' if v else 'is left in no case'
         return ', '.join(f'{names} ({linked(e, "comparisons", x)})' for names, x in found.items()) if numbers else linked(e, 'comparisons', ', '.join(found))
     how = ', in points with paired 95 % intervals' if numbers else ' and by paired 95 % intervals'
     return (f'In the profile `{e.profile}`, on the mean of the tasks{how}: **better** {listed(1, "than")}; '
@@ -399,9 +399,9 @@ def kept_sentence(
     def share(k): return linked(e, 'comparisons', f'{100*k["share"]:.1f} % [{100*k["low"]:.1f}–{100*k["high"]:.1f}]')
     said = f'In the profile `{e.profile}` {student} keeps {share(mean)} of the mean score of {teacher}.'
     whole, there = find_pair(e, teacher, 'S0'), [t for t, known in knows.items() if known]
-    if whole and verdict(whole) < 1: said += f' That says little: on the mean {teacher} is not shown to be better than S0, which was never trained.'
+    if whole and verdict(whole) < 1: said += f' That says little: on the mean {teacher} is not shown to be better than S0, which was never pre-trained, only fine-tuned.'
     if not knows or all(knows.values()): return said
-    if not there: return f'{said} Nor is it on any single task.' if whole and verdict(whole) < 1 else f'{said} On no single task is {teacher} shown to be better than S0.'
+    if not there: return f'{said} {taught_sentence(e, teacher)}'
     each = ' and '.join(f'{share(k)} on {task_name(e, t)}' for t in there if (k := find_kept(e, student, teacher, t)))
     rest = ' and '.join(task_name(e, t) for t in knows if t not in there)
     return f'{said} Where {teacher} is shown to be better than S0, {student} keeps {each}; on {rest} it is not, and a share says little.'
@@ -416,7 +416,9 @@ def taught_sentence(
     if not knows: return f'{teacher} and S0 have not been compared.'
     good, bad = ([task_name(e, t) for t, known in knows.items() if known == v] for v in (True, False))
     if not bad: return f'{teacher} is shown to be better than S0 on every task.'
-    return f'{teacher} is shown to be better than S0 on {" and ".join(good) or "no task"}, and not on {" and ".join(bad)}.'
+    worse = [task_name(e, t) for t in knows if verdict(find_pair(e, teacher, 'S0', t)) < 0]
+    return (f'{teacher} is shown to be better than S0 on {" and ".join(good) or f"none of the {len(knows)} tasks"}' + (f', and not on {" and ".join(bad)}' if good else '')
+            + (f'; on {" and ".join(worse)} it is worse.' if worse else '.'))
 
 # %% ../nbs/10_evidence.ipynb #f0000004
 def table_kept(
@@ -618,7 +620,7 @@ def scores_caption(
     how = {'last': 'last epoch', 'max': 'maximum over the epochs'}.get(reading, 'epoch chosen on a part of train')
     where = 'test' if reading == 'test' else 'dev'
     return (f'{upper_first(" or ".join(metrics))} in percent on {where}, profile `{e.profile}`: {over} with {sure} ({how}). '
-            '† published by the report [@krzepkowski2022report]: other data, one seed, maximum over the epochs; teachers from the leaderboard, on test.')
+            '† published by the report [@krzepkowski2022report]: other data, one seed, maximum over the epochs; T0 from the leaderboard, on test.')
 
 # %% ../nbs/10_evidence.ipynb #00000035
 READINGS:Mapping[str, str] = MappingProxyType({
@@ -776,7 +778,7 @@ def table_rules(
     "Precision and recall of each cleaning rule."
     scores = e.get('clean', 'scores', default={})
     rows = [(rule, *(linked(e, 'clean', f'{s[k]:.4f}') for k in ('precision', 'recall')), linked(e, 'clean', f'{s["n"]:,}')) for rule, s in scores.items()]
-    return markdown_table(('Rule', 'Precision', 'Recall', 'Lines'), rows, f'The cleaning, scored on the lines of profile `{e.profile}`.', label)
+    return markdown_table(('Rule', 'Precision', 'Recall', 'Lines'), rows, 'The cleaning, scored on lines of the generator that are not in the text. It makes just the faults that the rules look for: this tests the code, and says nothing of web text.', label)
 
 def table_rows(
     e:Evidence, # The records
@@ -867,7 +869,7 @@ def size_sentence(
     small, large = e.get(f'model-{student}', 'parameters'), e.get(f'model-{teacher}', 'parameters')
     if not small or not large: return f'The sizes of {student} and {teacher} have not been measured in the profile `{e.profile}`.'
     return (f'In the profile `{e.profile}` {teacher} has {linked(e, f"model-{teacher}", count(large))} parameters and the students have '
-            f'{linked(e, f"model-{student}", count(small))}, {linked(e, f"model-{student}", f"{100*small/large:.0f} %")} of it.')
+            f'{linked(e, f"model-{student}", count(small))}, {linked(e, f"model-{student}", f"{100*small/large:.0f} %")} of that number.')
 
 def without_context(
     unigram:float, # Unigram entropy, H [nats]
@@ -889,8 +891,8 @@ def teacher_sentence(
             f'{linked(e, what, f"{unigram:.2f}")}, what can be had without context {linked(e, what, f"{bar:.2f}")}: the loss is '
             f'{linked(e, what, f"{abs(bar - loss):.2f}")} {"under" if loss < bar else "over"} that.')
     if floor is None: return said
-    return (f'{said} The entropy of the world, a floor that no model reaches, as it takes all other words for known, is {linked(e, "settings", f"{floor:.2f}")}: '
-            f'{linked(e, what, f"{100*(unigram - loss)/(unigram - floor):.0f} %")} of the way down to it from the unigram entropy.')
+    return (f'{said} The entropy of the world is {linked(e, "settings", f"{floor:.2f}")}; no model reaches it, as it takes all other words for known. From the unigram entropy, '
+            f'{teacher} has come {linked(e, what, f"{100*(unigram - loss)/(unigram - floor):.0f} %")} of the way down to it.')
 
 # %% ../nbs/10_evidence.ipynb #e282f30f
 def loss_sentence(
