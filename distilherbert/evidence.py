@@ -414,11 +414,12 @@ def taught_sentence(
     "On which tasks the teacher is shown to know something."
     knows = taught(e, teacher)
     if not knows: return f'{teacher} and S0 have not been compared.'
-    good, bad = ([task_name(e, t) for t, known in knows.items() if known == v] for v in (True, False))
-    if not bad: return f'{teacher} is shown to be better than S0 on every task.'
-    worse = [task_name(e, t) for t in knows if verdict(find_pair(e, teacher, 'S0', t)) < 0]
-    return (f'{teacher} is shown to be better than S0 on {" and ".join(good) or f"none of the {len(knows)} tasks"}' + (f', and not on {" and ".join(bad)}' if good else '')
-            + (f'; on {" and ".join(worse)} it is worse.' if worse else '.'))
+    shown = {t: verdict(find_pair(e, teacher, 'S0', t)) for t in knows}
+    good, level, worse = ([task_name(e, t) for t, v in shown.items() if v == known] for known in (1, 0, -1))
+    if len(good) == len(knows): return f'{teacher} is shown to be better than S0 on every task.'
+    said = f'{teacher} is shown to be better than S0 on {" and ".join(good) or f"none of the {len(knows)} tasks"}'
+    if good and level: said += f', and not on {" and ".join(level)}'
+    return said + (f', and worse on {" and ".join(worse)}.' if worse else '.')
 
 # %% ../nbs/10_evidence.ipynb #f0000004
 def table_kept(

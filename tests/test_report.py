@@ -105,11 +105,20 @@ def test_a_share_of_nothing_is_called_so(low, says):
 def test_a_share_is_judged_task_by_task(negative, full):
     said = bare(ev.kept_sentence(negative))
     assert 'That says little' in said and 'S4 keeps 99.6 % [97.6–101.6] on NKJP-NER; on PolEmo2.0-IN and PolEmo2.0-OUT it is not' in said, said
-    assert ev.taught_sentence(negative) == 'T0 is shown to be better than S0 on NKJP-NER, and not on PolEmo2.0-IN and PolEmo2.0-OUT.'
+    assert ev.taught_sentence(negative) == 'T0 is shown to be better than S0 on NKJP-NER, and worse on PolEmo2.0-IN and PolEmo2.0-OUT.'
     assert 'On PolEmo2.0-IN and PolEmo2.0-OUT T0 is not shown' in ev.table_kept(negative)
     assert 'says little' not in ev.kept_sentence(full) + ev.table_kept(full) and 'on every task' in ev.taught_sentence(full)
     row = next(line for line in bare(ev.table_kept(negative)).splitlines() if line.startswith('| **S4**'))
     assert [c.strip().partition(' ')[0] for c in row.split('|')[2:6]] == ['99.5', '99.5', '99.6', '99.5']
+
+
+@pytest.mark.parametrize('ends, said', [
+    ({'nkjp-ner': (1, 3), 'polemo2.0-in': (-1, 3), 'polemo2.0-out': (-1, 3)}, 'T0 is shown to be better than S0 on NKJP-NER, and not on PolEmo2.0-IN and PolEmo2.0-OUT.'),
+    ({'nkjp-ner': (-1, 3), 'polemo2.0-in': (-3, -1), 'polemo2.0-out': (-1, 3)}, 'T0 is shown to be better than S0 on none of the 3 tasks, and worse on PolEmo2.0-IN.')])
+def test_tasks_on_which_a_teacher_knows_nothing_and_less_than_nothing(full, ends, said):
+    pairs = [{**pair(*lh), 'a': 'T0', 'b': 'S0', 'task': t} for t, lh in ends.items()]
+    records = {**full.records, 'comparisons': {'values': {'pairs': pairs, 'kept': []}}}
+    assert ev.taught_sentence(ev.Evidence('demo', records, {})) == said
 
 
 def test_unwelcome_answers_are_given(negative, full):
