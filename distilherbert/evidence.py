@@ -201,11 +201,12 @@ def contradiction(
 )->str: # Where it tells of other runs than the records beside it; empty where it does not
     "What can be said of a record without a key: whether the numbers that it shares with others are the same."
     values, models = records[what]['values'], {w: r for w, r in records.items() if w.startswith('model-')}
+    def machine(r): return r.get('provenance', {}).get('machine')
     pairs = {}
     if what == 'ablations':
         for v in values['variants']:
-            if not v['change'] and f'model-{v["row"]}' in models:
-                pairs[f'held-out loss of {v["row"]}'] = (v['heldout_loss'], models[f'model-{v["row"]}']['values']['heldout_loss'], MARGIN)
+            if not v['change'] and (m := models.get(f'model-{v["row"]}')) and machine(m) == machine(records[what]):  # Another one rounds differently
+                pairs[f'held-out loss of {v["row"]}'] = (v['heldout_loss'], m['values']['heldout_loss'], MARGIN)
     if what == 'time' and 'model' in values and models:
         pairs['seconds of training'] = (values['model'], sum(r['seconds'] or 0 for r in models.values()), 0.05*(len(models) + 1))
     return '; '.join(f'{name}: {a:g} here, {b:g} in the records of the models' for name, (a, b, slack) in pairs.items() if abs(a - b) > slack)
@@ -912,6 +913,8 @@ def loss_sentence(
     if start is None: return said
     s3, s4 = (linked(e, f'model-{s}', beside(ends[s] - start)) for s in ('S3', 'S4'))
     said += f' T0 itself pays {loss("T1", start)} there (the first point of T1, which is T0 before it reads on): S3 ends {s3} it, S4 {s4} it.'
+    if (end := e.get('model-T1', 'heldout_loss')) is not None and end > start + MARGIN:
+        said += f' T1 ends {linked(e, "model-T1", beside(end - start))} its own start: it has lost by reading on.'
     if ends['S4'] < ends['S3'] + MARGIN or abs(ends['S4'] - start) >= abs(ends['S3'] - start): return said
     return f'{said} A simple reason would fit: the soft targets hold S4 near a teacher that S3, on the same text, leaves behind.{lighter_sentence(e)}'
 
@@ -1193,7 +1196,7 @@ def rate_sentence(
         best, name = min(found, key=found.__getitem__), f'for {s} the profile’s rate' + (f', {linked(e, "settings", f"{rate:g}")},' if rate else '')
         less = found[1.0] - found[best]
         edge = ', at the edge of the range that was tried' if best in (min(found), max(found)) else ''
-        said.append(f'{name} has the lowest loss of those tried' if best == 1.0 else f'{name} is about as good as the best of those tried (× {best:g})' if less < MARGIN
+        said.append(f'{name} has the lowest loss of those tried{edge}' if best == 1.0 else f'{name} is about as good as the best of those tried (× {best:g})' if less < MARGIN
                     else f'{name} is not the best: × {best:g} ends {linked(e, "ablations", f"{less:.3f}")} nats lower{edge}')
     left = [s for s in OBJECTIVES if len(rates_tried(e, s)) < 2]
     rest = f' For {" and ".join(left)} no other rate was tried.' if left else ''

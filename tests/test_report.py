@@ -254,6 +254,14 @@ def test_losses_alone_are_shown_without_scores(negative):
     assert ev.table_rates(e) == ev.table_rates(negative)
 
 
+def test_a_teacher_that_loses_by_reading_on_is_said_to(full):
+    start = ev.teacher_start(full)
+    def with_t1(end):
+        return ev.Evidence('demo', full.records | {'model-T1': full.records['model-T1'] | {'values': full.get('model-T1') | {'heldout_loss': end}}}, {})
+    assert 'T1 ends 0.050 over its own start: it has lost by reading on.' in bare(ev.loss_sentence(with_t1(start + 0.05)))
+    assert 'its own start' not in ev.loss_sentence(with_t1(start - 0.05)) + ev.loss_sentence(with_t1(start + 0.005))
+
+
 def test_the_learning_rates_are_judged_one_by_one(negative):
     said = bare(ev.rate_sentence(negative))
     assert 'for S1 the profile’s rate, 0.004, is not the best: × 0.5 ends 0.030 nats lower, at the edge of the range' in said, said
@@ -263,6 +271,9 @@ def test_the_learning_rates_are_judged_one_by_one(negative):
     few = [v for v in negative.get('ablations', 'variants') if v['row'] != 'S1']
     old = ev.Evidence('demo', {'ablations': {'values': {'seeds': [0, 1], 'variants': few}}}, {})
     assert 'For S1 no other rate was tried.' in ev.rate_sentence(old)
+    higher = [v for v in few if v['change'] != 'half the learning rate']
+    said = ev.rate_sentence(ev.Evidence('demo', {'ablations': {'values': {'seeds': [0, 1], 'variants': higher}}}, {}))
+    assert 'for S3 the profile’s rate has the lowest loss of those tried, at the edge of the range that was tried' in said, said
 
 
 def load_bench(name):
@@ -287,6 +298,9 @@ def test_records_without_a_key_are_held_against_the_others(full):
     assert changed('ablations', {'variants': variants}) == '' == changed('time', full.get('time'))
     other = changed('ablations', {'variants': [v | {'heldout_loss': 4.0} if v['row'] == 'S3' else v for v in variants]})
     assert other == 'held-out loss of S3: 4 here, 4.94 in the records of the models'
+    elsewhere = full.records['model-S3'] | {'provenance': {'machine': 'another one'}}
+    records = full.records | {'ablations': full.records['ablations'] | {'values': {'variants': [v | {'heldout_loss': 4.0} if v['row'] == 'S3' else v for v in variants]}}}
+    assert ev.contradiction('ablations', records | {'model-S3': elsewhere}) == '', 'another machine rounds differently'
     assert changed('time', {'model': 400.0, 'total': 1500.0}) == 'seconds of training: 400 here, 360.2 in the records of the models'
     for what, reason in (('commands', 'key'), ('ablations', 'key')):
         file = results_dir()/'demo'/f'{what}.json'
