@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-# Threads that wait must not slow down the tests beside; results are the same
-for name, value in (('OMP_WAIT_POLICY', 'PASSIVE'), ('OPENBLAS_NUM_THREADS', '1')): os.environ.setdefault(name, value)
+from distilherbert.reproduce import SHARED_CORES
+
+for name, value in SHARED_CORES.items(): os.environ.setdefault(name, value)  # before NumPy and PyTorch are loaded; results are the same
 
 TOP = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((TOP/'nbs').glob('*.ipynb'))

@@ -14,7 +14,7 @@ class Hub(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folder):
-        self.folder, self.asked = folder, []
+        self.folder = folder
         super().__init__(('127.0.0.1', 0), Handler)
 
     def __enter__(self):
@@ -47,12 +47,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
-        self.server.asked.append(path)
         if m := re.fullmatch(r'/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/[^/]+(?:/(.*))?)?', path):
             kind, name, what, inside = m.groups()
             repo = self.server.folder/kind/name
             if not repo.is_dir(): return self.answer(b'', 404, X_Error_Code='RepoNotFound')
-            files = sorted(f for f in (repo/(inside or '')).rglob('*'))
+            files = sorted((repo/(inside or '')).rglob('*'))
             if what == 'tree': return self.say([self.entry(repo, f) for f in files])
             if what == 'paths-info':
                 wanted = json.loads(self.rfile.read(int(self.headers['Content-Length'])))['paths']

@@ -13,7 +13,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import TOP, run_program
+from conftest import TOP, run_program, wait_for_steps
 
 from distilherbert import artefact, corpus, distill, klej, plan, reproduce
 from distilherbert.clean import BadText
@@ -168,7 +168,6 @@ def test_a_bar_that_ends_at_once_is_one_line(monkeypatch):
 def test_the_script_of_the_cluster_asks_for_another_turn(tmp_path):
     "`rows.sbatch` of the guide, with a run that saves for a moment after SIGTERM, and one that fails; SIGTERM comes to the shell, as from `--signal=B:TERM`."
     import signal
-    import time
     guide = json.loads((TOP/'nbs'/'22_guide_cluster.ipynb').read_text('utf-8'))
     prose = '\n'.join(''.join(c['source']) for c in guide['cells'])
     script = re.search(r'^# file: rows.sbatch\n(.*?)^```', prose, re.M | re.S)[1]
@@ -391,8 +390,7 @@ class Training:
 
     def wait(self, lines):
         "Wait until the log has more lines than that."
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline and self.process.poll() is None and len(self.lines()) <= lines: time.sleep(0.1)
+        wait_for_steps(self.work.parent, self.process, lines)
 
     def interrupt(self, lines):
         "Wait, press Ctrl-C, and return what was said."

@@ -62,7 +62,7 @@ def found(tmp_path_factory):
         cc100.shutdown()
     assert first.returncode == 0, first.stdout + first.stderr
     again = run_program('distilherbert', 'run', 'S4', '--profile', file, env=env)
-    return SimpleNamespace(top=top, runs=top/'runs', teacher=teacher, text=text, first=first, again=again, asked=hub.asked)
+    return SimpleNamespace(runs=top/'runs', teacher=teacher, text=text, again=again)
 
 
 def folder_of(found, kind, name):
