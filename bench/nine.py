@@ -1,85 +1,57 @@
-"""All nine tasks for some rows: what they score, and what the maximum over epochs adds on each, into results/<profile>/nine.json.
+"""All nine tasks for some scenarios: what they score, and what choosing the epoch on dev adds on each, into the record <profile>/nine.
 
-    .venv/bin/python bench/nine.py                                    mini: S0, T0, S2 and S4, five seeds, five epochs (about an hour on two cores; models that are
-                                                                      not there yet are trained first)
-    .venv/bin/python bench/nine.py --epochs 20 --rows T0 S4           as many epochs as the report takes
-    .venv/bin/python bench/nine.py --slices                           no training: what the slices of train cost, into results/bench/slices.json (seconds)
+    .venv/bin/python bench/nine.py                                  `real`: S0, T0, S2 and S4, six seeds, five epochs
+    .venv/bin/python bench/nine.py --epochs 20 --scenarios T0 S4    as many epochs as the report takes
 
-Real data is read from DISTILHERBERT_DATA. Fine-tunings are artefacts like any others: stopped, the same command goes on, and models are taken from where they are.
+Real data is read from DISTILHERBERT_DATA. Models that are not there are trained first. Fine-tunings are artefacts like any others:
+stopped, the same command goes on.
 """
 import argparse
 import os
 import shlex
 import sys
 import time
-from concurrent.futures import as_completed
 from dataclasses import replace
 
-import torch
-
-from distilherbert.artefact import Progress, duration, worker_pool, write_record
-from distilherbert.distill import model_artefact
-from distilherbert.klej import TASKS, comparison_values, klej_values, load_group, profile_groups, scores_artefact
-from distilherbert.reproduce import at_once
-from distilherbert.scenario import SettingsError, get_profile
+from distilherbert.artefact import duration, worker_pool
+from distilherbert.pipeline import build_model, build_scores, task_groups
+from distilherbert.results import write_record
+from distilherbert.scenario import SettingsError, as_typed, get_profile, get_scenario
+from distilherbert.scores import klej_values, read_scores, selection_bias
+from distilherbert.tasks import TASKS, TaskSettings, load_group
 from distilherbert.world import WORLD_TASKS
 
 
-def with_all_tasks(profile, **settings):
-    "A profile with every task that its source has."
-    p = get_profile(profile)
-    return replace(p, tasks=tuple(WORLD_TASKS if p.task_source == 'world' else TASKS), more_seeds=(), **settings)
-
-
-def tune(profile, row, seed, group): return scores_artefact(profile, row, seed, group).build()
-
-
-def tune_all(p, rows):
-    "Every fine-tuning that is not there yet, as many at once as the machine takes; the models before them."
-    for tasks in profile_groups(p).values(): load_group(tasks, p)
-    for row in rows: model_artefact(p, row).build()
-    todo = [(row, seed, g) for seed in p.task_seeds for row in rows for g in profile_groups(p) if scores_artefact(p, row, seed, g).state() != 'current']
-    bar = Progress(len(todo), 'Fine-tuning', 'runs')
-    with worker_pool(at_once(p.threads, os.cpu_count(), torch.cuda.is_available())) as pool:
-        for done in as_completed([pool.submit(tune, p, *piece) for piece in todo]):
-            done.result()
-            bar.update()
-
-
-def slices(p):
-    "Rows of every task by what they serve for, and how many that choose the epoch have a text in common with train."
-    found = {}
-    for tasks in profile_groups(p).values():
-        data = load_group(tasks, p)
-        seen = {t for texts in data.train.texts for t in texts}
-        for t in data.tasks:
-            found[t.name] = {'title': t.title, 'rows': len(data.train) + len(data.held) + data.dropped + (0 if t.sizes[1] else len(data.dev[t.name])),
-                             'train': len(data.train), 'held': len(data.held), 'dev': len(data.dev[t.name]), 'dropped': data.dropped, 'dev_from_train': not t.sizes[1],
-                             'held_shares': sum(any(x in seen for x in texts) for texts in data.held.texts)}
-    return {t: found[t] for t in p.tasks}
-
-
 def main():
-    a = argparse.ArgumentParser(description='All nine tasks for some rows.')
-    a.add_argument('--profile', default='mini', help='name or TOML file (default: mini)')
-    a.add_argument('--rows', nargs='+', default=['S0', 'T0', 'S2', 'S4'], help='default: S0 T0 S2 S4')
-    a.add_argument('--seeds', nargs='+', type=int, default=[42, 43, 44, 45, 46], help='default: 42 to 46')
+    a = argparse.ArgumentParser(description='All nine tasks for some scenarios.')
+    a.add_argument('--profile', default='real', help='name or TOML file (default: real)')
+    a.add_argument('--scenarios', nargs='+', default=['S0', 'T0', 'S2', 'S4'], help='default: S0 T0 S2 S4')
+    a.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3, 4, 5, 6], help='default: 1 to 6')
     a.add_argument('--epochs', type=int, default=5, help='default: 5')
-    a.add_argument('--slices', action='store_true', help='only count the rows')
+    a.add_argument('--processes', type=int, default=0, help='fine-tunings at a time (default: as many as cores allow)')
     a = a.parse_args()
-    start, command = time.perf_counter(), shlex.join(['python', 'bench/nine.py', *sys.argv[1:]])
-    if a.slices:
-        values = slices(with_all_tasks(a.profile, task_examples=0))
-        return print(f'written to {write_record("bench", "slices", values, command=command)}')
-    p = with_all_tasks(a.profile, task_epochs=a.epochs, task_seeds=tuple(a.seeds))
-    tune_all(p, a.rows)
-    values = {'epochs': a.epochs, 'seeds': a.seeds, 'rows': {row: klej_values(p, row) for row in a.rows},
-              'inflation': comparison_values(p, a.rows)['inflation']}
+    start, p = time.perf_counter(), get_profile(a.profile)
+    p = replace(p, tasks=tuple(WORLD_TASKS if p.task_source == 'world' else TASKS), task_epochs=a.epochs, task_seeds=tuple(a.seeds))
+    groups = task_groups(p.tasks).values()
+    for group in groups: load_group(group, p.task_source, TaskSettings.of(p))  # bad files show before anything is trained
+    scenarios = [get_scenario(s) for s in a.scenarios]
+    for s in scenarios: build_model(p, s)
+    with worker_pool(a.processes or max(1, os.cpu_count()//p.threads)) as pool:  # the locks of the artefacts share the work out
+        jobs = [pool.submit(build_scores, replace(p, task_seeds=(seed,)), s, [g[0].name])
+                for seed in p.task_seeds for s in scenarios for g in groups]
+        for job in jobs: job.result()
+    folders = {s.name: build_scores(p, s) for s in scenarios}
+    values = {'epochs': a.epochs, 'seeds': a.seeds, 'scenarios': {s: klej_values(f) for s, f in folders.items()},
+              'selection_bias': selection_bias({s: read_scores(f) for s, f in folders.items()})}
+    for v in values['selection_bias']:
+        if v['scenario'] == 'all':
+            print(f"{v['task']:14} the best of {a.epochs} epochs on dev adds {v['difference']:+.1f} points "
+                  f"({v['low']:+.1f} to {v['high']:+.1f})")
     seconds = round(time.perf_counter() - start, 1)
-    file = write_record(p.name, 'nine', values, units={'mean': '%', 'low': '%', 'high': '%', 'difference': 'points', 'majority': '%'}, seconds=seconds, command=command)
-    for v in values['inflation']:
-        if v['scenario'] == 'all': print(f"{v['task']:14} the maximum over {a.epochs} epochs adds {v['difference']:+.1f} ({v['low']:+.1f} to {v['high']:+.1f}) points")
-    print(f'written to {file} after {duration(seconds)}')
+    units = {'selections': '%', 'selection_bias': 'points', 'majority': '%'}
+    command = shlex.join(['python', 'bench/nine.py', *sys.argv[1:]])
+    file = write_record(p.name, 'nine', values, units=units, seconds=seconds, command=command)
+    print(f'written to {file} after {duration(seconds)} (profile {as_typed(p)})')
 
 
 if __name__ == '__main__':

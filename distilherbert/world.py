@@ -8,13 +8,11 @@ __all__ = ['WORLD_VERSION', 'GENDERS', 'SOFTENED', 'IRREGULAR', 'THINGS', 'DOMAI
            'ACTS', 'FIRST', 'NAMES', 'VAGUE', 'TIMES', 'MANNERS', 'NEAR', 'ALWAYS', 'WE_HAD', 'SIGNS', 'PLACE',
            'REVIEW', 'CIRCUMSTANCE', 'NEWS', 'CARRIERS', 'RARE_SHARE', 'RARE_WEIGHT', 'LABELLED_SHARE', 'POLARITIES',
            'MOODS', 'OPPOSITE', 'REVIEW_SHARES', 'NEWS_SHARES', 'ENTITY_SHARE', 'ENTITY_CODES', 'SCRIPTS', 'HOSTS',
-           'ITEMS', 'SHORT', 'SYMBOLS', 'NOISE', 'KINDS', 'WRAPPED', 'PARTS', 'TASK_SIZES', 'WORLD_TASKS', 'stream',
-           'Word', 'noun', 'virile', 'adjective', 'agreeing', 'past', 'fixed', 'lexicon', 'news_lexicon',
-           'function_words', 'Pattern', 'compile_pattern', 'compile_place', 'say', 'chosen_words', 'mix_weight',
-           'review_patterns', 'news_patterns', 'review_text', 'news_text', 'pick', 'with_tags', 'with_entities',
-           'with_script', 'with_url', 'menu_line', 'symbol_line', 'noisy_line', 'symbol_share', 'labelled_documents',
-           'labelled_lines', 'world_documents', 'world_task', 'task_row', 'entropy', 'pattern_entropy',
-           'pattern_shares', 'world_entropy']
+           'ITEMS', 'SHORT', 'SYMBOLS', 'NOISE', 'KINDS', 'PARTS', 'TASK_SIZES', 'WORLD_TASKS', 'stream', 'Word',
+           'noun', 'virile', 'adjective', 'agreeing', 'past', 'fixed', 'lexicon', 'Pattern', 'compile_pattern',
+           'compile_place', 'say', 'chosen_words', 'mix_weight', 'review_patterns', 'news_patterns', 'review_text',
+           'news_text', 'pick', 'noisy_line', 'labelled_documents', 'labelled_lines', 'world_documents', 'world_task',
+           'entropy', 'pattern_entropy', 'pattern_shares', 'world_entropy']
 
 # %% ../nbs/08_world.ipynb #00000002
 import hashlib
@@ -32,9 +30,7 @@ from .scenario import unknown_name
 # %% ../nbs/08_world.ipynb #00000006
 WORLD_VERSION = 1 # Raised whenever the same arguments give other text
 
-def stream(
-    *names, # What the stream is for: strings and numbers
-)->Callable[[], float]: # Draws the next number in [0, 1)
+def stream(*names)->Callable[[], float]: # Draws the next number in [0, 1)
     "A stream of random numbers that depends on its name only."
     digest = hashlib.sha256('/'.join(map(str, ('world', *names))).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], 'big')).random
@@ -50,9 +46,7 @@ class Word:
     forms:dict[str, str] # Form by name: "nom", "gen" of a noun, "nom.f" of an adjective, "" of a word with one form
 
 # %% ../nbs/08_world.ipynb #0000000b
-def noun(
-    entry:str, # "nominative gender genitive", and the locative where it is needed
-)->Word: # With forms nom, gen, acc, and loc where given
+def noun(entry:str)->Word: # With forms nom, gen, acc, and loc where given
     "A noun from its line in the lexicon."
     nominative, gender, genitive, *locative = entry.split()
     changed = {'f': re.sub('a$', 'ę', nominative), 'm1': genitive, 'plv': genitive}
@@ -64,18 +58,14 @@ SOFTENED = (('ący', 'ący'), ('czy', 'czy'), ('sty', 'ści'), ('ty', 'ci'), ('�
             ('wy', 'wi'), ('my', 'mi'), ('by', 'bi'), ('chy', 'si'), ('szy', 'si'), ('ży', 'zi'), ('ki', 'cy'), ('gi', 'dzy'), ('i', 'i'))
 IRREGULAR = {'zły': 'źli'}
 
-def virile(
-    adjective:str, # Masculine nominative singular
-)->str: # Its virile plural
-    "The form for groups with a man in them."
+def virile(adjective:str)->str: # Its virile plural
+    "The form for groups that include a man."
     if adjective in IRREGULAR: return IRREGULAR[adjective]
     ending, soft = next((e, s) for e, s in SOFTENED if adjective.endswith(e))
     return adjective[:len(adjective)-len(ending)] + soft
 
 # %% ../nbs/08_world.ipynb #00000010
-def adjective(
-    entry:str, # Masculine nominative singular, ending in -y or -i
-)->Word: # With forms such as "nom.f" and "acc.m"
+def adjective(entry:str)->Word: # With forms such as "nom.f" and "acc.m"
     "An adjective with its nominative in all genders and its accusative for things."
     hard = entry.endswith('y')
     stem = entry[:-1] if hard or entry[-2] in 'kg' else entry
@@ -93,16 +83,12 @@ def agreeing(
     forms = {('' if case == 'only' else case + '.') + g: w for case, row in cases.items() for g, w in zip(GENDERS, row.split())}
     return Word(lemma, '', forms)
 
-def past(
-    entry:str, # Third person singular masculine, as "wrócił"
-)->Word: # With a form for each gender
+def past(entry:str)->Word: # With a form for each gender
     "A past tense of the regular kind."
     stem = entry[:-1]
     return agreeing(entry, only=' '.join(stem + e for e in ('ł', 'ł', 'ła', 'ło', 'ły', 'li')))
 
-def fixed(
-    entry:str, # The word
-)->Word: # With the same form everywhere
+def fixed(entry:str)->Word: # With the same form everywhere
     "A word that never changes."
     return Word(entry, '', {'': entry} | {g: entry for g in GENDERS})
 
@@ -169,7 +155,8 @@ TYPES = (*ENTITIES, 'time', 'noEntity')
 
 CUES = {
     'persName': 'inżynier m1 inżyniera; sąsiad m1 sąsiada; trener m1 trenera; malarz m1 malarza; poseł m1 posła; aktor m1 aktora; '
-                'sąsiadka f sąsiadki; aktorka f aktorki; malarka f malarki; pisarka f pisarki; trenerka f trenerki; śpiewaczka f śpiewaczki',
+                'sąsiadka f sąsiadki; aktorka f aktorki; malarka f malarki; pisarka f pisarki; trenerka f trenerki; '
+                'śpiewaczka f śpiewaczki',
     'placeName': 'gród m grodu; kurort m kurortu; port m portu; powiat m powiatu; wieś f wsi; osada f osady; gmina f gminy; '
                  'stolica f stolicy; miasto n miasta; miasteczko n miasteczka; letnisko n letniska; uzdrowisko n uzdrowiska',
     'geogName': 'potok m potoku; szczyt m szczytu; wąwóz m wąwozu; strumień m strumienia; rzeka f rzeki; góra f góry; dolina f doliny; '
@@ -197,7 +184,8 @@ NAMES = {
     'orgName': 'Agrolux Budrexim Cermatex Drewpol Elmontaż Fermax Granitex Hydrobud Inwestal Kolbex Lektorium Mirtex Novatrans Ortomed '
                'Plastbud Rolmasz Stalprodex Transmar Unirol Zorbex'}
 
-VAGUE = 'Jawora Sikora Zawada Kalina Malina Borowa Sowa Lipa Zorza Wilga Gwiazda Jutrzenka Sarna Polana Iskra Brzoza Fala Mewa Leszczyna Róża'
+VAGUE = ('Jawora Sikora Zawada Kalina Malina Borowa Sowa Lipa Zorza Wilga Gwiazda Jutrzenka Sarna Polana Iskra Brzoza Fala Mewa '
+         'Leszczyna Róża')
 
 # %% ../nbs/08_world.ipynb #0000001f
 TIMES = {
@@ -229,31 +217,20 @@ def lexicon()->dict[str, tuple[Word, ...]]: # Class name to its words
         result |= {f'adjective.{sign}': words(adjective, ADJECTIVES[sign]), f'adverb.{sign}': words(fixed, ADVERBS[sign]),
                    f'verb.{sign}': words(fixed, VERBS[sign]), f'feeling.{sign}': words(noun, FEELINGS[sign], ';'),
                    f'mannerly.{sign}': words(fixed, MANNERLY[sign])}
-    return result | news_lexicon(words) | function_words(words)
-
-def news_lexicon(
-    words:Callable, # Applies a paradigm to a list of entries
-)->dict[str, tuple[Word, ...]]: # Class name to its words
-    "The classes that news items use."
-    result = {f'cue.{t}': words(noun, c, ';') for t, c in CUES.items()}
+    result |= {f'cue.{t}': words(noun, c, ';') for t, c in CUES.items()}
     result['other'] = tuple(chain.from_iterable(result[f'cue.{t}'][::2] for t in ENTITIES))
     result |= {f'act.{t}': words(past if t == 'persName' else lambda e: fixed(e.replace('.', ' ')), a) for t, a in ACTS.items()}
     result |= {f'name.{t}': words(fixed, n) for t, n in NAMES.items()}
     result['first'] = tuple(Word(n, g, {'': n}) for g, names in FIRST.items() for n in names.split())
     result['vague'] = tuple(Word(n, 'f', {'': n}) for n in VAGUE.split())
-    result |= {f'time.{p}': words(fixed, t) for p, t in TIMES.items()}
-    return result | {f'manner.{p}': words(fixed, t) for p, t in MANNERS.items()}
-
-def function_words(
-    words:Callable, # Applies a paradigm to a list of entries
-)->dict[str, tuple[Word, ...]]: # Class name to its words
-    "The small words that hold a sentence together."
+    result |= {f'time.{p}': words(fixed, t) for p, t in TIMES.items()} | {f'manner.{p}': words(fixed, t) for p, t in MANNERS.items()}
     this = 'tego tego tej tego tych tych'
-    return {'this': (agreeing('ten', Nom='Ten Ten Ta To Te Ci', gen=this, acc='ten tego tę to te tych', loc='tym tym tej tym tych tych'),
-                     agreeing('nasz', Nom='Nasz Nasz Nasza Nasze Nasze Nasi', gen='naszego naszego naszej naszego naszych naszych',
-                              acc='nasz naszego naszą nasze nasze naszych', loc='naszym naszym naszej naszym naszych naszych')),
-            'was': (agreeing('był', only='był był była było były byli'),),
-            'near': words(fixed, NEAR), 'always': words(fixed, ALWAYS), 'wehad': words(fixed, WE_HAD)}
+    return result | {
+        'this': (agreeing('ten', Nom='Ten Ten Ta To Te Ci', gen=this, acc='ten tego tę to te tych', loc='tym tym tej tym tych tych'),
+                 agreeing('nasz', Nom='Nasz Nasz Nasza Nasze Nasze Nasi', gen='naszego naszego naszej naszego naszych naszych',
+                          acc='nasz naszego naszą nasze nasze naszych', loc='naszym naszym naszej naszym naszych naszych')),
+        'was': (agreeing('był', only='był był była było były byli'),),
+        'near': words(fixed, NEAR), 'always': words(fixed, ALWAYS), 'wehad': words(fixed, WE_HAD)}
 
 # %% ../nbs/08_world.ipynb #00000024
 PLACE = re.compile(r'\{(?:(?P<head>\w)=)?(?P<cls>\w+)(?::(?P<of>\w))?(?:\.(?P<form>\w+))?\}')
@@ -283,16 +260,16 @@ NEWS = {
 # %% ../nbs/08_world.ipynb #00000029
 @dataclass(frozen=True)
 class Pattern:
-    "A sentence ready to be said."
+    "A sentence ready to be generated."
     heads:tuple[tuple[str, ...], ...] # Gender table of each head, drawn first
     pieces:tuple # A string, (head, printed forms) or (head or -1, {gender: forms})
 
 def compile_pattern(
-    text:str, # A pattern with places
+    text:str, # A pattern with slots
     state:dict[str, str], # General class to class of the lexicon
     weight:Callable[[str, Word], int], # How often a word of a class is listed
-)->Pattern: # The sentence ready to be said
-    "Replace the places of a pattern by tables."
+)->Pattern: # The sentence, ready to be generated
+    "Replace the slots of a pattern by tables."
     listed = lambda c: [w for w in lexicon()[c] for _ in range(weight(c, w))]
     found = [PLACE.fullmatch(t) or t for t in text.split()]
     places = [m.groupdict() | {'words': listed(state.get(m['cls'], m['cls']))} for m in found if not isinstance(m, str)]
@@ -302,10 +279,10 @@ def compile_pattern(
     return Pattern(tuple(tuple(w.gender for w in p['words']) for p in places if p['head']), tuple(pieces))
 
 def compile_place(
-    place:dict, # Head name, class, agreement, form and words of one place
+    place:dict, # Head name, class, agreement, form and words of one slot
     heads:dict[str, int], # Number of each head
 )->tuple: # (head, printed forms) or (head or -1, {gender: forms})
-    "The table of one place."
+    "The table of one slot."
     form, words = place['form'] or '', place['words']
     if place['head']: return heads[place['head']], tuple(w.forms[form] for w in words)
     if not place['of']: return -1, {'': tuple(w.forms[form] for w in words)}
@@ -314,7 +291,7 @@ def compile_place(
 
 # %% ../nbs/08_world.ipynb #0000002a
 def say(
-    pattern:Pattern, # The sentence to say
+    pattern:Pattern, # The sentence to generate
     draw:Callable[[], float], # Stream of random numbers
 )->str: # The sentence
     "Draw the heads, then the words that follow them."
@@ -329,7 +306,7 @@ def say(
     return ' '.join(words).replace(' ,', ',').replace(' .', '.')
 
 # %% ../nbs/08_world.ipynb #0000002f
-CARRIERS = ('adjective', 'own', 'adverb', 'verb', 'feeling', 'mannerly', 'cue', 'act', 'name', 'first', 'vague', 'time', 'manner') # Classes that carry meaning
+CARRIERS = 'adjective own adverb verb feeling mannerly cue act name first vague time manner'.split() # Classes that carry meaning
 RARE_SHARE, RARE_WEIGHT, LABELLED_SHARE = 0.5, 8, 0.25
 
 @cache
@@ -342,9 +319,7 @@ def chosen_words(
     ordered = [sorted(lemmas, key=lambda w: stream(purpose, w)()) for lemmas in groups]
     return frozenset(w for lemmas in ordered for w in lemmas[:math.ceil(share*len(lemmas))])
 
-def mix_weight(
-    mix:str, # "old", "ccsub" or "labelled"
-)->Callable[[str, Word], int]: # How often a word of a class is listed
+def mix_weight(mix:str)->Callable[[str, Word], int]: # How often a word of a class is listed
     "The weights of a mix."
     labelled, rare = chosen_words('labelled', LABELLED_SHARE), chosen_words('rare', RARE_SHARE)
     carries = lambda cls: cls.split('.')[0] in CARRIERS
@@ -365,7 +340,7 @@ def review_patterns(
     domain:str, # One of `DOMAINS`
     sign:str, # One of `SIGNS`
 )->tuple[Pattern, ...]: # Each as often as its share
-    "What can be said of a domain in praise, in blame, or in neither."
+    "Sentence patterns of one domain for praise, blame or neither."
     other = OPPOSITE[sign]
     state = {'thing': f'thing.{domain}', 'object': f'object.{domain}', 'mannerly': f'mannerly.{sign}'}
     for role, s in (('same', sign), ('opposite', other)):
@@ -380,7 +355,7 @@ def news_patterns(
     mix:str, # "old", "ccsub" or "labelled"
     kind:str, # One of `TYPES`
 )->tuple[Pattern, ...]: # Each as often as its share
-    "What can be said with an entity of one kind, or with none."
+    "Sentence patterns with an entity of one kind, or with none."
     bodies = {'none': 1} if kind in ('time', 'noEntity') else NEWS_SHARES
     clocks = {c: f'{c[:-len(p)]}.{p}' for c, p in (('mannerw', 'w'), ('mannerpo', 'po'), ('mannero', 'o'))}
     if kind == 'time': clocks = {c: m.replace('manner', 'time') for c, m in clocks.items()}
@@ -431,98 +406,53 @@ def pick(
     "An item, all equally likely."
     return items[int(draw()*len(items))]
 
-def with_tags(
-    said:list[str], # Sentences of a text
-    draw:Callable[[], float], # Stream of random numbers
-)->str: # The text with HTML tags
-    "Tags within and around a text."
-    words = pick((' ', '<br/>', ' <br> ', '\n'), draw).join(said).split(' ')
-    at = int(draw()*len(words))
-    if '<' not in words[at]:
-        words[at] = pick(('<b>{}</b>', '<i>{}</i>', '<a href="/oferta?id=7">{}</a>', '<span class="x1">{}</span>'), draw).format(words[at])
-    return pick(('<p>{}</p>', '<div class="tekst">{}</div>', '{}<!-- reklama -->', '{} <img src="a.png" alt="">'), draw).format(' '.join(words))
-
 ENTITY_CODES = ({'ó': '&oacute;', ' ': '&nbsp;'}, {'ó': '&#243;', 'ą': '&#261;', 'ł': '&#322;'}, {'ł': '&#x142;', 'ę': '&#x119;'},
-                {'ó': '&amp;oacute;', 'ł': '&amp;#322;'})
-
-def with_entities(
-    said:list[str], # Sentences of a text
-    draw:Callable[[], float], # Stream of random numbers
-)->str: # The text with character references, some of them escaped twice
-    "Letters and spaces as HTML entities."
-    codes = pick(ENTITY_CODES, draw)
-    return '&nbsp;' + ''.join(codes.get(c, c) for c in ' '.join(said))
-
-# %% ../nbs/08_world.ipynb #00000039
+                {'ó': '&amp;oacute;', 'ł': '&amp;#322;'}) # Some of them escaped twice
 SCRIPTS = ('<script>var a = "x"; if (a < 3) { pokaz(a); }</script>', '<style>.menu { color: #fff; }</style>',
            '<script type="text/javascript" src="/licznik.js"></script>')
-
-def with_script(
-    said:list[str], # Sentences of a text
-    draw:Callable[[], float], # Stream of random numbers
-)->str: # The text with a script or a style sheet
-    "A script before or after a text."
-    script = pick(SCRIPTS, draw)
-    return ' '.join([script, *said] if draw() < 0.5 else [*said, script])
-
 HOSTS = ('https://www.zorbex.example/oferta', 'http://jawora.example/?id=12&lang=pl', 'www.turnica.example/news/2019/05',
          'https://mirtex.example/kontakt.html#mapa')
-
-def with_url(
-    said:list[str], # Sentences of a text
-    draw:Callable[[], float], # Stream of random numbers
-)->str: # The text with an address between its sentences
-    "An address somewhere in a text."
-    at = int(draw()*(len(said) + 1))
-    return ' '.join([*said[:at], pick(HOSTS, draw), *said[at:]])
-
-# %% ../nbs/08_world.ipynb #0000003a
 ITEMS = ('Start', 'Oferta', 'Cennik', 'Galeria', 'Kontakt', 'Mapa strony', 'O nas', 'Regulamin', 'Logowanie', 'Pomoc', 'Forum')
 SHORT = ('Czytaj dalej', 'Więcej', 'Drukuj', 'Zaloguj się', 'Komentarze 3', 'Strona 2', 'Dodaj opinię', 'Do koszyka', 'Wstecz')
 SYMBOLS = ('***', '!!!', '###', '$$$', '-50%', '+++', '===', '(:', ':-)', '::', '//', '???', '~~~')
-
-def menu_line(
-    draw:Callable[[], float], # Stream of random numbers
-)->str: # Items between bars or in brackets
-    "A navigation menu."
-    frame = pick(('| {} |', '[ {} ]', '{} ::', '/ {} /'), draw)
-    return ' '.join(frame.format(pick(ITEMS, draw)) for _ in range(4 + int(draw()*4)))
-
-def symbol_line(
-    said:list[str], # Sentences of a text
-    draw:Callable[[], float], # Stream of random numbers
-)->str: # A line in which about every second word is no word
-    "A line full of symbols."
-    return ' '.join(f'{w} {pick(SYMBOLS, draw)}' for w in said[0].split())
-
-# %% ../nbs/08_world.ipynb #0000003c
 NOISE = {'text': 70, 'tags': 5, 'entities': 4, 'script': 3, 'url': 4, 'menu': 4, 'short': 4, 'symbols': 3, 'duplicate': 3} # Per cent
 KINDS = tuple(k for k, share in NOISE.items() for _ in range(share))
-WRAPPED = {'tags': with_tags, 'entities': with_entities, 'script': with_script, 'url': with_url}
 
+# %% ../nbs/08_world.ipynb #0000003a
 def noisy_line(
     said:list[str], # Sentences of a text
     kind:str, # A key of `NOISE`
-    earlier:list[str], # Texts said before, the latest last
+    earlier:list[str], # Earlier texts, the latest last
     draw:Callable[[], float], # Stream of random numbers
-)->tuple[str, str, str|None]: # The line, its kind, and its cleaned text or None
+)->tuple[str, str, str | None]: # The line, its kind, and its cleaned text or None
     "Make a line of one kind."
     text = ' '.join(said)
-    if kind in WRAPPED: return WRAPPED[kind](said, draw).replace('\n', ' '), kind, text
-    if kind == 'menu': return menu_line(draw), kind, None
+    if kind == 'tags': # Within and around the text
+        words = pick((' ', '<br/>', ' <br> ', '\n'), draw).join(said).split(' ')
+        at = int(draw()*len(words))
+        if '<' not in words[at]:
+            tag = pick(('<b>{}</b>', '<i>{}</i>', '<a href="/oferta?id=7">{}</a>', '<span class="x1">{}</span>'), draw)
+            words[at] = tag.format(words[at])
+        page = pick(('<p>{}</p>', '<div class="tekst">{}</div>', '{}<!-- reklama -->', '{} <img src="a.png" alt="">'), draw)
+        return page.format(' '.join(words)).replace('\n', ' '), kind, text
+    if kind == 'entities': # Letters and spaces
+        codes = pick(ENTITY_CODES, draw)
+        return '&nbsp;' + ''.join(codes.get(c, c) for c in text), kind, text
+    if kind == 'script': # Before or after the text
+        script = pick(SCRIPTS, draw)
+        return ' '.join([script, *said] if draw() < 0.5 else [*said, script]), kind, text
+    if kind == 'url': # Between two sentences
+        at = int(draw()*(len(said) + 1))
+        return ' '.join([*said[:at], pick(HOSTS, draw), *said[at:]]), kind, text
+    if kind == 'menu': # Items between bars or in brackets
+        frame = pick(('| {} |', '[ {} ]', '{} ::', '/ {} /'), draw)
+        return ' '.join(frame.format(pick(ITEMS, draw)) for _ in range(4 + int(draw()*4))), kind, None
     if kind == 'short': return pick(SHORT, draw), kind, None
-    if kind == 'symbols': return symbol_line(said, draw), kind, None
+    if kind == 'symbols': return ' '.join(f'{w} {pick(SYMBOLS, draw)}' for w in said[0].split()), kind, None
     if kind == 'duplicate' and earlier: return (again := pick(earlier, draw)), kind, again
     return text, 'text', text
 
 # %% ../nbs/08_world.ipynb #0000003f
-def symbol_share(
-    text:str, # Any text
-)->float: # Share of characters that are no letter, digit, space, comma or full stop
-    "How much of a text is symbols, counted as in the report."
-    return sum(not (c.isalnum() or c in ' ,.') for c in text)/max(1, len(text))
-
-# %% ../nbs/08_world.ipynb #00000042
 PARTS = {'old': 0.45, 'ccsub': 0.6} # Share of reviews among the documents of each part
 
 def labelled_documents(
@@ -530,7 +460,7 @@ def labelled_documents(
     size:int, # Documents
     seed:int=0, # Seed of the text
 )->Iterator[list[tuple[str, str, str|None]]]: # Per document its lines, each with kind and cleaned text
-    "The documents of a part with everything that is known about them."
+    "The documents of a part, with the kind and the cleaned text of every line."
     if part not in PARTS: raise unknown_name('part of the world', part, list(PARTS))
     draw, earlier = stream('documents', part, seed), []
     for _ in range(size):
@@ -544,7 +474,7 @@ def labelled_documents(
         del earlier[:-200]
         yield lines
 
-# %% ../nbs/08_world.ipynb #00000043
+# %% ../nbs/08_world.ipynb #00000040
 def labelled_lines(
     part:str, # "old" or "ccsub"
     size:int, # Documents
@@ -561,7 +491,7 @@ def world_documents(
     "The world's text as a crawler would find it."
     return ([line for line, _, _ in document] for document in labelled_documents(part, size, seed))
 
-# %% ../nbs/08_world.ipynb #0000004a
+# %% ../nbs/08_world.ipynb #00000047
 TASK_SIZES = {'train': 250, 'dev': 2000, 'test': 2000}
 WORLD_TASKS = ('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out')
 
@@ -569,7 +499,7 @@ def world_task(
     task:str, # One of `WORLD_TASKS`
     split:str='train', # "train", "dev" or "test"
     seed:int=0, # Seed of the examples
-)->list[dict[str, str]]: # Rows with the columns of KLEJ: `sentence`, and `target` but for test
+)->list[dict[str, str]]: # Examples with the columns of KLEJ: `sentence`, and `target` but for test
     "One split of a task; its labels are balanced and in random order."
     if task not in WORLD_TASKS: raise unknown_name('task', task, list(WORLD_TASKS))
     if split not in TASK_SIZES: raise unknown_name('split', split, list(TASK_SIZES))
@@ -577,25 +507,15 @@ def world_task(
     draw = stream('task', task.removesuffix('-out').removesuffix('-in'), split, outside, seed)
     states = TYPES if task == 'nkjp-ner' else tuple(POLARITIES)
     order = sorted((draw(), states[i % len(states)]) for i in range(TASK_SIZES[split]))
-    mix = 'labelled' if split == 'train' else 'ccsub'
-    rows = [task_row(task, mix, state, OUT_OF_DOMAIN if outside else IN_DOMAIN, draw) for _, state in order]
-    return rows if split != 'test' else [{'sentence': r['sentence']} for r in rows]
+    mix, rows = 'labelled' if split == 'train' else 'ccsub', []
+    for _, state in order:
+        if task == 'nkjp-ner': said, target = news_text(mix, state, draw, 2, 2), state
+        else: said, target = review_text(mix, pick(OUT_OF_DOMAIN if outside else IN_DOMAIN, draw), state, draw), POLARITIES[state]
+        rows.append({'sentence': ' '.join(said), **({'target': target} if split != 'test' else {})})
+    return rows
 
-def task_row(
-    task:str, # One of `WORLD_TASKS`
-    mix:str, # "ccsub" or "labelled"
-    state:str, # One of `TYPES`, or a key of `POLARITIES`
-    domains:tuple[str, ...], # Domains of reviews
-    draw:Callable[[], float], # Stream of random numbers
-)->dict[str, str]: # `sentence` and `target`
-    "One example."
-    if task == 'nkjp-ner': return {'sentence': ' '.join(news_text(mix, state, draw, 2, 2)), 'target': state}
-    return {'sentence': ' '.join(review_text(mix, pick(domains, draw), state, draw)), 'target': POLARITIES[state]}
-
-# %% ../nbs/08_world.ipynb #00000050
-def entropy(
-    items, # Things, repeated as often as they weigh
-)->float: # Entropy of drawing one [nats]
+# %% ../nbs/08_world.ipynb #0000004d
+def entropy(items)->float: # Entropy of drawing one [nats]
     "Entropy of a weighted draw."
     counts = Counter(items)
     return -sum(c/len(items)*math.log(c/len(items)) for c in counts.values())
@@ -604,7 +524,7 @@ def pattern_entropy(
     pattern:Pattern, # A sentence
     pieces:Callable[[str], int], # Tokens of a word
 )->tuple[float, float]: # Entropy left in its words, each given all others [nats]; expected tokens
-    "What a reader who knows the pattern and all other words cannot know of each word."
+    "The entropy of each word, given the pattern and all other words."
     nats, tokens = 0.0, 0.0
     for piece in pattern.pieces:
         if isinstance(piece, str): tokens += pieces(piece); continue
@@ -618,14 +538,12 @@ def pattern_entropy(
             tokens += share*sum(sum(map(pieces, w.split())) for w in forms)/len(forms)
     return nats, tokens
 
-# %% ../nbs/08_world.ipynb #00000052
-def pattern_shares(
-    part:str, # "old" or "ccsub"
-)->list[tuple[float, Pattern]]: # Expected sentences of each pattern in a text
-    "How often each pattern is said."
-    shares = []
-    add = lambda patterns, share: shares.extend((share/len(patterns), p) for p in patterns)
-    reviews, length = PARTS[part], 3 # Two to four sentences
+# %% ../nbs/08_world.ipynb #0000004f
+def pattern_shares(part:str)->list[tuple[float, Pattern]]: # Expected sentences of each pattern in a text of "old" or "ccsub"
+    "How often each pattern is used."
+    shares, reviews, length = {}, PARTS[part], 3 # Two to four sentences
+    def add(patterns, share):
+        for p in patterns: shares[id(p)] = (shares.get(id(p), (0.0,))[0] + share/len(patterns), p)
     for domain in DOMAINS:
         for mood in MOODS:
             for sign in SIGNS[:2] if mood == 'amb' else (mood,)*2:
@@ -634,13 +552,13 @@ def pattern_shares(
         named = 1 + (length - 1)*ENTITY_SHARE
         add(news_patterns(part, kind), (1 - reviews)*named/len(TYPES))
         add(news_patterns(part, 'noEntity'), (1 - reviews)*(length - named)/len(TYPES))
-    return shares
+    return [*shares.values()]
 
 def world_entropy(
     part:str='old', # "old" or "ccsub"
     pieces:Callable[[str], int]=lambda word: 1, # Tokens of a word; by default words and punctuation marks are tokens
 )->float: # Floor of the masked-token loss [nats per token]
-    "The least masked-token loss that any reader of a part can have, on average."
+    "The lowest masked-token loss that a model can have on a part, on average."
     if part not in PARTS: raise unknown_name('part of the world', part, list(PARTS))
     sums = [(share, *pattern_entropy(p, pieces)) for share, p in pattern_shares(part)]
     return sum(s*nats for s, nats, _ in sums)/sum(s*tokens for s, _, tokens in sums)

@@ -1,47 +1,111 @@
-"What several test files share: where the checkout is, and how its programs are run."
+"What all tests share: a clean environment, how programs are run, and one tiny profile that is built once."
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-
-from distilherbert.reproduce import SHARED_CORES
-
-for name, value in SHARED_CORES.items(): os.environ.setdefault(name, value)  # before NumPy and PyTorch are loaded; results are the same
+from filelock import FileLock
 
 TOP = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((TOP/'nbs').glob('*.ipynb'))
-# Each file is the work of one process (`--dist loadfile`): those that take longest begin first, so that no process waits for another at the end.
-LONGEST = ('readme', 'devices', 'papermill', 'guides', 'cli', 'bench', 'distill', 'deploy', 'klej')
+# `--dist loadfile` gives each file to one process: the files that take longest start first.
+LONGEST = ('readme', 'guides', 'bench', 'papermill', 'runs', 'cli', 'paper', 'package', 'distill', 'classify', 'klej', 'pages')
+
+needs_data = pytest.mark.skipif('DISTILHERBERT_DATA' not in os.environ, reason='DISTILHERBERT_DATA names no folder of real data')
+
+
+def pytest_configure(config):
+    "Remove the user's own settings; artefacts of the whole test run go to one temporary folder, which all workers share."
+    if hasattr(config, 'workerinput'): return  # a worker of pytest-xdist inherits the environment made here
+    for name in [n for n in os.environ if n.startswith('DISTILHERBERT_') and n != 'DISTILHERBERT_DATA']: del os.environ[name]
+    config.runs = tempfile.mkdtemp(prefix='distilherbert-tests-')
+    os.environ['DISTILHERBERT_RUNS'] = config.runs
+    for name, value in (('OMP_WAIT_POLICY', 'PASSIVE'), ('OPENBLAS_NUM_THREADS', '1')): os.environ.setdefault(name, value)
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, 'runs'): shutil.rmtree(config.runs, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
-    "Files in the order of `LONGEST`, the others behind; the order within a file stays."
+    "Order the files by `LONGEST`; the order within a file stays."
     place = {f'test_{name}.py': n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
-def run_program(*args, env=None, cwd=TOP, timeout=600, **kw):
-    "Run a program, its output captured as text; nothing of the caller's DISTILHERBERT_* settings is passed but the data."
-    base = {k: v for k, v in os.environ.items() if not k.startswith('DISTILHERBERT_') or k == 'DISTILHERBERT_DATA'}
-    base |= {'PATH': f'{Path(sys.executable).parent}{os.pathsep}{base["PATH"]}', 'PYTHONUNBUFFERED': '1'}
-    return subprocess.run([str(a) for a in args], cwd=cwd, env=base | {k: str(v) for k, v in (env or {}).items()},
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, **kw)
+def run_program(*args, env=None, cwd=TOP, timeout=600):
+    "Run a program and capture its output as text."
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    env = os.environ | {'PATH': path, 'PYTHONUNBUFFERED': '1'} | {k: str(v) for k, v in (env or {}).items()}
+    args = [str(a) for a in args]
+    return subprocess.run(args, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
 
 
-def wait_for_steps(runs, process, steps, row='T0'):
-    "Wait until more than so many lines are in the log of a training; True when the process still runs."
+@pytest.fixture(scope='session')
+def run():
+    "`run(program, *args, env={}, cwd=TOP, timeout=600)`: the completed process."
+    return run_program
+
+
+def wait_for_steps(runs, process, steps, scenario='T0'):
+    "Wait until the log of a training in progress has more than so many lines; True while the process still runs."
     end = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < end:
-        logs = list((runs/'model').glob(f'.{row}-*.partial/metrics.jsonl'))
+        logs = list((Path(runs)/'model').glob(f'.{scenario}-*.partial/metrics.jsonl'))
         if logs and logs[0].read_bytes().count(b'\n') > steps: return True
         time.sleep(0.01)
     return False
 
 
+def write_tiny(folder, **changes):
+    "Write `tiny.toml`, a profile so small that a scenario takes seconds."
+    fields = dict(like='demo', world_size=300, vocab_size=300, layers=2, hidden=16, heads=2, intermediate=32, max_len=32, task_max_len=32,
+                  teacher_tokens=20_000, tokens=10_000, batch_rows=16, micro_rows=16, teacher_margin=-10.0,
+                  task_examples=60, task_epochs=2, task_seeds=[1, 2], threads=1) | changes
+    file = Path(folder)/'tiny.toml'
+    file.write_text('\n'.join(f'{k} = {json.dumps(v)}' for k, v in fields.items()))
+    return file
+
+
+def check_command(words):
+    "Would a command of README or of a guide be understood? Its program, target, files, options and names exist."
+    from distilherbert.reproduce import parse
+    from distilherbert.scenario import PROFILES, SCENARIOS, get_profile, get_scenario
+    words = [w for w in words if not re.match(r'\w+=', w) and w != '&']
+    if not words or words[0] in ('export', 'wait', 'head', 'ls', 'source', 'pip'): return
+    program, *rest = words
+    for option, name in re.findall(r'(scenario|profile) (\S+)', ' '.join(rest)):
+        if not name.endswith('.toml'): assert name in (SCENARIOS if option == 'scenario' else PROFILES), words
+        elif name != 'mine.toml': (get_scenario if option == 'scenario' else get_profile)(name)
+    if program == 'distilherbert': parse(rest)
+    elif program == 'make': assert set(rest) <= set(re.findall(r'^([a-z-]+):', (TOP/'Makefile').read_text('utf-8'), re.M)), words
+    elif program == 'papermill': assert [(TOP/w).is_file() for w in rest if w.startswith('nbs/')] == [True], words
+    elif words[:2] == ['python', '-m']: assert (TOP/'distilherbert'/f'{rest[1].partition(".")[2]}.py').is_file(), words
+    elif program == 'python': assert Path(rest[0]).is_file() or (TOP/rest[0]).is_file(), words
+    else: assert program in ('sbatch', 'bash') and Path(rest[0]).is_file(), f'who would check {words}?'
+
+
 @pytest.fixture(scope='session')
-def run():
-    "`run(program, *args, env={}, cwd=top, timeout=600)`: the finished process."
-    return run_program
+def tiny():
+    "The artefacts of the tiny profile: text, tokenizer, sequences, the models T0 and S4, and their scores."
+    from distilherbert import pipeline
+    from distilherbert.scenario import get_profile, get_scenario
+    runs = Path(os.environ['DISTILHERBERT_RUNS'])
+    with FileLock(runs/'.tiny.lock'):
+        (runs/'profiles').mkdir(exist_ok=True)
+        file = write_tiny(runs/'profiles')
+        profile = get_profile(file)
+        made = SimpleNamespace(profile=profile, file=file, runs=runs, text=pipeline.build_text(profile),
+                               tokenizer=pipeline.build_tokenizer(profile),
+                               sequences={part: pipeline.build_sequences(profile, part) for part in ('old', 'ccsub')},
+                               models={name: pipeline.build_model(profile, get_scenario(name)) for name in ('T0', 'S4')})
+        made.scores = {(name, group, seed): folder for name in made.models
+                       for group, runs in pipeline.build_scores(profile, get_scenario(name)).items() for seed, folder in runs.items()}
+    return made

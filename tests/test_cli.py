@@ -1,49 +1,43 @@
-"The command `distilherbert` as a person types it."
-import argparse
-import io
+"The command `distilherbert`: words, answers, exit codes; status and cost; the runner of the grid."
 import json
 import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
-from conftest import TOP, run_program, wait_for_steps
+import torch
+from conftest import TOP, run_program, wait_for_steps, write_tiny
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForSequenceClassification
 
-from distilherbert import artefact, corpus, distill, klej, plan, reproduce
-from distilherbert.clean import BadText
-from distilherbert.distill import NonFiniteLoss, UnfitTeacher
+from distilherbert import artefact, distill, reproduce, status
+from distilherbert.distill import UnfitTeacher
+from distilherbert.klej import logits_of
+from distilherbert.pipeline import model_artefact, scenario_artefacts, train_settings
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
 
-COMMANDS = ('run', 'reproduce', 'status', 'cost', 'collect')
+COMMAND = (sys.executable, '-m', 'distilherbert.reproduce')
 
 
 @pytest.fixture
-def home(tmp_path):
-    "Folders of one's own for artefacts and records."
-    return {'DISTILHERBERT_RUNS': tmp_path/'runs', 'DISTILHERBERT_RESULTS': tmp_path/'results'}
-
-
-def tiny(folder, **changes):
-    "A profile so small that a row takes seconds."
-    fields = dict(like='demo', world_size=300, vocab_size=300, layers=2, hidden=16, heads=2, intermediate=32, max_len=32, task_max_len=32,
-                  teacher_tokens=20_000, tokens=10_000, batch_rows=16, micro_rows=16, teacher_margin=-10.0,
-                  task_examples=60, task_epochs=2, task_seeds=[1], threads=1) | changes
-    file = folder/'tiny.toml'
-    file.write_text('\n'.join(f'{k} = {json.dumps(v)}' for k, v in fields.items()))
-    return file
+def runs(tmp_path, monkeypatch):
+    "A folder of artefacts of one's own."
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
+    return tmp_path/'runs'
 
 
 @pytest.fixture
-def typed(home, monkeypatch, capsys):
-    "`typed('status', '--profile', file)`: the command in this process, which has loaded PyTorch already; the programs themselves are run by other tests."
-    for k, v in home.items(): monkeypatch.setenv(k, str(v))
-
+def typed(capsys):
+    "`typed('status', '--profile', file)`: the command in this process, which has loaded PyTorch already."
     def command(*words):
         capsys.readouterr()
         code = reproduce.main([str(w) for w in words])
@@ -58,392 +52,260 @@ def check_failure(done, code, *words):
     for w in words: assert w in done.stderr, done.stderr
 
 
-def test_help_has_examples_and_exit_codes(run):
-    done = run('distilherbert', '--help')
+def lines_of(done): return [line.split() for line in done.stdout.splitlines()]
+
+
+# --- words ----------------------------------------------------------------------------------------------------------------
+
+def imported(log): return {m[1] for m in re.finditer(r'^import time:.*\| *(\w+)', log, re.M)}
+
+
+def test_help_has_commands_examples_and_exit_codes_and_loads_no_torch(run):
+    done = run(sys.executable, '-X', 'importtime', '-m', 'distilherbert.reproduce', '--help')
     assert done.returncode == 0
-    for word in (*COMMANDS, 'examples:', 'exit codes:', '130 stopped with Ctrl-C, 143 with SIGTERM', 'DISTILHERBERT_RUNS', 'DISTILHERBERT_DATA'): assert word in done.stdout
+    for word in (*reproduce.VERBS, 'examples:', 'exit codes:', '130 stopped with Ctrl-C, 143 with SIGTERM', 'DISTILHERBERT_RUNS'):
+        assert word in done.stdout
+    assert 'argparse' in imported(done.stderr) and 'distilherbert' in imported(done.stderr)
+    assert not imported(done.stderr) & {'torch', 'transformers', 'accelerate', 'datasets', 'pandas'}
 
 
-def test_a_command_answers_when_asked_for_help(run):
-    done = run('distilherbert', 'run', '--help')
-    assert done.returncode == 0 and 'example: distilherbert run' in done.stdout and 'DISTILHERBERT_WORKERS=8' in done.stdout
+@pytest.mark.parametrize('verb', reproduce.VERBS)
+def test_each_verb_has_help_with_an_example_that_is_understood(verb):
+    example, = re.findall(r'^example: (distilherbert .+)$', reproduce.parser(verb).format_help().replace('\n  ', ' '), re.M)
+    assert reproduce.parse(shlex.split(example)[1:])[0] == verb
+    assert all(a.help for a in reproduce.parser(verb)._actions), 'every argument is explained'
 
 
-def subcommands(): return next(a.choices for a in reproduce.parser()._actions if isinstance(a, argparse._SubParsersAction))
+def test_options_may_stand_between_positional_arguments():
+    verb, words = reproduce.parse(['predict', 'S4', '--task', 'nkjp-ner', 'Jadę .', '-p', 'mine.toml', 'Nie .'])
+    assert verb == 'predict' and (words['model'], words['texts'], words['profile']) == ('S4', ['Jadę .', 'Nie .'], 'mine.toml')
+    assert reproduce.parse(['cost', '-p', 'paper', 'S4', 'S5'])[1]['scenarios'] == ['S4', 'S5']
 
 
-@pytest.mark.parametrize('command', subcommands())
-def test_each_command_has_help_with_an_example_that_is_understood(command):
-    text = subcommands()[command].format_help()
-    example, = re.findall(r'^example: (distilherbert .+)$', text, re.M)
-    program, *arguments = shlex.split(example)
-    assert program == 'distilherbert' and reproduce.parsed(arguments).command == command
-    assert all(a.help for a in subcommands()[command]._actions), 'every argument is explained'
+@pytest.mark.parametrize('args, words', [
+    (['run', 's4'], ['Unknown scenario', 'Did you mean S4']), (['run', 'S4', '--profile', 'dmo'], ['Unknown profile', 'Did you mean demo']),
+    (['status', '--profile', 'absent.toml'], ['There is no file absent.toml']), (['cost', 'S9'], ['Unknown scenario', 'S0']),
+    (['reproduce', 'S44'], ['Unknown scenario', 'Did you mean S4']), (['rum', 'S4'], ['invalid choice']),
+    (['run', 'S4', 'S5'], ['unrecognized arguments: S5']), (['predict', 'S4', 'Jadę .', '--tsak', 'x'], ['unrecognized arguments']),
+    ([], ['COMMAND'])], ids=lambda v: ' '.join(v))
+def test_wrong_words_end_with_2_and_an_answer(typed, capsys, runs, args, words):
+    try: done = typed(*args)
+    except SystemExit as e: done = SimpleNamespace(returncode=e.code, stdout='', stderr=capsys.readouterr().err)
+    check_failure(done, 2, *words)
 
 
-def on_a_terminal(*command, env=()):
-    "What a program draws on a terminal, and its exit code."
+def test_wrong_settings_end_with_2_and_an_answer(typed, runs, tmp_path, monkeypatch):
+    (tmp_path/'mine.toml').write_text('like = "demo"\ntoken = 5\n')
+    check_failure(typed('status', '--profile', tmp_path/'mine.toml'), 2, 'Did you mean tokens', 'mine.toml')
+    (tmp_path/'data.toml').write_text('like = "demo"\ntext = "local"\nold_share = 0.5\n')
+    monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
+    check_failure(typed('run', 'S0', '--profile', tmp_path/'data.toml'), 2, 'DISTILHERBERT_DATA')
+    check_failure(typed('collect'), 2, str(runs), 'distilherbert run S4')
+    assert not (runs/'results').exists()
+    for workers in ('0', 'all', '1.5'):
+        monkeypatch.setenv('DISTILHERBERT_WORKERS', workers)
+        check_failure(typed('run', 'S0', '--profile', write_tiny(tmp_path)), 2, f"DISTILHERBERT_WORKERS is '{workers}'")
+
+
+def test_verbose_shows_where_an_error_came_from(run):
+    done = run('distilherbert', 'run', 's4', '-v')
+    assert done.returncode == 2 and 'Traceback' in done.stderr and 'Did you mean S4' in done.stderr
+
+
+@pytest.mark.parametrize('error, code', [(UnfitTeacher('a reason'), 1), (SettingsError('a reason'), 2), (KeyboardInterrupt(), 130)],
+                         ids=lambda v: type(v).__name__)
+def test_both_commands_end_the_same_way(monkeypatch, capsys, error, code):
+    def fail(*args): raise error
+    monkeypatch.setattr(reproduce, 'build_model', fail)
+    monkeypatch.setattr(distill, 'get_profile', fail)
+    ends = [(main(words), capsys.readouterr().err) for main, words in ((reproduce.main, ['run', 'S4']), (distill.main, []))]
+    assert ends[0][0] == ends[1][0] == code and ends[0][1].split(': ', 1)[1] == ends[1][1].split(': ', 1)[1]
+
+
+# --- streams --------------------------------------------------------------------------------------------------------------
+
+def test_a_terminal_gets_no_colours_where_none_are_wanted():
+    "NO_COLOR, https://no-color.org."
     ours, theirs = pty.openpty()
-    p = subprocess.Popen(command, cwd=TOP, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {'TERM': 'xterm-256color', **dict(env)})
+    env = os.environ | {'TERM': 'xterm-256color', 'NO_COLOR': '1'}
+    p = subprocess.Popen((*COMMAND, 'run', 's4'), cwd=TOP, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
     os.close(theirs)
     drawn = b''
     while True:
         try: piece = os.read(ours, 4096)
-        except OSError: break  # The other side was closed
+        except OSError: break  # the other side was closed
         if not piece: break
         drawn += piece
     os.close(ours)
-    return drawn.decode(), p.wait(timeout=60)
+    assert p.wait(timeout=60) == 2 and b'Did you mean S4' in drawn and not re.search(rb'\x1b\[[0-9;]*m', drawn)
 
 
-def test_no_colours_where_they_are_not_wanted():
-    "NO_COLOR (https://no-color.org) on a terminal; through a pipe nothing but text, even where a colour is forced on others."
-    drawn, code = on_a_terminal(sys.executable, '-m', 'distilherbert.reproduce', 'run', 's4', env={'NO_COLOR': '1'}.items())
-    assert code == 2 and 'Did you mean S4' in drawn and not re.search(r'\x1b\[[0-9;]*m', drawn)
-    done = run_program(sys.executable, '-m', 'distilherbert.reproduce', 'run', 's4', env={'CLICOLOR_FORCE': '1', 'TERM': 'xterm-256color'})
-    assert 'Did you mean S4' in done.stderr and '\x1b' not in done.stdout + done.stderr
-
-
-class Screen(io.StringIO):
-    "What claims to be a terminal."
-    def isatty(self): return True
-
-
-def counting(monkeypatch, seconds, steps, terminal):
-    "A bar over so many steps that take so long, by a clock of our own: when what was written, on stdout and stderr."
-    clock, streams, seen = [0.0], {'stdout': io.StringIO(), 'stderr': Screen() if terminal else io.StringIO()}, []
-    monkeypatch.setattr(artefact, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
-    for name, stream in streams.items(): monkeypatch.setattr(sys, name, stream)
-    bar = artefact.Progress(steps, 'S4 (mini)', 'steps')
-    for _ in range(steps):
-        clock[0] += seconds
-        bar.update(1, 'loss 3.102 (mlm 2.900, soft 0.040), 9,000 tokens/s, 12 % of peak')
-        for name, stream in streams.items():
-            if stream.getvalue(): seen.append((clock[0], name, stream.getvalue()))
-            stream.seek(0), stream.truncate()
-    return seen
-
-
-def test_a_terminal_gets_one_line_a_second_in_place(monkeypatch):
-    monkeypatch.setenv('COLUMNS', '200')
-    seen = counting(monkeypatch, 0.25, 41, terminal=True)
-    assert [t for t, _, _ in seen] == [*range(1, 11), 10.25] and {name for _, name, _ in seen} == {'stderr'}
-    assert all(text.startswith('\r\x1b[K') and text.count('\n') == 0 for _, _, text in seen[:-1]) and seen[-1][2].endswith('\n')
-    assert 'loss 3.102 (mlm 2.900, soft 0.040), 9,000 tokens/s, 12 % of peak' in seen[3][2] and '6 s left' in seen[3][2] and '16/41 steps' in seen[3][2]
-
-
-def test_a_line_never_fills_a_narrow_terminal(monkeypatch):
-    "A wrapped line would leave its upper half behind."
-    monkeypatch.setenv('COLUMNS', '50')
-    seen = counting(monkeypatch, 1, 5, terminal=True)
-    assert len(seen) == 5 and all(len(text.removeprefix('\r\x1b[K')) == 49 for _, _, text in seen[:-1])
-
-
-def test_a_log_gets_lines_ever_more_rarely(monkeypatch):
-    "A run of a day: a line after two seconds, then after twice the time, at last every ten minutes, and the end."
-    seen = counting(monkeypatch, 1, 86_400, terminal=False)
-    times = [t for t, _, _ in seen]
-    assert times[:9] == [2, 6, 14, 30, 62, 126, 254, 510, 1022] and {b - a for a, b in zip(times[9:-2], times[10:-1], strict=True)} == {600}
-    assert times[-1] == 86_400 and len(times) < 160
-    assert all(name == 'stdout' and text.endswith('\n') and text.count('\n') == 1 and '\x1b' not in text and '\r' not in text for _, name, text in seen)
-
-
-def test_commands_read_and_write_utf8_in_any_locale():
-    "As on Windows: a pipe has an encoding without the blocks of a bar, and without most Polish letters."
-    program = """import sys
-from distilherbert import reproduce
-from distilherbert.artefact import progress
-reproduce.carry_out = lambda a: print(*progress('ab', 'Letters'), sys.stdin.read())
-sys.exit(reproduce.main(['status']))"""
-    done = subprocess.run([sys.executable, '-c', program], input='Zażółć gęślą jaźń'.encode(), capture_output=True, cwd=TOP, timeout=60,
-                          env=os.environ | {'PYTHONIOENCODING': 'cp1252', 'PYTHONUTF8': '0'})
-    assert done.returncode == 0, done.stderr.decode()
-    assert '█' in done.stdout.decode('utf-8') and done.stdout.decode('utf-8').split('\n')[-2] == 'a b Zażółć gęślą jaźń'
-
-
-def test_a_bar_that_ends_at_once_is_one_line(monkeypatch):
-    assert len(counting(monkeypatch, 0.001, 30, terminal=False)) == len(counting(monkeypatch, 0.001, 30, terminal=True)) == 1
-
-
-def test_the_script_of_the_cluster_asks_for_another_turn(tmp_path):
-    "`rows.sbatch` of the guide, with a run that saves for a moment after SIGTERM, and one that fails; SIGTERM comes to the shell, as from `--signal=B:TERM`."
-    import signal
-    guide = json.loads((TOP/'nbs'/'22_guide_cluster.ipynb').read_text('utf-8'))
-    prose = '\n'.join(''.join(c['source']) for c in guide['cells'])
-    script = re.search(r'^# file: rows.sbatch\n(.*?)^```', prose, re.M | re.S)[1]
-    assert '#SBATCH --signal=B:TERM@' in script
-    (tmp_path/'rows.sbatch').write_text(script)
-    saves = "trap 'sleep 0.3; echo saved >> log; exit 143' TERM; echo started >> log; while :; do sleep 0.05; done"
-    for name, text in {'saves/distilherbert': saves, 'fails/distilherbert': 'exit 1', 'ends/distilherbert': 'exit 0', 'scontrol': 'echo "$@" >> log'}.items():
-        file = tmp_path/name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f'#!/bin/bash\n{text}\n')
-        file.chmod(0o755)
-    for kind, code in {'saves': 143, 'fails': 1, 'ends': 0}.items():
-        (tmp_path/'log').write_text('')
-        env = os.environ | {'PATH': f'{tmp_path/kind}:{tmp_path}:{os.environ["PATH"]}', 'SLURM_ARRAY_TASK_ID': '4', 'SLURM_JOB_ID': '77'}
-        p = subprocess.Popen(['bash', 'rows.sbatch'], cwd=tmp_path, env=env)
-        if kind == 'saves':
-            while 'started' not in (tmp_path/'log').read_text(): time.sleep(0.02)
-            p.send_signal(signal.SIGTERM)
-        assert p.wait(timeout=60) == code
-        assert (tmp_path/'log').read_text().split('\n')[:-1] == (['started', 'saved', 'requeue 77'] if kind == 'saves' else [])
-
-
-def imported(log):
-    "Top-level packages in what `-X importtime` wrote."
-    return {m[1] for m in re.finditer(r'^import time:.*\| *(\w+)', log, re.M)}
-
-
-def test_help_answers_at_once(run):
-    "It must not load PyTorch, however deep."
-    done = run(sys.executable, '-X', 'importtime', '-m', 'distilherbert.reproduce', '--help')
-    assert done.returncode == 0 and 'argparse' in imported(done.stderr) and 'distilherbert' in imported(done.stderr)
-    assert not imported(done.stderr) & {'torch', 'transformers', 'accelerate', 'datasets', 'pandas'}
-
-
-@pytest.mark.parametrize('log', ['import time:  1 |  2 | torch', 'import time:  1 |  2 |   torch', 'import time:  1 |  2 |       torch._C'])
-def test_an_import_is_found_at_any_depth(log): assert imported(f'import time: self [us] | cumulative | imported package\n{log}\n') == {'imported', 'torch'}
-
-
-def test_module_form(run):
-    done = run(sys.executable, '-m', 'distilherbert.reproduce', '--version')
-    assert done.returncode == 0 and done.stdout.startswith('distilherbert 0.')
-
-
-@pytest.mark.parametrize('args, words', [
-    (['run', 's4'], ['Unknown scenario', 'Did you mean S4']),
-    (['run', 'S4', '--profile', 'mimi'], ['Unknown profile', 'Did you mean mini']),
-    (['status', '--profile', 'absent.toml'], ['There is no file absent.toml']),
-    (['cost', 'S9'], ['Unknown scenario', 'S0']),
-    (['reproduce', '--rows', 'S44'], ['Unknown scenario', 'Did you mean S4']),
-    (['rum', 'S4'], ['invalid choice']),
-    (['run', 'S4', 'S5'], ['unrecognized arguments: S5']),
-    (['predict', 'S4', '--task', 'nkjp-ner', 'Jadę .', '--tsak'], ['unrecognized arguments: Jadę . --tsak']),
-    ([], ['COMMAND']),
-], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
-def test_wrong_words_are_answers(run, home, args, words):
-    check_failure(run('distilherbert', *args, env=home), 2, *words)
-
-
-def test_misspelt_field_of_a_profile(run, home, tmp_path):
-    file = tmp_path/'mine.toml'
-    file.write_text('like = "demo"\ntoken = 5\n')
-    check_failure(run('distilherbert', 'status', '--profile', file, env=home), 2, 'Did you mean tokens', 'mine.toml')
-
-
-def test_missing_data_says_what_to_set(typed, monkeypatch):
-    monkeypatch.setenv('DISTILHERBERT_DATA', '')
-    check_failure(typed('run', 'S0', '--profile', 'mini'), 2, 'DISTILHERBERT_DATA')
-
-
-@pytest.mark.parametrize('workers', ['0', '-2', 'all', '1.5'])
-def test_a_number_of_workers_that_is_none(monkeypatch, capsys, home, workers):
-    monkeypatch.setenv('DISTILHERBERT_WORKERS', workers)
-    assert reproduce.main(['status']) == 2
-    assert f"DISTILHERBERT_WORKERS is '{workers}'; it should be a number of processes" in capsys.readouterr().err
-
-
-def test_verbose_shows_where_an_error_came_from(run, home):
-    done = run('distilherbert', 'run', 's4', '-v', env=home)
-    assert done.returncode == 2 and 'Traceback' in done.stderr and 'Did you mean S4' in done.stderr
-
-
-def test_status_of_nothing(typed):
-    done = typed('status')
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith('Profile demo: 0 of ') and 'distilherbert reproduce' in lines[-1]
-    assert sum(' absent ' in line for line in lines) == int(lines[0].split(' of ')[1].split()[0])
-
-
-def test_commands_that_are_said_and_recorded_can_be_typed(home, monkeypatch, tmp_path):
-    "A profile or a row of one's own is its file; without its profile a command would train another one."
-    monkeypatch.setenv('DISTILHERBERT_RESULTS', str(home['DISTILHERBERT_RESULTS']))
-    own = get_profile(tiny(tmp_path))
-    absent = plan.Standing('model', 'S4', 'absent', 0, tmp_path)
-    assert plan.status_notes('mine/tiny.toml', [absent])[-1].endswith('distilherbert run S4 --profile mine/tiny.toml)')
-    made = {'key': 'a'*12, 'stage': 'model', 'version': 1, 'seconds': 1.0, 'provenance': {'date': '2026'}}
-    monkeypatch.setattr(reproduce, 'plan', lambda *a: ['one'])
-    monkeypatch.setattr(reproduce, 'current', lambda *a: [made])
-    monkeypatch.setattr(reproduce, 'teacher_fit', lambda p: {})
-    monkeypatch.setattr(corpus, 'contamination_artefact', lambda p, part: SimpleNamespace(build=lambda: tmp_path))
-    monkeypatch.setattr(corpus, 'read_manifest', lambda folder: made | {'counts': {}})
-    monkeypatch.setattr(corpus, 'count_together', lambda *a: {})
-    reproduce.keep(own, 'numbers', {}, [made], 'distilherbert run S4'), reproduce.collect_settings(own), corpus.contamination(own)
-    records = artefact.read_records('tiny')
-    assert set(records) == {'numbers', 'settings', 'time', 'contamination'}
-    for r in records.values(): assert r['command'].endswith(' --profile tiny.toml')
-
-
-def test_a_task_of_ones_own_is_planned_and_priced_without_its_scores(typed, tmp_path):
-    file = tiny(tmp_path, tasks=['trade'])
-    priced = typed('cost', 'S4', '--profile', file, '--no-probe')
-    assert priced.returncode == 0 and 'Not in it are the scores of trade' in priced.stdout, priced.stderr
-    listed = typed('status', '--profile', file)
-    assert listed.returncode == 0 and 'Not in it are the scores of trade' in listed.stdout and ' scores ' not in listed.stdout.split('Not in it')[0], listed.stderr
-    assert listed.stdout.splitlines()[-1] == f'Next: python -m distilherbert.distill --scenario S4 --profile {file}'
-    check_failure(typed('run', 'S4', '--profile', file), 2, "Unknown task 'trade'")
-
-
-def test_a_row_of_ones_own_is_listed_and_recorded(typed, home, monkeypatch, tmp_path):
-    file, row = tiny(tmp_path), tmp_path/'ends.toml'
-    row.write_text('like = "S4"\nlayer_map = [0]\n')
-    def make(work):
-        (work/'model.safetensors').write_text('')
-        return {'parameters': 10, 'encoder_parameters': 8, 'layers': 1, 'hidden': 4}
-    def stage(name): return lambda profile, s, *more: artefact.Artefact(name, get_scenario(s).name, 1, {}, (), make)
-    monkeypatch.setattr(distill, 'model_artefact', stage('model'))
-    monkeypatch.setattr(klej, 'scores_artefact', stage('scores'))
-    monkeypatch.setattr(klej, 'klej_values', lambda profile, s: {'of': get_scenario(s).name})
-    monkeypatch.setattr(klej, 'read_scores', lambda profile, s: {})
-    for a in plan.row_artefacts(get_profile(file), get_scenario(row)): a.build()
-    listed = typed('status', '--profile', file, '--rows', row)
-    assert listed.returncode == 0 and any(line.split()[:3] == ['model', 'ends', 'current'] for line in listed.stdout.splitlines()), listed.stderr
-    assert ' S5 ' not in listed.stdout
-    assert typed('collect', '--profile', file, '--rows', row).returncode == 0
-    records = artefact.read_records('tiny')
-    assert set(records) == {'model-ends', 'klej-ends', 'settings', 'time'} and records['klej-ends']['values']['of'] == 'ends'
-    assert records['model-ends']['command'] == 'distilherbert run ends.toml --profile tiny.toml'
-    assert records['settings']['values']['scenarios'][-1]['name'] == 'ends' and reproduce.is_collected(get_profile(file), [str(row)])
-    artefact.write_record('tiny', 'comparisons', {'interval': 'plain percentile'}, key='', command='')
-    assert not reproduce.is_collected(get_profile(file), [str(row)]), 'intervals were made another way'
-
-
-@pytest.mark.parametrize('gigabytes, chapters', [(1, 1), (6, 4), (64, 8)])
-def test_chapters_at_once_fit_into_memory(monkeypatch, gigabytes, chapters):
-    monkeypatch.setattr(reproduce, 'free_memory', lambda: gigabytes*10**9)
-    assert reproduce.at_once(1, 8, False) == chapters and reproduce.at_once(1, 8, True) == 1
-
-
-def test_collect_of_nothing(typed, home):
-    done = typed('collect')
-    check_failure(done, 2, 'Nothing is there to collect', str(home['DISTILHERBERT_RUNS']), 'distilherbert run S4 --profile demo')
-    assert not done.stdout.strip() and not home['DISTILHERBERT_RESULTS'].exists()
-
-
-def test_output_may_be_cut_off(home):
-    command = f'{sys.executable} -m distilherbert.reproduce status | head -1'
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=TOP, timeout=300)
+def test_output_may_be_cut_off():
+    done = subprocess.run(f'{" ".join(COMMAND)} status | head -1', shell=True, capture_output=True, text=True, cwd=TOP, timeout=300)
     assert done.stdout.startswith('Profile demo') and 'Traceback' not in done.stderr and 'Broken' not in done.stderr
 
 
-def test_cost_without_and_with_a_probe(typed, tmp_path):
-    file = tiny(tmp_path)
-    done = typed('cost', 'S4', '--profile', file, '--no-probe')
-    assert done.returncode == 0, done.stderr
-    assert 'FLOPs' in done.stdout and 'Together about' in done.stdout
-    done = typed('cost', '--scenario', 'S5', '--profile', file)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split()[0] for line in done.stdout.splitlines()[3:6]]
-    assert rows == ['T0', 'T1', 'S5'] and 'probe' in done.stdout
+# --- status and cost ------------------------------------------------------------------------------------------------------
+
+def test_status_of_nothing(typed, runs):
+    done = typed('status')
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines[0].startswith('Profile demo: 0 of ') and 'distilherbert reproduce --profile demo' in lines[-1]
+    assert sum(line[2:3] == ['absent'] for line in lines_of(done)) == int(lines[0].split(' of ')[1].split()[0])
 
 
-def test_cost_of_the_report_without_a_network(run, home):
-    done = run('distilherbert', 'cost', 'S4', '--profile', 'paper', '--no-probe', env=home | {'HF_HUB_OFFLINE': '1'})
-    assert done.returncode == 0, done.stderr
-    assert '3,826,000,000' in done.stdout and 'Assumed' in done.stdout
-
-
-def test_run_status_collect(run, typed, home, tmp_path):
-    "A row from nothing, found again, seen by status, and collected into records."
-    file = tiny(tmp_path)
-    first = run('distilherbert', 'run', 'S4', '--profile', file, env=home)
-    assert first.returncode == 0, first.stderr
-    assert 'S4 (tiny) is there' in first.stdout and 'model/T0' in first.stdout
-    assert '\x1b' not in first.stdout + first.stderr and '\r' not in first.stdout + first.stderr, 'nothing is drawn over itself in a pipe'
-    assert re.search(r'model/T0 is there \(\d+ s\): ', first.stderr), 'a stage says how long it took'
-    second = typed('run', 'S4', '--profile', file)
-    assert second.returncode == 0 and 'to be made' not in second.stdout
-    status = typed('status', '--profile', file).stdout
-    assert any(line.split()[:3] == ['model', 'S4', 'current'] for line in status.splitlines())
-    assert any(line.split()[:3] == ['model', 'S5', 'absent'] for line in status.splitlines())
-    collected = typed('collect', '--profile', file)
-    assert collected.returncode == 0, collected.stderr
-    folder = home['DISTILHERBERT_RESULTS']/'tiny'
-    names = {f.stem for f in folder.glob('*.json')}
-    assert {'settings', 'clean', 'pack', 'model-T0', 'model-S4', 'klej-S4', 'time'} <= names and 'model-S5' not in names
-    before = {f.name: f.read_bytes() for f in folder.iterdir()}
-    run('distilherbert', 'collect', '--profile', file, env=home)  # Another process: nothing depends on what this one remembers
-    assert before == {f.name: f.read_bytes() for f in folder.iterdir()}, 'collecting twice writes the same bytes'
-    # another setting: what was made is stale, and is not touched
-    status = typed('status', '--profile', tiny(tmp_path, tokens=12_000)).stdout
-    stands = {tuple(line.split()[:3]) for line in status.splitlines()}
-    assert {('model', 'S4', 'stale'), ('model', 'S4', 'absent'), ('model', 'T0', 'current')} <= stands
-    # another profile with the same rows of the table: this one's are not said to be useless
+def test_status_knows_what_is_there_stale_damaged_being_built_and_of_others(tiny, typed, runs, tmp_path):
+    for stage in ('text', 'tokenizer', 'sequences', 'model'):
+        shutil.copytree(tiny.runs/stage, runs/stage, ignore=shutil.ignore_patterns('.*'))
+    def states(file, *more): return {tuple(line[:3]) for line in lines_of(typed('status', *more, '--profile', file))}
+    assert {('model', 'S4', 'current'), ('model', 'T0', 'current'), ('model', 'S5', 'absent')} <= states(tiny.file)
+    assert not any(line[1] == 'S5' for line in states(tiny.file, 'S4') if len(line) > 1), 'only the scenarios that were asked for'
+    other = write_tiny(tmp_path, tokens=12_000)
+    assert {('model', 'S4', 'stale'), ('model', 'S4', 'absent'), ('model', 'T0', 'current')} <= states(other)
     (tmp_path/'theirs').mkdir()
-    theirs = tiny(tmp_path/'theirs', name='theirs', tokens=12_000)
-    status = typed('status', '--profile', theirs).stdout
-    assert any(line.split()[:3] == ['model', 'S4', 'other'] for line in status.splitlines()) and ' stale ' not in status
-    assert 'other: made for another profile, which may still read them: tiny (' in status
+    theirs = typed('status', '--profile', write_tiny(tmp_path/'theirs', name='theirs', tokens=12_000)).stdout
+    assert 'stale' not in theirs and re.search(r'Made for other profiles.*: tiny \(', theirs)
+    folder = model_artefact(tiny.profile, get_scenario('S4')).path
+    (folder/'model.safetensors').write_bytes(b'')
+    absent = model_artefact(tiny.profile, get_scenario('S0'))
+    absent.partial.mkdir()
+    with artefact.FileLock(absent.path.with_name(f'.{absent.path.name}.lock')):
+        found = states(tiny.file)
+    assert {('model', 'S4', 'damaged'), ('model', 'S0', 'building')} <= found
 
 
-class Training:
-    "`distilherbert run T0` of a profile that takes longer than anybody waits."
-    def __init__(self, file, home):
-        env = os.environ | {k: str(v) for k, v in home.items()} | {'PYTHONUNBUFFERED': '1'}
-        self.work = home['DISTILHERBERT_RUNS']/'model'
-        self.process = subprocess.Popen([sys.executable, '-m', 'distilherbert.reproduce', 'run', 'T0', '--profile', str(file)], env=env, cwd=TOP,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def lines(self): return [line for f in self.work.glob('.T0-*.partial/metrics.jsonl') for line in f.read_text().splitlines()]
-
-    def wait(self, lines):
-        "Wait until the log has more lines than that."
-        wait_for_steps(self.work.parent, self.process, lines)
-
-    def interrupt(self, lines):
-        "Wait, press Ctrl-C, and return what was said."
-        self.wait(lines)
-        self.process.send_signal(signal.SIGINT)
-        out, err = self.process.communicate(timeout=60)
-        assert self.process.returncode == 130 and 'Traceback' not in err, out + err
-        return out, err
+def test_scenarios_and_tasks_of_ones_own(typed, runs, tmp_path):
+    file = write_tiny(tmp_path, tasks=['trade'])
+    (tmp_path/'ends.toml').write_text('like = "S4"\nlayer_map = [0]\n')
+    listed, priced = (typed(verb, tmp_path/'ends.toml', '--profile', file) for verb in ('status', 'cost'))
+    for done in (listed, priced): assert done.returncode == 0 and 'Not in it are the scores of trade' in done.stdout, done.stderr
+    assert ['model', 'ends', 'absent'] in [line[:3] for line in lines_of(listed)]
+    assert not any(line[:1] == ['scores'] for line in lines_of(listed))
+    assert listed.stdout.splitlines()[-1] == f'Next: python -m distilherbert.distill --scenario S4 --profile {file}'
+    assert [line[0] for line in lines_of(priced)[4:6]] == ['T0', 'ends']
+    check_failure(typed('run', 'S4', '--profile', file), 2, "Unknown task 'trade'")
 
 
-def test_stopped_with_ctrl_c(home, typed, tmp_path):
-    "SIGINT during training: exit code 130, how far it came, a word on how to go on; and the next run goes on. `status` knows whether it is being built."
-    file, stopped = tiny(tmp_path, teacher_tokens=3_000_000), r'Stopped after step (\d+) of (\d+); the same command goes on from there\.'
-    def state(): return next(line.split()[2] for line in typed('status', '--profile', file).stdout.splitlines() if line.split()[:2] == ['model', 'T0'])
-    first = Training(file, home)
-    first.wait(1)
-    assert state() == 'building'
-    _, err = first.interrupt(5)
-    assert state() == 'absent'
-    step, steps = re.search(stopped, err).groups()
-    assert list(first.work.glob('.T0-*.partial/checkpoints/*.pt')), 'it saved before it stopped'
-    out, err = Training(file, home).interrupt(len(first.lines()) + 5)
-    assert f'Goes on after step {step} of {steps}.' in out and int(re.search(stopped, err)[1]) > int(step)
+def test_cost_of_the_report_without_a_network(typed, runs, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    done = typed('cost', 'S4', '--profile', 'paper')
+    assert done.returncode == 0, done.stderr
+    assert '3,826,000,000' in done.stdout and 'Assumed as in HerBERT' in done.stdout and 'Together about' in done.stdout
 
 
-@pytest.mark.parametrize('error, code, said', [
-    (BadText('old.txt.gz ends too early'), 1, 'BadText: old.txt.gz ends too early'), (UnfitTeacher('T0 is not fit to teach'), 1, 'UnfitTeacher: T0 is not'),
-    (NonFiniteLoss('The loss of step 3'), 1, 'NonFiniteLoss: The loss of step 3'), (SettingsError('Unknown profile'), 2, ': Unknown profile'),
-    (FileNotFoundError(2, 'No such file', 'x.txt'), 1, 'x.txt'), (KeyboardInterrupt(), 130, 'The same command goes on from there')], ids=lambda v: type(v).__name__)
-@pytest.mark.parametrize('command', ['distilherbert', 'python -m distilherbert.distill'])
-def test_both_commands_end_the_same_way(monkeypatch, capsys, command, error, code, said):
-    def fail(*args): raise error
-    monkeypatch.setattr(reproduce, 'run', fail)
-    monkeypatch.setattr(distill, 'build_model', fail)
-    assert (reproduce.main(['run', 'S4']) if command == 'distilherbert' else distill.main([])) == code
-    err = capsys.readouterr().err
-    assert err.startswith(f'{command}: ') and said in err and 'Traceback' not in err
-    assert ('the same command with -v' in err) == (code == 1)
+def test_cost_knows_the_teacher_counts_evaluations_and_what_is_there(tiny, typed, tmp_path):
+    "A teacher that exists brings its own vocabulary and positions."
+    file = tmp_path/'own.toml'
+    file.write_text(f'like = "demo"\nteacher = "{tiny.models["T0"]}"\ntokenizer = "teacher"\nmax_len = 32\n')
+    config = json.loads((tiny.models['T0']/'config.json').read_text('utf-8'))
+    done = typed('cost', 'S4', '--profile', file)
+    words = f'a vocabulary of {config["vocab_size"]:,}, {config["max_position_embeddings"]} positions'
+    assert words in done.stdout, done.stdout + done.stderr
+    config, _ = status.teacher_config(tiny.profile)
+    def cost(name, **changes): return status.scenario_cost(replace(tiny.profile, **changes), get_scenario(name), config, 1e9)
+    there, s5, more = cost('S4'), cost('S5'), cost('S5', tokens=1_000_000)
+    assert there.train_s == there.evaluate_s == there.tune_s == 0 and s5.train_s and s5.tune_s > 0
+    assert abs(more.train_s/s5.train_s - 100) < 1e-6 and more.evaluate_s > s5.evaluate_s > 0
+    assert there.parameters == artefact.read_manifest(tiny.models['S4'])['counts']['parameters']
 
 
-def test_what_is_written_is_flushed_on_windows_too(tmp_path, monkeypatch):
-    "There a folder cannot be opened, and only what is open for writing can be flushed."
-    (tmp_path/'file').write_text('x')
-    opened = []
-    theirs = SimpleNamespace(name='nt', O_RDWR=os.O_RDWR, O_RDONLY=os.O_RDONLY, fsync=os.fsync, close=os.close,
-                             open=lambda path, flags: opened.append((path, flags)) or os.open(path, flags))
-    monkeypatch.setattr(artefact, 'os', theirs)
-    artefact.flush(tmp_path/'file')
-    artefact.flush(tmp_path)
-    assert opened == [(tmp_path/'file', os.O_RDWR)]
+@pytest.mark.parametrize('layers', [1, 3])
+def test_operations_of_a_classifier_are_those_that_torch_counts(layers):
+    "All but the pooler and the classifier, which are left out."
+    config = BertConfig(vocab_size=50, hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=96, num_labels=3)
+    model, ids = BertForSequenceClassification(config), torch.arange(2*16).reshape(2, 16)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH): logits_of(model, ids, ids*0, None)
+    assert counter.get_total_flops() - 2*2*(64*64 + 64*3) == 2*status.classifier_flops(config, 16)
 
 
-def test_run_program_hides_settings_of_the_caller(monkeypatch):
-    monkeypatch.setenv('DISTILHERBERT_RUNS', '/nowhere')
-    done = run_program(sys.executable, '-c', 'import os; print("DISTILHERBERT_RUNS" in os.environ)')
-    assert done.stdout.strip() == 'False'
+def test_soft_targets_everywhere_cost_logits_everywhere(tiny):
+    config, _ = status.teacher_config(tiny.profile)
+    s4 = get_scenario('S4')
+    masked, everywhere, mlm, hidden = (train_settings(tiny.profile, s) for s in (
+        s4, replace(s4, objective='distilbert-all'), get_scenario('S3'), replace(s4, mlm=False, objective='hidden')))
+    teachers = config, config, None, config
+    work = [status.training_flops(s, config, t)[0] for s, t in zip((masked, everywhere, mlm, hidden), teachers, strict=True)]
+    assert everywhere['tokens'] == masked['tokens'] and work[1] > work[0] > work[3] > 0 and work[0] > work[2]
+
+
+# --- running --------------------------------------------------------------------------------------------------------------
+
+def test_run_and_collect(tiny, typed, run):
+    "A scenario that is there is found; records are written, and twice the same."
+    done = typed('run', 'S4', '--profile', tiny.file)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == f'S4 (tiny) is there: {tiny.models["S4"]}', done.stderr
+    assert 'to be made' not in done.stdout
+    folder = tiny.runs/'results'/'tiny'
+    collected = typed('collect', '--profile', tiny.file)
+    assert collected.returncode == 0 and str(folder/'model-S4.json') in collected.stdout, collected.stderr
+    assert {'settings', 'clean', 'pack', 'model-T0', 'model-S4', 'klej-S4', 'time'} <= {f.stem for f in folder.glob('*.json')}
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    run('distilherbert', 'collect', '--profile', tiny.file)  # another process: nothing depends on what this one remembers
+    assert before == {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def test_run_of_nothing_says_what_it_builds(run, runs, tmp_path):
+    file = write_tiny(tmp_path, tasks=['nkjp-ner'], task_seeds=[1], task_epochs=1)
+    done = run('distilherbert', 'run', 'S0', '--profile', file, env={'DISTILHERBERT_RUNS': runs})
+    assert done.returncode == 0, done.stderr
+    assert 'S0 (tiny): to be made: text/' in done.stdout and re.search(r'model/S0 is there \(\d+ s\): ', done.stderr)
+    assert '\x1b' not in done.stdout + done.stderr and '\r' not in done.stdout + done.stderr, 'nothing is drawn over itself in a pipe'
+
+
+@pytest.mark.slow
+def test_stopped_with_ctrl_c(runs, tmp_path):
+    "SIGINT during training: exit code 130, how far it came, a word on how to go on; and the next run goes on."
+    file = write_tiny(tmp_path, teacher_tokens=3_000_000)
+    def interrupt(steps):
+        p = subprocess.Popen((*COMMAND, 'run', 'T0', '--profile', str(file)), env=os.environ | {'PYTHONUNBUFFERED': '1'}, cwd=TOP,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert wait_for_steps(runs, p, steps)
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=60)
+        assert p.returncode == 130 and 'Traceback' not in err, out + err
+        return out, re.search(r'Stopped after step (\d+) of (\d+); the same command goes on from there\.', err)
+    _, first = interrupt(5)
+    assert list(runs.glob('model/.T0-*.partial/checkpoints/*')), 'it saved before it stopped'
+    out, second = interrupt(int(first[1]) + 10)
+    assert f'Resumes after step {first[1]} of {first[2]}' in out and int(second[1]) > int(first[1])
+
+
+@pytest.mark.slow
+def test_reproduce_runs_the_grid_and_skips_what_is_done(runs, tmp_path):
+    "A scenario and the teacher that it is cut from, through papermill, and the records; again, there is nothing to do."
+    file = write_tiny(tmp_path)
+    first = run_program(*COMMAND, 'reproduce', 'S2', '--profile', file, cwd=tmp_path, timeout=1800)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert '2 of 2 scenarios to run: T0, S2' in first.stdout and '[2/2]' in first.stdout and 'records in' in first.stdout
+    notebooks = {f.name for f in (runs/'notebooks'/'tiny').iterdir()}
+    assert notebooks == {f'{s}-{n}.ipynb' for s in ('T0', 'S2') for n in ('05_distill', '06_klej')}
+    assert (runs/'results'/'tiny'/'klej-S2.json').is_file()
+    second = run_program(*COMMAND, 'reproduce', 'S2', '--profile', file, cwd=tmp_path)
+    assert second.returncode == 0 and 'nothing to train' in second.stdout
+    next((runs/'scores').glob('S2-*')).rename(runs/'elsewhere')
+    assert [e.source.stem for e in reproduce.executions(get_profile(file), 'S2', str(file))] == ['06_klej'], 'only what is missing'
+    assert len(scenario_artefacts(get_profile(file), get_scenario('S2'))) > 4
+
+
+@pytest.mark.slow
+def test_reproduce_takes_its_kernels_with_it(runs, tmp_path):
+    "Asked to stop, it lets the training save where it is, and leaves no process behind."
+    file = write_tiny(tmp_path, teacher_tokens=3_000_000)
+    with subprocess.Popen((*COMMAND, 'reproduce', 'T0', '--profile', str(file)), cwd=tmp_path, stdin=subprocess.DEVNULL,
+                          env=os.environ | {'OMP_NUM_THREADS': '1'}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
+        assert wait_for_steps(runs, p, 5), 'T0 does not train'
+        started = psutil.Process(p.pid).children(recursive=True)
+        assert any('ipykernel' in ' '.join(c.cmdline()) for c in started)
+        p.send_signal(signal.SIGTERM)
+        assert p.wait(120) == 143
+    assert not psutil.wait_procs(started, timeout=120)[1]
+    assert list(runs.glob('model/.T0-*.partial/checkpoints/*')), 'its steps are saved'
+
+
+@pytest.mark.slow
+def test_a_failed_notebook_is_named_and_kept(runs, tmp_path):
+    "A learning rate that no model survives."
+    done = run_program(*COMMAND, 'reproduce', 'T0', '--profile', write_tiny(tmp_path, lr_scratch=1e30), cwd=tmp_path)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    for word in ('05_distill.ipynb', 'NonFiniteLoss', 'lr_scratch', 'T0-05_distill.partial.ipynb', 'with -v'):
+        assert word in done.stderr, done.stderr

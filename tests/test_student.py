@@ -1,53 +1,71 @@
-"Students and models from outside: layers, folders in the hub's layout, and what is refused."
+"Students, models from outside, and trimmed vocabularies: layers, folders in the hub's layout, exact tokenizers, and what is refused."
 import json
-import socket
+import pickle
+import shutil
+import subprocess
 import sys
-from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForPreTraining,
-    BertModel,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    PreTrainedTokenizerFast,
-)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, DistilBertConfig, DistilBertModel
+from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from distilherbert.distill import first_weights, model_artefact
+from distilherbert import student as S
 from distilherbert.klej import load_classifier
-from distilherbert.scenario import SCENARIOS, SettingsError, get_profile, hub_client
-from distilherbert.student import count_parameters, load_masked_lm, random_model, size_bytes, truncate
+from distilherbert.pack import load_tokenizer, train_tokenizer, write_tokenizer
+from distilherbert.scenario import SettingsError
+from distilherbert.tasks import TaskError
+from distilherbert.wheel import unigram_tokenizer
 
 SHAPE = dict(vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=32, max_position_embeddings=34)
+IDS = torch.tensor([[0, 9, 8, 2]])
 
 
 @pytest.mark.parametrize('layer_map', [(), (0,), (0, 2, 4, 7, 9, 11), (11, 0, 0), tuple(range(12))])
 def test_a_student_has_its_teachers_layers(layer_map):
-    teacher = random_model(BertConfig(num_hidden_layers=12, **SHAPE), seed=1)
+    teacher = S.random_model(BertConfig(num_hidden_layers=12, **SHAPE), seed=1)
     before = {n: p.clone() for n, p in teacher.state_dict().items()}
-    student, chosen = truncate(teacher, layer_map), layer_map or range(0, 12, 2)
-    theirs = teacher.state_dict()
+    student, chosen = S.truncate(teacher, layer_map), layer_map or range(0, 12, 2)
     for n, p in student.state_dict().items():
-        if '.layer.' in n:
-            head, i, tail = n.partition('.layer.')[0], *n.partition('.layer.')[2].split('.', 1)
-            n = f'{head}.layer.{list(chosen)[int(i)]}.{tail}'
-        assert torch.equal(p, theirs[n])
+        head, inside, tail = n.partition('.layer.')
+        if inside: n = f'{head}.layer.{list(chosen)[int(tail.partition(".")[0])]}.{tail.partition(".")[2]}'
+        assert torch.equal(p, before[n])
     with torch.no_grad():
         for p in student.parameters(): p += 1
     assert all(torch.equal(p, before[n]) for n, p in teacher.state_dict().items())
-    assert student.cls.predictions.decoder.weight is student.bert.embeddings.word_embeddings.weight
+    assert S.part(student, 'decoder').weight is S.part(student, 'word_embeddings').weight
+
+
+@pytest.mark.parametrize('config, file', [(True, True), (False, False), (True, False), (False, True)])
+def test_a_student_with_all_layers_computes_what_its_teacher_does(tmp_path, config, file):
+    "Tied, untied, and a configuration that contradicts its weights; the student as it is, and saved."
+    S.save_model(S.random_model(BertConfig(num_hidden_layers=2, **SHAPE, tie_word_embeddings=file and config), seed=1), tmp_path/'teacher')
+    settings = tmp_path/'teacher'/'config.json'
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {'tie_word_embeddings': config}))
+    if file and not config:
+        weights = BertForMaskedLM.from_pretrained(tmp_path/'teacher').state_dict()
+        weights['cls.predictions.decoder.weight'] = weights['bert.embeddings.word_embeddings.weight'].clone()
+        torch.save(weights, tmp_path/'teacher'/'pytorch_model.bin')
+        (tmp_path/'teacher'/'model.safetensors').unlink()
+    for teacher in (BertForMaskedLM.from_pretrained(tmp_path/'teacher'), S.load_masked_lm(tmp_path/'teacher')[0]):
+        tied = S.part(teacher, 'decoder').weight is S.part(teacher, 'word_embeddings').weight
+        student = S.truncate(teacher.eval(), (0, 1)).eval()
+        S.save_model(student, tmp_path/'student')
+        for model in (student, S.load_masked_lm(tmp_path/'student')[0]):
+            assert torch.equal(model(IDS).logits, teacher(IDS).logits) and model.config.tie_word_embeddings == tied == (config and file)
 
 
 def test_random_weights_are_those_of_transformers():
     config = BertConfig(num_hidden_layers=2, initializer_range=0.05, **SHAPE)
     torch.manual_seed(5)
-    reference = BertForMaskedLM(config)
-    state = torch.get_rng_state()
-    mine = random_model(config, seed=5)
+    reference, state = BertForMaskedLM(config), torch.get_rng_state()
+    mine = S.random_model(config, seed=5)
     assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), reference.state_dict().values()))
     assert torch.equal(state, torch.get_rng_state())
 
@@ -56,7 +74,7 @@ def test_random_weights_are_those_of_transformers():
 def hub_layout(tmp_path):
     "A folder as HerBERT's on the hub: a pickled state with pooler, own decoder matrix and a foreign head; no architecture named."
     torch.manual_seed(0)
-    model = BertForPreTraining(BertConfig(num_hidden_layers=2, **SHAPE))
+    model = BertForPreTraining(BertConfig(num_hidden_layers=2, **SHAPE)).eval()
     state = {n: p.clone() for n, p in model.state_dict().items() if 'seq_relationship' not in n}
     state |= {'cls.sso.sso_relationship.weight': torch.zeros(2, 16), 'cls.sso.sso_relationship.bias': torch.zeros(2)}
     torch.save(state, tmp_path/'pytorch_model.bin')
@@ -67,22 +85,45 @@ def hub_layout(tmp_path):
 
 def test_herberts_layout_is_read_with_its_pooler(hub_layout, tmp_path):
     folder, source = hub_layout
-    loaded = load_masked_lm(folder)
-    ids = torch.tensor([[0, 9, 8, 2]])
-    source.eval()
-    assert torch.allclose(loaded(ids).logits, source(ids).prediction_logits, atol=1e-6)
-    student = truncate(loaded)
-    assert torch.equal(student.bert.pooler.dense.weight, source.bert.pooler.dense.weight)
-    student.save_pretrained(tmp_path/'student')
-    assert (tmp_path/'student'/'model.safetensors').is_file()
-    assert torch.equal(load_masked_lm(tmp_path/'student').bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+    loaded, head_is_new = S.load_masked_lm(folder)
+    assert not head_is_new and torch.allclose(loaded(IDS).logits, source(IDS).prediction_logits, atol=1e-6)
+    student = S.truncate(loaded)
+    S.save_model(student, tmp_path/'student')
+    assert (tmp_path/'student'/'model.safetensors').stat().st_mode & 0o777 == 0o644
+    for model in (student, S.load_masked_lm(tmp_path/'student')[0]):
+        pooler = S.part(model, 'pooler')
+        assert torch.equal(pooler.dense.weight, source.bert.pooler.dense.weight) and not pooler.dense.weight.requires_grad
+
+
+def test_an_encoder_without_a_head_gets_a_new_one_that_is_reported(tmp_path):
+    torch.manual_seed(3)
+    encoder = BertModel(BertConfig(num_hidden_layers=2, initializer_range=0.07, **SHAPE), add_pooling_layer=False).eval()
+    S.save_model(encoder, tmp_path)
+    state = torch.get_rng_state()
+    (model, head_is_new), (again, _), (other, _) = (S.load_masked_lm(tmp_path, head_seed=seed) for seed in (1, 1, 2))
+    assert head_is_new and torch.equal(state, torch.get_rng_state())
+    assert torch.equal(model.bert(IDS).last_hidden_state, encoder(IDS).last_hidden_state)
+    weight = lambda m: S.part(m, 'transform').dense.weight
+    assert torch.equal(weight(model), weight(again)) and not torch.equal(weight(model), weight(other))
+    assert 0.06 < weight(model).std() < 0.08 and S.part(model, 'decoder').weight is S.part(model, 'word_embeddings').weight
+    assert S.part(model, 'decoder').bias is S.part(model, 'bias') and not S.part(model, 'bias').any()
+    S.save_model(model, tmp_path/'whole')
+    assert not S.load_masked_lm(tmp_path/'whole')[1], 'now it has a head'
+
+
+@pytest.mark.parametrize('lost', ['bert.encoder.layer.1.output.dense.bias', 'cls.predictions.bias'])
+def test_a_file_with_a_gap_is_refused(hub_layout, lost):
+    folder, _ = hub_layout
+    state, twin = torch.load(folder/'pytorch_model.bin'), lost.replace('predictions.', 'predictions.decoder.')
+    torch.save({n: t for n, t in state.items() if n not in (lost, twin)}, folder/'pytorch_model.bin')
+    with pytest.raises(SettingsError, match=f'has no weights for {lost}'): S.load_masked_lm(folder)
 
 
 def test_what_is_no_bert_is_refused(tmp_path):
-    DistilBertForMaskedLM(DistilBertConfig(vocab_size=30, dim=16, n_heads=2, n_layers=1, hidden_dim=16)).save_pretrained(tmp_path/'other')
-    with pytest.raises(SettingsError, match='is a distilbert model'): load_masked_lm(tmp_path/'other')
+    DistilBertModel(DistilBertConfig(vocab_size=30, dim=16, n_heads=2, n_layers=1, hidden_dim=16)).save_pretrained(tmp_path/'other')
+    with pytest.raises(SettingsError, match='is a distilbert model; supported families are bert'): S.load_masked_lm(tmp_path/'other')
     (tmp_path/'empty').mkdir()
-    with pytest.raises(SettingsError, match='is no model folder'): load_masked_lm(tmp_path/'empty')
+    with pytest.raises(SettingsError, match='is no model folder'): S.load_masked_lm(tmp_path/'empty')
 
 
 def test_without_a_network_the_error_says_what_to_do(run):
@@ -91,100 +132,188 @@ def test_without_a_network_the_error_says_what_to_do(run):
     assert done.returncode and 'hf download allegro/herbert-base-cased --local-dir FOLDER' in done.stderr and 'Retrying' not in done.stderr
 
 
-def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
+def test_a_pooler_is_read_offline_from_a_folder(hub_layout, monkeypatch):
     from huggingface_hub import constants
-    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'): monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        monkeypatch.setattr(constants, 'ENDPOINT', f'http://127.0.0.1:{server.getsockname()[1]}')
-        with hub_client(): assert not constants.HF_HUB_OFFLINE
-        with hub_client(local=True): assert constants.HF_HUB_OFFLINE
-    with pytest.raises(KeyError), hub_client():
-        assert constants.HF_HUB_OFFLINE
-        raise KeyError
-    assert not constants.HF_HUB_OFFLINE
-
-
-def test_sizes_of_the_report(tmp_path):
-    "Real models of HerBERT's shape: the teacher 124M parameters and 475 MiB with its pooler, the student 81M and 325 MB as a file."
-    from safetensors.torch import save_file
-    herbert = BertConfig(vocab_size=50_000, max_position_embeddings=514)
-    teacher = BertForMaskedLM(herbert)
-    student = truncate(teacher)
-    assert round(count_parameters(BertModel(herbert))/1e6) == 124 and round(size_bytes(BertModel(herbert))/2**20) == 475
-    assert round(count_parameters(student.bert)/1e6) == 81 and student.cls.predictions.decoder.weight is student.bert.embeddings.word_embeddings.weight
-    save_file({n: t.contiguous() for n, t in student.bert.state_dict().items()}, tmp_path/'student.safetensors')
-    assert (tmp_path/'student.safetensors').stat().st_size/1e6 == pytest.approx(325.34, abs=0.05)
-
-
-def test_a_random_student_of_a_found_teacher_needs_no_weights(hub_layout, tmp_path):
-    "Its shape comes from `config.json` alone; the same model as from the teacher's own configuration."
-    folder, _ = hub_layout
-    profile, config = replace(get_profile('demo'), teacher=str(folder), tokenizer=str(folder), init_std=0.07, seed=3), load_masked_lm(folder).config
-    (folder/'pytorch_model.bin').unlink()
-    made = first_weights(profile, SCENARIOS['S0'], 60, {})
-    config.num_hidden_layers, config.initializer_range = 1, 0.07
-    reference = random_model(config, seed=3)
-    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), reference.state_dict().values(), strict=True))
-    for name, model in (('made', made), ('reference', reference)):
-        model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = profile.dropout
-        model.save_pretrained(tmp_path/name)
-    assert (tmp_path/'made'/'config.json').read_text() == (tmp_path/'reference'/'config.json').read_text()
-
-
-@pytest.mark.parametrize('size, room, fits', [(60, 60, True), (60, 187, True), (60, 188, False), (61, 60, False)])
-def test_a_teacher_and_the_tokenizer_of_another_model(tmp_path, size, room, fits):
-    "Some models round their vocabulary up, so less than 128 entries may be over, as in fine-tuning."
-    BertConfig(num_hidden_layers=2, **SHAPE | {'vocab_size': room}).save_pretrained(tmp_path)
-    profile = replace(get_profile('demo'), teacher=str(tmp_path), tokenizer=str(tmp_path))
-    if fits: assert first_weights(profile, SCENARIOS['S0'], size, {}).config.vocab_size == room
-    else:
-        with pytest.raises(SettingsError, match=f'has {size} entries, the model {room}: .* `tokenizer = "{tmp_path}"`'): first_weights(profile, SCENARIOS['S0'], size, {})
-
-
-def test_rows_longer_than_the_teacher_can_read_are_told_before_anything_is_cleaned(tmp_path):
-    BertConfig(num_hidden_layers=2, **SHAPE).save_pretrained(tmp_path)
-    profile = replace(get_profile('demo'), teacher=str(tmp_path), tokenizer='some/bert', max_len=34)
-    for scenario in ('S1', 'S4'): assert model_artefact(profile, scenario).key
-    profile = replace(profile, max_len=35)
-    for scenario in ('S1', 'S4'):
-        with pytest.raises(SettingsError, match='has 34 positions, .* max_len = 35 tokens. Lower `max_len` to 34'): model_artefact(profile, scenario)
-    assert model_artefact(profile, 'S2').key, 'it is never trained on rows'
-
-
-def test_a_teacher_in_the_home_folder(tmp_path, monkeypatch):
-    random_model(BertConfig(num_hidden_layers=2, **SHAPE), seed=1).save_pretrained(tmp_path/'bert')
-    for name in ('HOME', 'USERPROFILE'): monkeypatch.setenv(name, str(tmp_path))
-    here, there = (replace(get_profile('demo'), teacher=t, tokenizer='some/bert', max_len=34) for t in ('~/bert', str(tmp_path/'bert')))
-    for scenario in ('S0', 'T0', 'S4'): assert model_artefact(here, scenario).key == model_artefact(there, scenario).key
-    for scenario in ('S0', 'T0'): assert first_weights(here, SCENARIOS[scenario], 60, {}).config.vocab_size == 60
-
-
-@pytest.mark.parametrize('marks, kept', [(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'], [0, 2, 3]), (['[CLS]', '[PAD]', '[SEP]', '[UNK]', '[MASK]'], None)])
-def test_a_model_from_scratch_knows_where_its_tokenizer_has_pad_and_the_ends(tmp_path, monkeypatch, marks, kept):
-    "Fine-tuning refuses a model whose configuration says otherwise. In the key they are where they are not HerBERT's."
-    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
-    words = Tokenizer(models.WordPiece({t: i for i, t in enumerate([*marks, 'a', 'kot', '##a'])}, unk_token='[UNK]'))
-    names = {f'{t[1:-1].lower()}_token': t for t in marks}
-    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(tmp_path/'words')
-    artefact = model_artefact(replace(get_profile('demo'), tokenizer=str(tmp_path/'words')), 'S0')
-    assert artefact.settings.get('marks') == kept
-    _, tokenizer = load_classifier(artefact.build(), 2, seed=0)
-    assert len(tokenizer) == 8
-
-
-def test_a_pooler_is_read_without_asking_a_hub_that_does_not_answer(hub_layout, monkeypatch):
-    from huggingface_hub import constants
-    folder, _ = hub_layout
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     right, offline = BertModel.from_pretrained, []
-
-    def reads(*args, **kw):
-        offline.append(constants.HF_HUB_OFFLINE)
-        return right(*args, **kw)
-    monkeypatch.setattr(BertModel, 'from_pretrained', reads)
-    assert load_masked_lm(folder).bert.pooler is not None and offline == [True]
+    monkeypatch.setattr(BertModel, 'from_pretrained', lambda *args, **kw: offline.append(constants.HF_HUB_OFFLINE) or right(*args, **kw))
+    assert S.part(S.load_masked_lm(hub_layout[0])[0], 'pooler') is not None and offline == [True]
 
     def fails(*args, **kw): raise OSError('gone')
     monkeypatch.setattr(BertModel, 'from_pretrained', fails)
-    with pytest.raises(SettingsError, match='is no model folder: gone'): load_masked_lm(folder)
+    with pytest.raises(SettingsError, match='is no model folder: gone'): S.load_masked_lm(hub_layout[0])
+
+
+@pytest.mark.parametrize('size, room, fits', [(60, 60, True), (60, 187, True), (60, 188, False), (61, 60, False)])
+def test_a_model_may_round_its_vocabulary_up(size, room, fits): assert S.belong_together(size, room) == fits
+
+
+@pytest.mark.parametrize('layers, length', [(2, 8), (3, 32)])
+def test_flops_are_those_that_torch_counts(layers, length):
+    config = BertConfig(num_hidden_layers=layers, **SHAPE, attn_implementation='eager')
+    model, ids = S.random_model(config, 0).eval(), torch.ones(1, length, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted: model(ids)
+    assert counted.get_total_flops() == length*(S.encoder_flops(config, length) + S.head_flops(config))
+
+
+# Trimming: for every kind of tokenizer, a text whose pieces are all kept has the same pieces
+
+CORPUS = ['Ala ma kota, a kot ma Alę.', 'Kot, kotek i kocur: trzy mruczą.', 'Zażółć gęślą jaźń!', 'Koty-kocięta piją…', 'abracadabra']
+WORDS = sorted({w for line in CORPUS for w in line.split()})
+NAMES = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
+
+
+def trained(model, trainer, pre, size, **options):
+    t = Tokenizer(model)
+    t.pre_tokenizer = pre
+    t.train_from_iterator(CORPUS*5, trainer(vocab_size=size, special_tokens=list(NAMES), show_progress=False, **options))
+    t.post_processor = processors.TemplateProcessing('<s> $A </s>', '<s> $A </s> $B </s>', [('<s>', 0), ('</s>', 2)])
+    return t
+
+
+def xlmr():
+    t = trained(models.Unigram(), trainers.UnigramTrainer, pre_tokenizers.Metaspace(), 110, unk_token='<unk>')
+    pieces = [tuple(p) for p in json.loads(t.to_str())['model']['vocab']]
+    return unigram_tokenizer([*pieces[:4], *pieces[5:], ('<mask>', 0.0)])
+
+
+LAYOUTS = {
+    'Unigram': xlmr,
+    'WordPiece': lambda: trained(models.WordPiece(unk_token='<unk>'), trainers.WordPieceTrainer, pre_tokenizers.BertPreTokenizer(), 120),
+    'BPE </w>': lambda: train_tokenizer(CORPUS*5, 120),
+    'BPE ▁': lambda: trained(models.BPE(unk_token='<unk>', fuse_unk=True), trainers.BpeTrainer, pre_tokenizers.Metaspace(), 120),
+    'BPE bytes': lambda: trained(models.BPE(), trainers.BpeTrainer, pre_tokenizers.ByteLevel(), 340,
+                                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+}
+
+
+@pytest.fixture(scope='module', params=LAYOUTS)
+def full(request, tmp_path_factory):
+    "A tokenizer of each kind, and a folder with it and one for its trimmed copies."
+    t, source, work = LAYOUTS[request.param](), tmp_path_factory.mktemp('full'), tmp_path_factory.mktemp('trimmed')
+    names = dict(zip(('cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token'), NAMES, strict=True))
+    FastTokenizer(tokenizer_object=t, **names).save_pretrained(source)
+    return t, source, work
+
+
+SENTENCES = st.lists(st.sampled_from([*WORDS, 'kotka', 'mrau', 'ę', '☃', 'x☃y', 'abrak']), max_size=6).map(' '.join)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(counted=st.lists(SENTENCES, min_size=1, max_size=6), other=st.lists(SENTENCES, max_size=8), share=st.floats(0, 1))
+def test_a_text_whose_pieces_are_kept_has_the_same_pieces(full, counted, other, share):
+    (t, source, work), counted = full, ['Ala', *counted]
+    counts, ids = S.count_pieces(counted, t), [i for s in counted for i in t.encode(s, add_special_tokens=False).ids]
+    assert counts.tolist() == np.bincount(ids, minlength=len(counts)).tolist()
+    every = S.trim_tokenizer(source, work, counts, len(counts))['vocab_size']
+    with pytest.raises(SettingsError, match='Write `vocab_size = .*` or more') as raised: S.trim_tokenizer(source, work, counts, 5)
+    least = int(str(raised.value).partition('`vocab_size = ')[2].partition('`')[0])
+    size = least + round(share*(every - least))
+    made = S.trim_tokenizer(source, work, counts, size)
+    trimmed, kept = load_tokenizer(work), np.load(work/'kept.npy')
+    assert len(trimmed) == made['vocab_size'] == len(kept) <= size and (np.diff(kept) > 0).all()
+    assert made['covered'] == counts[kept].sum()/counts.sum() and (size < every or made['covered'] == 1)
+    vocabulary = t.get_vocab()
+    assert all(vocabulary[p] == kept[i] for p, i in trimmed.get_vocab().items()) and set(NAMES) <= set(trimmed.get_vocab())
+    for text in counted + other:
+        ids = t.encode(text).ids
+        if set(ids) <= set(kept.tolist()) and not (3 in ids and isinstance(t.model, models.WordPiece)):
+            assert kept[trimmed(text)['input_ids']].tolist() == ids
+            assert kept[trimmed(text, 'Ala')['input_ids']].tolist()[:len(ids)] == ids
+        if text in counted and 3 not in ids: assert 3 not in kept[trimmed(text)['input_ids']], 'spelled out'
+
+
+def test_the_worst_piece_is_kept_because_unknown_characters_are_measured_by_it():
+    "Ł has no piece of its own. Without `zz` it would cost less as `<unk>`, and the best cut would be another one."
+    scores = {**dict.fromkeys(NAMES[:4], 0), '▁': -1, 'a': -19, 'b': -19, 'ab': -1, 'Ła': -20, 'zz': -60, '<mask>': 0}
+    pieces = list(scores.items())
+    t, without = unigram_tokenizer(pieces), unigram_tokenizer([p for p in pieces if p[0] != 'zz'])
+    assert t.encode('Łab').tokens[1:-1] == ['▁', 'Ła', 'b'] and 3 in without.encode('Łab').ids
+    kept = S.pieces_to_keep(json.loads(t.to_str())['model'], [p for p, _ in pieces], S.count_pieces(['Łab'], t), {0, 1, 2, 3, 10}, 10)
+    assert [pieces[i][0] for i in kept] == [*NAMES[:4], '▁', 'a', 'b', 'Ła', 'zz', '<mask>']
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "A model with a tokenizer."
+    folder, t = tmp_path_factory.mktemp('whole'), train_tokenizer(CORPUS*5, 60)
+    S.save_model(S.random_model(BertConfig(num_hidden_layers=2, **SHAPE, pad_token_id=1, bos_token_id=0, eos_token_id=2), 0), folder)
+    write_tokenizer(folder, t, 32)
+    return folder
+
+
+def test_code_of_a_folder_is_neither_run_nor_asked_about(whole, tmp_path):
+    "Whatever standard input says."
+    folder, types = Path(shutil.copytree(whole, tmp_path/'model')), {'AutoConfig': 'own.C', 'AutoTokenizer': ['own.C', 'own.C']}
+    (folder/'own.py').write_text(f'open({str(tmp_path/"ran")!r}, "w")\nclass C: pass')
+    for name, kind in (('config.json', {'model_type': 'own'}), ('tokenizer_config.json', {'tokenizer_class': 'Own'})):
+        (folder/name).write_text(json.dumps(json.loads((folder/name).read_text()) | kind | {'auto_map': types}))
+    code = ('import sys; from distilherbert import pack, student\n'
+            'for f in (student.load_config, student.load_masked_lm, pack.load_tokenizer, '
+            'lambda d: pack.make_tokenizer(d, d), lambda d: student.trim_tokenizer(d, d, [], 9)):\n'
+            '    try: f(sys.argv[1])\n'
+            '    except ValueError as e: print(e)\n')
+    done = subprocess.run([sys.executable, '-c', code, folder], input='y\n'*20, capture_output=True, text=True)
+    assert done.stdout.count('code from a model folder is never run.\n') == 5 and '[y/N]' not in done.stdout, done.stderr
+    assert not (tmp_path/'ran').exists()
+
+
+class Evil:
+    def __reduce__(self): return print, ('run',)
+
+
+LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'
+FULL = 'model.safetensors'
+
+
+@pytest.mark.parametrize('file, change, words', [
+    (FULL, LFS, f'{FULL} is a pointer of Git LFS'), (FULL, b'', f'{FULL} is empty'), (FULL, 0.5, f'{FULL} is damaged'),
+    (FULL, pickle.dumps(Evil()), f'{FULL} is damaged'), ('pytorch_model.bin', LFS, 'pytorch_model.bin is a pointer of Git LFS'),
+    ('pytorch_model.bin', pickle.dumps(Evil(), 2), 'pytorch_model.bin is damaged, or holds more than weights'),
+    ('model.safetensors.index.json', b'{}', 'index.json is damaged'), ('config.json', LFS, 'config.json is a pointer'),
+    ('config.json', b'[1]', 'config.json is damaged'), ('config.json', b'['*100_000, 'config.json is damaged'),
+    ('tokenizer.json', LFS, 'tokenizer.json is a pointer'), ('tokenizer.json', b'{}', 'tokenizer.json is damaged'),
+    ('tokenizer_config.json', b'{"tokenizer_class": 5}', 'tokenizer_config.json'),
+    *(('config.json', {name: value}, rf'config.json.*\b{name}\b') for name, value in (
+        ('hidden_size', '16'), ('hidden_act', 'gelu_pro'), ('num_attention_heads', 0), ('num_attention_heads', 3), ('is_decoder', True),
+        ('num_hidden_layers', 0), ('num_hidden_layers', 100_000), ('_attn_implementation', 'someone/kernel'))),
+    ('config.json', {'id2label': 'x'}, 'config.json: '), ('config.json', {'intermediate_size': 64}, 'its weights have other shapes'),
+    ('config.json', {'num_hidden_layers': 1}, 'its weights have bert.encoder.layer.1'),
+    ('config.json', {'num_hidden_layers': 3}, 'weights')])
+def test_a_folder_that_cannot_be_read_is_one_sentence_with_file_and_cause(whole, tmp_path, capsys, file, change, words):
+    folder = Path(shutil.copytree(whole, tmp_path/'model'))
+    if file.endswith(('.bin', '.index.json')): (folder/FULL).unlink()
+    old = (folder/file).read_bytes() if (folder/file).is_file() else b''
+    if isinstance(change, dict): change = json.dumps(json.loads(old) | change).encode()
+    (folder/file).write_bytes(change if isinstance(change, bytes) else old[:int(len(old)*change)])
+    loaders = [lambda: load_classifier(folder, 2, 1), *[lambda: S.load_masked_lm(folder)]*(not file.startswith('tokenizer'))]
+    for load in loaders:
+        with pytest.raises((SettingsError, TaskError), match=words) as raised: load()
+        assert str(folder) in str(raised.value) and '\n' not in str(raised.value)
+    assert 'run' not in capsys.readouterr().out.split()
+
+
+def test_another_kind_of_vocabulary_is_refused(tmp_path):
+    words = Tokenizer(models.WordLevel({n: i for i, n in enumerate(NAMES)}, '<unk>'))
+    FastTokenizer(tokenizer_object=words, unk_token='<unk>').save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match='A WordLevel vocabulary cannot be'): S.trim_tokenizer(tmp_path, tmp_path, np.ones(5, int), 5)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_a_trimmed_model_computes_the_same(tmp_path, tied):
+    config = BertConfig(num_hidden_layers=2, **SHAPE, pad_token_id=3, eos_token_id=5, tie_word_embeddings=tied)
+    wide = S.random_model(config, seed=0).eval()
+    torch.nn.init.normal_(S.part(wide, 'decoder').bias)
+    kept = np.array([0, 3, 5, 8, 40, 59])
+    old, new = torch.tensor([[0, 8, 40, 59, 5, 3]]), torch.tensor([[0, 3, 4, 5, 2, 1]])
+    hidden, logits = wide.bert(old).last_hidden_state, wide(old).logits[..., kept]
+    assert S.trim_model(wide, kept) is wide
+    S.save_model(wide, tmp_path)
+    for model in (wide, S.load_masked_lm(tmp_path)[0]):
+        assert torch.equal(model.bert(new).last_hidden_state, hidden) and torch.allclose(model(new).logits, logits, atol=1e-6)
+        assert (S.part(model, 'decoder').weight is S.part(model, 'word_embeddings').weight) == tied
+        assert (model.config.vocab_size, model.config.pad_token_id, model.config.eos_token_id) == (6, 1, 2)
+        assert S.part(model, 'word_embeddings').padding_idx == 1
+    wide(new, labels=new).loss.backward()
+    assert all(p.grad is not None for p in (*S.part(wide, 'decoder').parameters(), S.part(wide, 'word_embeddings').weight))
+    with pytest.raises(SettingsError, match='Token 60 is outside the vocabulary of 6'): S.trim_model(wide, np.array([0, 60]))

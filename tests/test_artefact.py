@@ -1,0 +1,254 @@
+"Artefacts: complete or absent, made once, and keyed by what decides their content; how commands end; progress."
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from multiprocessing import active_children
+from types import SimpleNamespace
+
+import pytest
+from conftest import TOP
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distilherbert import artefact
+from distilherbert.artefact import (
+    Artefact,
+    DamagedArtefact,
+    Interrupted,
+    fingerprint,
+    guarded,
+    provenance,
+    read_manifest,
+    verify,
+    worker_pool,
+)
+from distilherbert.scenario import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
+    return tmp_path/'runs'
+
+
+def write(work):
+    (work/'sub').mkdir(parents=True, exist_ok=True)
+    for name, text in (('a.txt', 'one'), ('sub/b.txt', 'two'), ('.note', 'a note of the stage')): (work/name).write_text(text)
+    return {'files': 2}
+
+
+def stage(make=write, **changes):
+    return Artefact(**{'stage': 'text', 'label': 'x', 'version': 1, 'settings': {'n': 1}, 'inputs': (), 'make': make} | changes)
+
+
+def never(work): pytest.fail('made again')
+
+
+def killed(*args): raise KeyboardInterrupt
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.none() | st.lists(st.integers()), max_size=5))
+def test_a_key_depends_on_the_content_of_the_settings_only(values):
+    a, b = stage(settings=values), stage(len, settings=dict(reversed(values.items())), note='x', resumable=True, parallel=True)
+    assert a.key == b.key and len(a.key) == 12 and a.key != stage(settings={**values, 'one more': 1}).key
+
+
+def test_a_key_depends_on_everything_behind_it_and_asking_for_it_writes_nothing(runs):
+    def chain(**changes): return stage(stage='c', inputs=(stage(stage='b', inputs=(stage(**changes),)),)).key
+    keys = [chain(), chain(version=2), chain(label='y'), chain(stage='other'), chain(settings={'n': 2}), chain(inputs=(stage(label='z'),))]
+    assert len(set(keys)) == len(keys) and not runs.exists()
+
+
+def test_a_fingerprint_knows_names_and_contents_but_not_the_place(tmp_path):
+    one, two = tmp_path/'one', tmp_path/'two'
+    for folder in (one, two): write(folder)
+    before = fingerprint(one)
+    assert fingerprint(two) == before != fingerprint(one/'a.txt')
+    (one/'a.txt').rename(one/'c.txt')
+    (two/'a.txt').write_text('ONE')
+    assert before not in (fingerprint(one), fingerprint(two))
+    with pytest.raises(FileNotFoundError, match='There is no file'): fingerprint(tmp_path/'three')
+
+
+def test_a_manifest_states_everything_and_what_is_there_is_not_made_again():
+    made = stage(inputs=(source := stage(label='source'),), note='demo')
+    assert made.state() == 'absent' and made.build() == made.path and made.state() == source.state() == 'current'
+    m = read_manifest(made.path)
+    assert {k: m[k] for k in made.identity()} == made.identity() and (m['note'], m['key'], m['counts']) == ('demo', made.key, {'files': 2})
+    assert m['inputs'] == {'text/source': source.key} and set(m['files']) == {'a.txt', 'sub/b.txt'} and m['seconds'] >= 0
+    assert set(m['provenance']) == {'commit', 'machine', 'versions', 'date'} and not (made.path/'.note').exists()
+    assert replace(made, make=never).build() == made.path
+
+
+@pytest.mark.parametrize('resumable', [False, True])
+def test_an_interrupted_stage_leaves_nothing_that_looks_finished(resumable):
+    a, left = stage(lambda work: write(work) and killed(), resumable=resumable), []
+    with pytest.raises(KeyboardInterrupt): a.build()
+    assert a.state() == 'absent' and not a.path.exists() and a.partial.is_dir()
+    replace(a, make=lambda work: left.extend(f.name for f in work.iterdir()) or write(work)).build()
+    assert sorted(left) == (['.note', 'a.txt', 'sub'] if resumable else []) and a.state() == 'current'
+
+
+@pytest.mark.parametrize('damaged', [False, True])
+def test_a_run_killed_just_before_the_rename_needs_only_the_rename(monkeypatch, damaged):
+    a = stage(resumable=True)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(artefact, 'publish', killed)
+        a.build()
+    assert a.state() == 'absent'
+    if damaged: (a.partial/'a.txt').write_text('two')
+    replace(a, make=write if damaged else never).build()
+    assert verify(a.path) == [] and (a.path/'a.txt').read_text() == 'one'
+
+
+@pytest.mark.parametrize('damage, found', [
+    (lambda f: (f/'a.txt').unlink(), 'a.txt'), (lambda f: (f/'sub'/'b.txt').write_text('longer'), 'sub/b.txt'),
+    (lambda f: (f/'manifest.json').unlink(), 'manifest.json'), (lambda f: (f/'manifest.json').write_bytes(b'{"\xff'), 'manifest.json')])
+def test_damage_is_named_and_says_what_to_do(damage, found):
+    a = stage()
+    damage(a.build())
+    assert a.state() == 'damaged'
+    with pytest.raises(DamagedArtefact, match=f'{found}.*Remove the folder'): a.build()
+
+
+def test_checksums_find_a_change_that_keeps_the_size():
+    (stage().build()/'a.txt').write_text('eno')
+    assert verify(stage().path, content=False) == [] and verify(stage().path) == ['a.txt']
+
+
+def test_two_that_ask_at_once_make_it_once():
+    calls, begun = [], threading.Event()
+    def slow(work):
+        calls.append(begun.set())
+        time.sleep(0.3)
+        return write(work)
+    a, other = stage(slow), stage(slow)
+    (first := threading.Thread(target=a.build)).start()
+    begun.wait()
+    assert other.state() == 'building' and other.build() == a.path and len(calls) == 1 and other.state() == 'current'
+    first.join()
+
+
+class Group:
+    "Two threads that build together, as the processes of a launch do."
+    barrier, value = threading.Barrier(2, timeout=20), None
+    def __init__(self, first): self.first = first
+    def broadcast(self, value):
+        if self.first: Group.value = value
+        self.barrier.wait()
+        value = Group.value
+        self.barrier.wait()
+        return value
+
+
+@pytest.mark.parametrize('parallel', [False, True])
+def test_a_group_builds_together_and_the_first_writes(parallel):
+    made, folders = [], []
+    a = stage(lambda work: made.append(work) or write(work), parallel=parallel,
+              inputs=(stage(lambda work: made.append('source') or write(work), label='source'),))
+    threads = [threading.Thread(target=lambda first=first: folders.append(replace(a).build(Group(first)))) for first in (True, False)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert folders == [a.path]*2 and made == ['source', *[a.partial]*(1 + parallel)] and verify(a.path) == []
+
+
+@pytest.mark.parametrize('number, words', [(errno.ENOSPC, 'full .*text/x.*free some space.*DISTILHERBERT_RUNS'), (errno.EIO, 'as is')])
+def test_a_full_disk_says_what_to_do_and_leaves_nothing(number, words):
+    def fail(work): raise OSError(number, 'as is')
+    with pytest.raises(OSError, match=words): stage(fail).build()
+    assert stage().state() == 'absent'
+
+
+def test_provenance_goes_without_what_is_not_installed(monkeypatch):
+    monkeypatch.setattr(artefact, 'PACKAGES', ('numpy', 'no-such-package'))
+    assert set(provenance()['versions']) == {'python', 'numpy'}
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    artefact.write_json(file := tmp_path/'a.json', 'ż')
+    with pytest.raises(ValueError): artefact.write_json(file, float('nan'))
+    assert file.read_text('utf-8') == '"ż"\n' and list(tmp_path.glob('*')) == [file]
+
+
+@pytest.mark.parametrize('error, code, words', [
+    (SettingsError('Unknown profile'), 2, 'Unknown profile'), (KeyboardInterrupt(), 130, 'The same command goes on'),
+    (KeyboardInterrupt(signal.SIGTERM), 143, 'The same command goes on'), (Interrupted(15, 3, 9), 143, 'after step 3 of 9'),
+    (FileNotFoundError(2, 'No such file', 'x.txt'), 1, 'x.txt'), (DamagedArtefact('a folder'), 1, 'DamagedArtefact: a folder'),
+    (MemoryError(), 1, 'lower `micro_rows`'), (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), 1, 'begins with `like = "demo"`'),
+    (RuntimeError('[enforce fail] DefaultCPUAllocator: not enough'), 1, 'Memory ran out'),
+    (ValueError('torch.OutOfMemoryError: CUDA'), 1, 'Memory ran out'), (ValueError('too long'), 1, 'too long'), (None, 0, '')], ids=repr)
+def test_errors_become_a_message_and_an_exit_code(capsys, monkeypatch, error, code, words):
+    def work():
+        if error: raise error
+    before = signal.getsignal(signal.SIGTERM)
+    assert guarded(work, 'a command', 'demo') == code and signal.getsignal(signal.SIGTERM) == before
+    err = capsys.readouterr().err
+    assert (err.startswith('a command: ') and words in err) if error else err == ''
+    assert 'Traceback' not in err and ('same command with -v' in err) == (code == 1)
+    monkeypatch.setenv('RANK', '1')
+    assert guarded(work, 'a command', 'demo') == code and (not isinstance(error, Interrupted) or capsys.readouterr().err == '')
+
+
+def test_commands_read_and_write_utf8_in_any_locale_and_sigterm_stops_them():
+    "A pipe may have an encoding without the blocks of a bar, and without most Polish letters."
+    program = """import os, signal, sys
+from distilherbert.artefact import Progress, guarded
+def work():
+    Progress(1, 'Letters').update()
+    print(sys.stdin.read(), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(guarded(work, 'a command', 'demo'))"""
+    done = subprocess.run([sys.executable, '-c', program], input='Zażółć gęślą jaźń'.encode(), capture_output=True, cwd=TOP, timeout=60,
+                          env=os.environ | {'PYTHONIOENCODING': 'cp1252', 'PYTHONUTF8': '0'})
+    bar, text, _ = done.stdout.decode('utf-8').split('\n')
+    assert done.returncode == 143 and '█' in bar and text == 'Zażółć gęślą jaźń' and b'Stopped' in done.stderr, done.stderr
+
+
+def test_an_error_stops_the_workers():
+    with pytest.raises(ValueError, match='invalid literal'), worker_pool(2) as pool:
+        pool.submit(time.sleep, 60)
+        pool.submit(int, 'x').result()
+    for child in active_children(): child.join(30)
+    assert not active_children()
+
+
+def drawn(monkeypatch, seconds, steps, terminal):
+    "A bar over so many steps of so many seconds, by a clock of our own: (when, stream, text) of what was written."
+    clock, streams, seen = [0.0], {'stdout': io.StringIO(), 'stderr': io.StringIO()}, []
+    streams['stderr'].isatty = lambda: terminal
+    monkeypatch.setattr(artefact, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
+    for name, stream in streams.items(): monkeypatch.setattr(sys, name, stream)
+    bar = artefact.Progress(steps, 'S4 (real)', 'steps')
+    for _ in range(steps):
+        clock[0] += seconds
+        bar.update(1, 'loss 3.102 (mlm 2.900, soft 0.040), 9,000 tokens/s')
+        seen += [(clock[0], name, stream.getvalue()) for name, stream in streams.items() if stream.getvalue()]
+        for stream in streams.values(): stream.seek(0), stream.truncate()
+    return seen
+
+
+@pytest.mark.parametrize('columns', [200, 50])
+def test_a_terminal_gets_one_line_a_second_in_place(monkeypatch, columns):
+    "It never fills a narrow terminal: a wrapped line would leave its upper half behind."
+    monkeypatch.setenv('COLUMNS', str(columns))
+    seen = drawn(monkeypatch, 0.25, 41, terminal=True)
+    assert [t for t, _, _ in seen] == [*range(1, 11), 10.25] and {name for _, name, _ in seen} == {'stderr'}
+    assert all(x.startswith('\r\x1b[K') and '\n' not in x and len(x) - 4 < columns for _, _, x in seen[:-1]) and seen[-1][2].endswith('\n')
+    assert '16/41 steps' in seen[3][2] and (columns == 50 or '6 s left loss 3.102 (mlm 2.900, soft 0.040), 9,000 tokens/s' in seen[3][2])
+
+
+def test_a_log_gets_lines_ever_more_rarely(monkeypatch):
+    "A run of a day: a line after two seconds, then after twice the time, at last every ten minutes, and the end."
+    times, streams, texts = zip(*drawn(monkeypatch, 1, 86_400, terminal=False), strict=True)
+    assert times[:9] == (2, 6, 14, 30, 62, 126, 254, 510, 1022) and {b - a for a, b in zip(times[9:-2], times[10:-1], strict=True)} == {600}
+    assert times[-1] == 86_400 and set(streams) == {'stdout'} and all(x.find('\n') == len(x) - 1 and '\r' not in x for x in texts)
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_a_bar_that_ends_at_once_is_one_line(monkeypatch, terminal): assert len(drawn(monkeypatch, 0.001, 30, terminal)) == 1

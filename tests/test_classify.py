@@ -1,0 +1,396 @@
+"Fine-tuned classifiers: they repeat the run that was scored, predict alike in every format, and fill the leaderboard's zip."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOP, needs_data, run_program
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification, pipeline
+
+from distilherbert import classify, reproduce, tasks
+from distilherbert import pipeline as stages
+from distilherbert.artefact import read_manifest
+from distilherbert.pack import load_tokenizer
+from distilherbert.scenario import get_scenario
+from distilherbert.scores import load_run, read_scores
+from distilherbert.student import save_model
+from distilherbert.tasks import TASKS, TaskError, TaskSettings, get_task, read_split
+
+S4 = get_scenario('S4')
+WORDS = 'Ala ma kota w Łodzi .'.split()
+
+
+def write_classifier(folder, model, tokenizer, task, labels=('a', 'b'), max_len=20, spread=0.5):
+    "A classifier with random weights, so large that its predictions differ; it has the shape of a model, and a tokenizer."
+    t = get_task(task)
+    labels = [] if t.scale else list(labels)
+    torch.manual_seed(1)
+    tokens = load_tokenizer(tokenizer)
+    config = AutoConfig.from_pretrained(model, num_labels=max(1, len(labels)), initializer_range=spread, vocab_size=len(tokens))
+    folder.mkdir(parents=True)
+    save_model(BertForSequenceClassification(config), folder)
+    tokens.save_pretrained(folder)
+    about = {'tasks': [task], 'texts': len(t.texts), 'labels': labels, 'scale': list(t.scale), 'max_len': max_len, 'seed': 1, 'epoch': 1}
+    (folder/'classifier.json').write_text(json.dumps(about | {'dev': {task: 50.0}}))
+    return folder
+
+
+def texts_of(folder, n=12):
+    rng, count = np.random.default_rng(0), json.loads((folder/'classifier.json').read_text())['texts']
+    return [tuple(' '.join(rng.choice(WORDS, rng.integers(1, 4))) for _ in range(count)) for _ in range(n)]
+
+
+@pytest.fixture(scope='module', params=['nkjp-ner', 'cdsc-e', 'ar', 'cdsc-r'])
+def classifier(request, tiny, tmp_path_factory):
+    "One text or two, classes or ratings."
+    return write_classifier(tmp_path_factory.mktemp('classifier')/'folder', tiny.models['S4'], tiny.tokenizer, request.param)
+
+
+@pytest.fixture(scope='module')
+def exported(classifier, tmp_path_factory):
+    "The same in ONNX, moved to where it was not made."
+    tmp = tmp_path_factory.mktemp('exported')
+    return Path(shutil.move(classify.export_onnx(classifier, tmp/'onnx'), tmp/'elsewhere'))
+
+
+@pytest.fixture(scope='module')
+def ner(tiny, tmp_path_factory):
+    return write_classifier(tmp_path_factory.mktemp('ner')/'S4.old', tiny.models['S4'], tiny.tokenizer, 'nkjp-ner')
+
+
+@pytest.fixture(scope='module')
+def ner_onnx(ner, tmp_path_factory): return classify.export_onnx(ner, tmp_path_factory.mktemp('ner')/'onnx')
+
+
+def test_the_run_is_chosen_on_the_held_out_slice(monkeypatch):
+    def run(right, loss):
+        pred = np.zeros((2, 10), int)
+        for e, n in enumerate(right): pred[e, :n] = 1
+        return {'train_loss': np.zeros(2), 'validation_loss': np.array(loss), 'gold/validation': np.ones(10, int), 'pred/validation': pred,
+                'gold/nkjp-ner': np.zeros(2, int), 'pred/nkjp-ner': np.array([[1, 1], [0, 0]])}  # dev would take another one
+    runs = {'1': run((5, 7), (1.0, 0.9)), '2': run((8, 6), (0.8, 0.5)), '3': run((2, 8), (0.5, 0.7))}
+    monkeypatch.setattr(classify, 'load_run', lambda folder: runs[folder.name])
+    folders = {s: Path(str(s)) for s in (1, 2, 3)}
+    assert classify.choose_run(folders, TASKS['nkjp-ner']) == (3, 1), 'the score of seed 2, and a lower loss'
+    runs['3'] = run((2, 8), (0.5, 0.8))
+    assert classify.choose_run(folders, TASKS['nkjp-ner']) == (2, 0), 'now the earlier seed'
+
+
+def test_a_classifier_repeats_the_run_that_was_scored(tiny):
+    folder = stages.build_classifier(tiny.profile, S4, 'polemo2.0-out')
+    runs = {seed: tiny.scores['S4', 'polemo2.0', seed] for seed in tiny.profile.task_seeds}
+    seed, epoch = classify.choose_run(runs, TASKS['polemo2.0-in'])
+    counts, about = read_manifest(folder)['counts'], json.loads((folder/'classifier.json').read_text())
+    assert counts['same'] == {'validation': 1.0, 'polemo2.0-in': 1.0, 'polemo2.0-out': 1.0}
+    assert (about['seed'], about['epoch'], about['tasks']) == (seed, epoch + 1, ['polemo2.0-in', 'polemo2.0-out'])
+    scored = read_scores({'polemo2.0': runs})['heldout']['polemo2.0-out']
+    place = tiny.profile.task_seeds.index(seed)
+    texts = [(r['sentence'],) for r in read_split(TASKS['polemo2.0-out'], 'dev', 'world')]
+    assert (classify.open_classifier(folder).predict(texts) == scored.pred[place]).all()
+    result = counts['results']['polemo2.0-out']
+    assert np.isclose(result['mean'], scored.scores()[place], atol=1e-3) and result['low'] <= result['mean'] <= result['high']
+    assert stages.build_classifier(tiny.profile, S4, 'polemo2.0-in') == folder, 'one classifier for the tasks of a group'
+    table = 'bert.embeddings.word_embeddings.weight'
+    before, after = (load_file(f/'model.safetensors')[table] for f in (tiny.models['S4'], folder))
+    moved = (before != after).any(1)
+    assert moved.any() and not moved[load_tokenizer(folder).mask_token_id], 'tokens that the task lacks keep their embeddings'
+
+
+def test_a_run_that_does_not_repeat_is_reported(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(classify, 'load_run', lambda f: {k: (v + 1 if k == 'pred/nkjp-ner' else v) for k, v in load_run(f).items()})
+    runs = {seed: tiny.scores['S4', 'nkjp-ner', seed] for seed in tiny.profile.task_seeds}
+    with caplog.at_level('WARNING', logger='distilherbert'):
+        settings = TaskSettings.of(tiny.profile)
+        counts = classify.make_classifier(tmp_path, tiny.models['S4'], runs, [TASKS['nkjp-ner']], 'world', settings, {})
+    assert 'not all predictions repeat' in caplog.text and counts['same'] == {'validation': 1.0, 'nkjp-ner': 0.0}
+
+
+def test_a_folder_needs_nothing_of_ours_and_its_card_is_for_the_hub(tiny):
+    folder = stages.build_classifier(tiny.profile, S4, 'nkjp-ner')
+    texts = [' '.join(r['sentence'].split()[:3]) for r in read_split(TASKS['nkjp-ner'], 'dev', 'world')][:40]
+    found = [r['label'] for r in pipeline('text-classification', model=str(folder), tokenizer=str(folder))(texts)]
+    assert found == [line.split('\t')[0] for line in classify.predict(str(folder), texts, tiny.profile)]
+    card, counts = ModelCard.load(folder/'README.md'), read_manifest(folder)['counts']
+    assert (card.data.language, card.data.pipeline_tag) == ('pl', 'text-classification')
+    assert any(abs(r.metric_value - counts['results']['nkjp-ner']['mean']) < 0.01 for r in card.data.eval_results)
+    for command in re.findall(r'^(?: {4})?distilherbert (.*)$', card.text, re.M):
+        reproduce.parse(command.replace('"', '').split())
+
+
+def test_a_folder_without_a_head_is_no_classifier(tiny, tmp_path):
+    "Its predictions would be random."
+    folder = Path(shutil.copytree(tiny.models['S4'], tmp_path/'mlm'))
+    with pytest.raises(TaskError, match='no classifier.json'): classify.open_classifier(folder)
+    about = {'tasks': ['nkjp-ner'], 'texts': 1, 'labels': ['a', 'b'], 'scale': [], 'max_len': 20}
+    (folder/'classifier.json').write_text(json.dumps(about))
+    with pytest.raises(TaskError, match='weights lack .*classifier.weight. Make one'): classify.export_onnx(folder, tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+
+ABOUT = 'classifier.json'
+
+
+@pytest.mark.parametrize('onnx, file, change, words', [
+    (False, ABOUT, lambda a: {}, 'it lacks tasks, texts, labels'), (False, ABOUT, b'{', 'cannot be read'),
+    (False, ABOUT, lambda a: [], r'should hold an object with tasks.* it holds \[\]'),
+    (False, ABOUT, lambda a: a | {'labels': 'ab'}, "labels = 'ab' cannot"), (False, ABOUT, lambda a: a | {'texts': 3}, 'texts = 3 cannot'),
+    (False, ABOUT, lambda a: a | {'scale': [1]}, r'scale = \[1\]'), (False, ABOUT, lambda a: a | {'labels': []}, r'labels = \[\] cannot'),
+    (False, ABOUT, lambda a: a | {'max_len': True}, 'max_len = True'),
+    (False, ABOUT, lambda a: a | {'labels': ['a', 'b', 'c']}, 'no weights that can be read'),
+    *((onnx, ABOUT, lambda a: a | {'max_len': 99}, 'max_len = 99, but the model has 34 positions') for onnx in (False, True)),
+    (True, ABOUT, lambda a: {k: v for k, v in a.items() if k != 'special_ids'}, 'lacks special_ids'),
+    *((True, file, b'{}', 'no exported model that can be read') for file in ('model.onnx', 'tokenizer.json'))])
+def test_folders_that_hold_no_whole_classifier_are_named(ner, ner_onnx, tmp_path, onnx, file, change, words):
+    copy = Path(shutil.copytree(ner_onnx if onnx else ner, tmp_path/'copy'))
+    (copy/file).write_bytes(change if isinstance(change, bytes) else json.dumps(change(json.loads((copy/file).read_text()))).encode())
+    with pytest.raises(TaskError, match=words) as e: classify.open_classifier(copy)
+    assert str(copy) in str(e.value)
+
+
+def test_onnx_equals_torch(classifier, exported):
+    longest = tuple(' '.join(['kota']*50) for _ in texts_of(classifier)[0])
+    texts = [*texts_of(classifier), longest, tuple('' for _ in longest)]
+    ours, onnx = classify.open_classifier(classifier), classify.open_classifier(exported, threads=1)
+    (a, cut), (b, cut_too) = ours.run(texts), onnx.run(texts)
+    assert np.allclose(a, b, atol=1e-4) and cut == cut_too >= 1
+    assert np.allclose(ours.predict(texts), onnx.predict(texts), atol=1e-3) and a.std(0).min() > 0.01, 'texts differ'
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(classifier).eval(), AutoTokenizer.from_pretrained(classifier)
+    for i, t in enumerate(texts[:9]):  # transformers' own forward pass, one text at a time
+        encoded = tokenizer(*t, return_tensors='pt', return_token_type_ids=True)
+        if encoded['input_ids'].shape[1] > 20: continue
+        with torch.inference_mode(): assert np.allclose(model(**encoded).logits.numpy()[0], b[i], atol=1e-4)
+
+
+BLOCKED = """import sys, runpy
+for name in ('torch', 'transformers', 'distilherbert', 'huggingface_hub'): sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')"""
+
+
+def run_alone(folder, *texts, stdin='', **env):
+    command = [sys.executable, '-c', BLOCKED, folder/'run.py', *texts]
+    return subprocess.run(command, input=stdin.encode(), capture_output=True, cwd=folder.parent, env=os.environ | {'PYTHONPATH': ''} | env)
+
+
+def test_an_exported_folder_runs_without_torch(classifier, exported, tiny):
+    lines = ['\t'.join(t) for t in texts_of(classifier)]
+    done = run_alone(exported, *lines)
+    assert done.returncode == 0, done.stderr.decode()
+    found = [line.split('\t') for line in done.stdout.decode().splitlines()]
+    for (x, p, *rest), line in zip(found, classify.predict(str(classifier), lines, tiny.profile), strict=True):
+        y, q, *others = line.split('\t')
+        assert rest == others and (x == y or abs(float(x) - float(y)) < 1e-3) and (p == q == '' or abs(float(p) - float(q)) < 2e-3)
+    again = run_alone(exported, stdin='\n'.join(lines) + '\n', PYTHONIOENCODING='cp1252', PYTHONUTF8='0')
+    assert again.stdout == done.stdout, 'UTF-8 in any locale'
+    assert set((exported/'requirements.txt').read_text().split()) == {'numpy', 'onnxruntime', 'tokenizers'}
+    wrong, words = (['only one'], b'tab between them') if '\t' in lines[0] else ([], b'There is no text')
+    done = run_alone(exported, *wrong)
+    assert done.returncode == 1 and words in done.stderr and b'Traceback' not in done.stderr
+
+
+def test_cut_texts_are_reported(ner, ner_onnx, tiny, caplog):
+    out, texts = ner_onnx, ['kota', 'kota '*30]
+    words = '1 of 2 texts are longer than the 20 tokens that are read, and were cut.'
+    for folder in (ner, out):
+        caplog.clear()
+        with caplog.at_level('WARNING', logger='distilherbert'): assert len(classify.predict(str(folder), texts, tiny.profile)) == 2
+        assert words in caplog.text
+    done = run_alone(out, *texts)
+    assert done.stderr.decode().strip().endswith(words) and len(done.stdout.splitlines()) == 2 and not run_alone(out, 'kota').stderr
+
+
+def test_int8_is_smaller_and_close(tiny, tmp_path):
+    folder = write_classifier(tmp_path/'folder', tiny.models['S4'], tiny.tokenizer, 'nkjp-ner', spread=0.1)
+    plain, small = (classify.export_onnx(folder, tmp_path/str(int8), int8=int8) for int8 in (False, True))
+    assert (small/'model.onnx').stat().st_size < (plain/'model.onnx').stat().st_size
+    a, b = (classify.open_classifier(f).run(texts_of(folder))[0] for f in (folder, small))
+    assert 0 < np.abs(a - b).max() < 0.05 and json.loads((small/'classifier.json').read_text())['int8'] is True
+
+
+def test_an_export_that_differs_is_an_error_and_leaves_nothing(ner, tmp_path, monkeypatch):
+    write = classify.write_onnx
+    def other(model, file, int8):
+        with torch.no_grad(): model.classifier.bias += 20
+        write(model, file, int8)
+        with torch.no_grad(): model.classifier.bias -= 20
+    monkeypatch.setattr(classify, 'write_onnx', other)
+    for int8 in (False, True):
+        with pytest.raises(RuntimeError, match='differs from the model'): classify.export_onnx(ner, tmp_path/'onnx', int8)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def untouched(tiny, monkeypatch):
+    "A profile of which nothing may be built."
+    monkeypatch.setattr(stages.Artefact, 'build', lambda *a: pytest.fail('built'))
+    return replace(tiny.profile, task_epochs=3)
+
+
+@pytest.mark.parametrize('model, texts, task, words', [
+    ('S4', ['x'], 'cbdd', 'Did you mean cbd'), ('S44', ['x'], '', 'Unknown scenario'), ('S4', [], '', 'There is no text'),
+    ('S4', ['x'], 'cdsc-e', 'tab between'), ('S4', ['x\ty'], 'dyk', 'dyk'), ('absent/S4', ['x'], '', 'There is no folder'),
+    (str(TOP), ['x'], 'dyk', 'has a task already'), (str(TOP), ['x'], '', 'no classifier.json')])
+def test_requests_that_cannot_be_met_are_refused_before_anything_is_built(untouched, tmp_path, model, texts, task, words):
+    with pytest.raises(ValueError, match=words): classify.predict(model, texts, untouched, task)
+    if model != 'S4':
+        with pytest.raises(ValueError, match=words): classify.export(model, untouched, str(tmp_path/'new'), task)
+
+
+def test_exports_and_submissions_are_refused_before_anything_is_built(untouched, tmp_path, monkeypatch):
+    unselected = replace(untouched, selection_share=0.0)
+    for attempt, words in ((lambda: classify.export('S4', untouched, str(tmp_path)), 'is there already'),
+                           (lambda: classify.submit(S4, untouched, 'nkjpner'), 'Did you mean nkjp-ner'),
+                           (lambda: classify.submit(S4, untouched, 'ar'), 'Unknown task'),
+                           (lambda: classify.export('S4', untouched, str(tmp_path/'new'), 'dyk'), 'Unknown task'),
+                           (lambda: classify.submit(S4, unselected), 'selection_share'),
+                           (lambda: classify.predict('S4', ['x'], unselected), 'selection_share = 0.1')):
+        with pytest.raises(ValueError, match=words): attempt()
+    for module in classify.EXTRA:
+        with monkeypatch.context() as m, pytest.raises(ValueError, match=f'{module} is not installed'):
+            m.setitem(sys.modules, module, None)
+            classify.export('S4', untouched, str(tmp_path/'new'))
+
+
+def test_exports_have_names_of_their_own(ner, tiny, tmp_path, monkeypatch):
+    "After a folder whose name has a dot, a scenario, and a scenario in a file."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(classify, 'export_onnx', lambda folder, out, int8: (str(out), int8))
+    monkeypatch.setattr(classify, 'build_classifier', lambda *a: tmp_path)
+    Path('mine.toml').write_text('init = "random"\n')
+    for model, name in ((str(ner), 'S4.old-onnx'), (f'{ner}/', 'S4.old-onnx'), ('S4', 'S4-onnx'), ('mine.toml', 'mine-onnx')):
+        for int8 in (False, True): assert classify.export(model, tiny.profile, int8=int8) == (name + '-int8'*int8, int8)
+
+
+def test_predict_and_export_from_the_command_line(ner, tiny, tmp_path, capsys):
+    lines = ['Ala ma kota', 'Jadę do Łodzi .']
+    expected = classify.predict(str(ner), lines, tiny.profile)
+    command = [sys.executable, '-m', 'distilherbert.reproduce', 'predict', ner]
+    done = subprocess.run(command, input='\n'.join(lines), capture_output=True, text=True)
+    assert done.stdout.splitlines() == expected, done.stderr
+    assert reproduce.main(['export', str(ner), '--format', 'onnx', '--output', str(tmp_path/'out')]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path/'out')
+    found = classify.predict(str(tmp_path/'out'), lines, tiny.profile)
+    assert [line.split('\t')[0] for line in found] == [e.split('\t')[0] for e in expected]
+    assert reproduce.main(['predict', 'S4', 'Ala ma kota .', '--profile', str(tiny.file), '--task', 'polemo2.0-in']) == 0
+    out = capsys.readouterr().out
+    assert re.fullmatch(r'__label__\w+\t0\.\d{3}\tAla ma kota \.\n', out), 'progress goes to standard error'
+
+
+def contents(file):
+    with zipfile.ZipFile(file) as z: return {n: z.read(n).decode() for n in z.namelist()}
+
+
+def test_a_submission_of_the_world(tiny):
+    head, *lines, note, file = classify.submit(S4, tiny.profile, 'all')
+    assert head.split() == ['task', 'texts', 'cut', 'seed', 'epoch', 'dev', 'test'] and len(lines) == 3 and 'wants all nine' in note
+    files = contents(file)
+    assert list(files) == ['test_pred_nkjp-ner.tsv', 'test_pred_polemo2.0-in.tsv', 'test_pred_polemo2.0-out.tsv']
+    for name, text in files.items():
+        task = TASKS[name.removeprefix('test_pred_').removesuffix('.tsv')]
+        c = classify.open_classifier(stages.build_classifier(tiny.profile, S4, task.name))
+        predicted = c.predict([(r['sentence'],) for r in read_split(task, 'test', 'world')])
+        assert text == '\n'.join([task.label, *(c.about['labels'][i] for i in predicted), '']) == (Path(file).parent/name).read_text()
+
+
+def test_only_what_is_asked_for_in_the_official_order(tiny, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(classify, 'build_submission', lambda p, s, names: asked.append(names) or tmp_path)
+    monkeypatch.setattr(classify, 'read_manifest', lambda folder: {'counts': {}})
+    monkeypatch.setattr(classify, 'read_split', lambda *a: [])
+    for tasks_ in ('polemo2.0-out, nkjp-ner', ['polemo2.0-out', 'nkjp-ner'], ''): classify.submit(S4, tiny.profile, tasks_)
+    classify.submit(S4, replace(tiny.profile, task_source='local'), 'all')
+    assert asked == [['nkjp-ner', 'polemo2.0-out']]*2 + [list(tiny.profile.tasks), list(TASKS)]
+
+
+@pytest.mark.parametrize('task, text, words', [
+    ('nkjp-ner', 'label\na\nb\n', "header 'label'; it must be 'target'"), ('nkjp-ner', 'target\na\n', '1 answers; the test split has 2'),
+    ('nkjp-ner', 'target\na\nb\n\n', '3 answers'), ('nkjp-ner', 'target\na\nB\n', r"answers \['B'\]"),
+    ('ar', 'rating\n1.0\n5.5\n', "line 3: '5.5'"), ('ar', 'rating\nnan\n1.0\n', "line 2: 'nan'"),
+    ('cdsc-r', 'relatedness_score\n0.0\nvery\n', "'very' is no number from 0 to 5")])
+def test_files_that_cannot_be_scored_are_refused(task, text, words):
+    labels = [] if TASKS[task].scale else ['a', 'b']
+    with pytest.raises(TaskError, match=words): classify.check_answers(text, TASKS[task], labels, 2)
+
+
+def test_zips_and_official_samples_are_checked(tmp_path):
+    expected, good = {'nkjp-ner': (['a', 'b'], 2)}, {'test_pred_nkjp-ner.tsv': 'target\na\nb\n'}
+    classify.write_zip(tmp_path/'more.zip', good | {'notes.txt': ''})
+    with pytest.raises(TaskError, match='notes.txt'): classify.check_submission(tmp_path/'more.zip', expected)
+    classify.write_zip(tmp_path/'good.zip', good), classify.write_zip(tmp_path/'again.zip', good)
+    assert (tmp_path/'good.zip').read_bytes() == (tmp_path/'again.zip').read_bytes(), 'equal predictions are equal bytes'
+    sample = tmp_path/'sample'
+    sample.mkdir()
+    with pytest.raises(TaskError, match='has no test_pred_nkjp-ner.tsv'): classify.check_submission(tmp_path/'good.zip', expected, sample)
+    (sample/'test_pred_nkjp-ner.tsv').write_text('target\nA\nb\n')
+    with pytest.raises(TaskError, match=r"official sample .* answers \['A'\]"):
+        classify.check_submission(tmp_path/'good.zip', expected, sample)
+
+
+def local_ner(tmp_path, monkeypatch):
+    "A local folder of NKJP-NER's kind with three texts to classify."
+    monkeypatch.setitem(tasks.TASKS, 'nkjp-ner', replace(TASKS['nkjp-ner'], sizes=(80, 90, 3), labels=('a', 'b')))
+    place = tmp_path/'data'/'klej_nkjp-ner'
+    place.mkdir(parents=True)
+    (place/'test_features.tsv').write_text('sentence\nAla ma kota\nkota "dobry\n' + 'kota '*40 + '\n')
+    return place
+
+
+def test_missing_test_files_are_named_before_anything_is_trained(untouched, tmp_path, monkeypatch):
+    place = local_ner(tmp_path, monkeypatch)
+    (place/'test_features.tsv').unlink()
+    with pytest.raises(TaskError, match='test_features.tsv'):
+        classify.submit(S4, replace(untouched, task_source=str(place.parent), tasks=('nkjp-ner',)))
+
+
+def test_cut_texts_are_counted_and_labels_scored_where_they_are_given(ner, tmp_path, monkeypatch):
+    place = local_ner(tmp_path, monkeypatch)
+    def submitted(name):
+        (tmp_path/name).mkdir()
+        return classify.make_submission(tmp_path/name, {'nkjp-ner': ner}, str(place.parent), 0, 'x.zip')['nkjp-ner']
+    counts = submitted('first')
+    assert (counts['examples'], counts['cut'], counts['test']) == (3, 1, None)
+    (place/'test_labels.tsv').write_text('target\na\nb\nb\n')
+    found = contents(tmp_path/'first'/'x.zip')['test_pred_nkjp-ner.tsv'].split()[1:]
+    assert np.isclose(submitted('second')['test'], 100*accuracy_score(['a', 'b', 'b'], found), atol=1e-3)
+    (place/'test_labels.tsv').write_text('target\na\n')
+    with pytest.raises(TaskError, match='test_labels.tsv has 1 labels; the test split has 3 rows'): submitted('third')
+
+
+@needs_data
+def test_all_nine_tasks_in_the_format_of_the_sample(tiny, tmp_path):
+    sample = Path(os.environ['DISTILHERBERT_DATA'], 'klej', 'sample_submission')
+    if not sample.is_dir(): pytest.skip('there is no sample_submission/ next to the tasks')
+    herbert = sample.parents[1]/'herbert-base-cased'
+    folders = {t: write_classifier(tmp_path/t, tiny.models['S4'], herbert, t, TASKS[t].labels) for t in TASKS}
+    texts = ['Zażółć gęślą jaźń w Łodzi, "proszę".', 'Ala ma kota.']
+    assert AutoTokenizer.from_pretrained(folders['ar'])(texts)['input_ids'] == AutoTokenizer.from_pretrained(herbert)(texts)['input_ids']
+    (tmp_path/'zip').mkdir()
+    classify.make_submission(tmp_path/'zip', folders, 'local', 0, 'klej.zip')
+    files = contents(tmp_path/'zip'/'klej.zip')
+    assert set(files) == {f.name for f in sample.iterdir()} and len(files) == 9
+    for name, text in files.items():
+        ours, theirs = text.split('\n'), (sample/name).read_text().split('\n')
+        assert ours[0] == theirs[0] and len(ours) == len(theirs) and ours[-1] == theirs[-1] == ''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('more, n', [(('--untrained',), None), (('--task', 'nkjp-ner'), 2000)])
+def test_the_bench_measures_what_a_classifier_costs(tiny, more, n):
+    done = run_program(sys.executable, TOP/'bench'/'deployment.py', 'S4', '--profile', tiny.file, '--rounds', '1', *more)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tiny.runs/'results'/'tiny'/'deployment.json').read_text())
+    formats = record['values']['rows']['S4']['formats']
+    assert record['n'] == n and set(formats) - {'torch on GPU'} == {'torch', 'onnx', 'int8'}
+    assert formats['int8']['bytes'] < formats['onnx']['bytes'] and formats['onnx']['latency']['32'] > 0
+    if n: assert formats['onnx']['same'] == 1.0 and formats['onnx']['peak_bytes'] < formats['torch']['peak_bytes']

@@ -1,0 +1,186 @@
+"Examples of KLEJ in a corpus: planted ones are found and left out, and nothing else is."
+import csv
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import needs_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distilherbert import contamination as module
+from distilherbert.artefact import read_manifest
+from distilherbert.clean import read_texts
+from distilherbert.contamination import FILES, KINDS, SHORTEST, SPAN, Example, Index, leave_out, normal_words, read_examples, search
+from distilherbert.pipeline import contamination_artefact, sequences_artefact, text_artefact
+from distilherbert.results import read_records
+from distilherbert.scenario import SettingsError, get_profile
+from distilherbert.tasks import TASKS
+
+# The search against a slow one
+
+def slow_find(examples, texts):
+    "Every field against every text, word for word."
+    found = {kind: set() for kind in KINDS}
+    for e, example in enumerate(examples):
+        for field in map(normal_words, example.texts):
+            for t, words in enumerate(map(normal_words, texts)):
+                runs = {tuple(words[i:i + SPAN]) for i in range(len(words) - SPAN + 1)}
+                if field and field == words: found['exact'].add((t, e))
+                inside = any(words[i:i + len(field)] == field for i in range(len(words)))
+                if SHORTEST <= len(field) < SPAN and inside: found['inside'].add((t, e))
+                if any(tuple(field[i:i + SPAN]) in runs for i in range(len(field) - SPAN + 1)): found['overlap'].add((t, e))
+    return found
+
+
+def as_sets(found): return {kind: set(map(tuple, pairs.tolist())) for kind, pairs in found.items()}
+
+
+SOME_WORDS = st.lists(st.sampled_from(['a', 'b', 'Kot', 'kot,', 'k\xadot', 'z\u0307', '—']), max_size=30).map(' '.join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(SOME_WORDS, SOME_WORDS), max_size=6), st.lists(SOME_WORDS, max_size=8))
+def test_the_search_finds_what_a_slow_one_finds(fields, texts):
+    examples = [Example('dyk', 'train', i, f) for i, f in enumerate(fields)]
+    found = Index(examples).find(texts)
+    assert as_sets(found) == slow_find(examples, texts)
+    assert all(len(found[kind]) == len(as_sets(found)[kind]) for kind in ('inside', 'overlap'))
+
+
+def test_short_examples_are_found_inside_texts_from_six_words_on():
+    words = [f'słowo{i}' for i in range(40)]
+    examples = [Example('cbd', 'dev', n, (' '.join(words[:n]),)) for n in range(1, 14)]
+    texts = [' '.join(words[:n]) for n in range(1, 15)]
+    texts += ['Mówią: ' + ', '.join(words[:9]) + '!', ' '.join(words[1:40]), ' '.join([*words[:5], 'inne', *words[5:]])]
+    assert as_sets(Index(examples).find(texts)) == {
+        'exact': {(i, i) for i in range(13)}, 'overlap': {(12, 12), (13, 12)},
+        'inside': {(t, e) for t in range(14) for e in range(5, 12) if t >= e} | {(14, e) for e in range(5, 9)}}
+    assert Index(examples).searchable == set(range(5, 13))
+
+
+@pytest.mark.parametrize('same', [('kot i pies', 'KOT\xa0i – „pies”!'), ('gęś', 'ge\u0328s\u0301'), ('nie\xadwidzialny', 'niewidzialny'),
+                                  ('żó\u200błw', 'żółw'), ('हिन्दी', '\u200dहिन्दी\ufeff'), ('Straße', 'STRASSE')])
+def test_copies_have_the_same_words(same): assert normal_words(same[0]) == normal_words(same[1]) != []
+
+
+# Planted examples, all the way to the sequences
+
+def sentence(rng, n):
+    return ' '.join(rng.choice('kot pies dom las rzeka stary nowy biegnie widzi Ala'.split()) + str(rng.randrange(99)) for _ in range(n))
+
+
+@pytest.fixture
+def klej(tmp_path, monkeypatch):
+    "All nine tasks in the official layout, a few rows each; artefacts in a folder of their own."
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
+    rng, folder = random.Random(0), tmp_path/'klej'
+    for task in TASKS.values():
+        (folder/f'klej_{task.name}').mkdir(parents=True)
+        for name in [name for name, size in zip(FILES.values(), task.sizes, strict=True) if size]:
+            with open(folder/f'klej_{task.name}'/name, 'w', encoding='utf-8', newline='') as f:
+                quoting = {'quoting': csv.QUOTE_ALL} if task.quoted else {'quoting': csv.QUOTE_NONE, 'quotechar': None}
+                rows = csv.writer(f, delimiter='\t', lineterminator='\n', **quoting)
+                rows.writerow([*task.texts, 'target'])
+                for i in range(4):
+                    rows.writerow([*(('"' if i == 0 else '') + sentence(rng, 20 if i < 3 else 8) + ' .' for _ in task.texts), 'x'])
+    return folder
+
+
+@pytest.fixture
+def planted(tmp_path, klej):
+    "A corpus in which some examples stand, exactly or inside other words, and a profile on it."
+    examples = {(e.task, e.split, e.row): e.texts for e in read_examples(klej)[0]}
+    plants = {
+        ('nkjp-ner', 'test', 3): examples['nkjp-ner', 'test', 3][0].upper(),
+        ('cbd', 'train', 3): 'Tu jest: ' + examples['cbd', 'train', 3][0],
+        ('psc', 'train', 1): f'Pisano o tym wczoraj, że {examples["psc", "train", 1][1][:-2]}, i tyle.',
+        ('ar', 'dev', 0): f'„{examples["ar", "dev", 0][0].strip(chr(34))}”',
+        ('dyk', 'test', 2): 'Ktoś pytał: ' + ' '.join(examples['dyk', 'test', 2][0].split()[4:4 + SPAN])}
+    nearly = ['Ktoś pytał: ' + ' '.join(examples['cbd', 'test', 1][0].split()[:SPAN - 1]), examples['cdsc-e', 'dev', 3][0][:-9],
+              'Tu jest: ' + ' '.join(examples['cbd', 'test', 3][0].split()[1:])]
+    rng, folder = random.Random(1), tmp_path/'text'
+    folder.mkdir()
+    lines = [sentence(rng, rng.randrange(5, 40)) for _ in range(400)]
+    for i, text in enumerate([*plants.values(), *nearly]): lines.insert(37*(i + 1), text)
+    (folder/'a.txt').write_text('\n\n'.join(lines), 'utf-8')
+    p = replace(get_profile('demo'), name='planted', text=str(folder), old_share=0.4, task_source=str(klej), vocab_size=400, max_len=64,
+                heldout_share=0.1)
+    return p, plants, nearly
+
+
+def test_planted_examples_are_found_and_no_others(planted, monkeypatch):
+    p, plants, _ = planted
+    monkeypatch.setattr(module, 'BATCH', 1000)
+    report, found = module.contamination_report(p), {}
+    values = read_records('planted')['contamination']['values']
+    for part in ('old', 'ccsub'):
+        folder = contamination_artefact(p, part).path
+        files = text_artefact(p).path.glob(f'{part}-*')
+        texts = {(f.name, str(i)): t for f in files for i, t in enumerate(f.read_text('utf-8').split('\n'))}
+        with open(folder/'examples.tsv', encoding='utf-8') as f:
+            for row in csv.DictReader(f, delimiter='\t'):
+                found[row['task'], row['split'], int(row['row'])] = row['exact'] + row['inside'] + row['overlap']
+                assert texts[row['file'], row['line']] == plants[row['task'], row['split'], int(row['row'])]
+        assert str(folder) in report
+    assert found == {('nkjp-ner', 'test', 3): '110', ('psc', 'train', 1): '001', ('ar', 'dev', 0): '101', ('dyk', 'test', 2): '001',
+                     ('cbd', 'train', 3): '010'} and set(found) == set(plants)
+    tasks = values['together']['tasks']
+    total = {what: sum(c[what] for splits in tasks.values() for c in splits.values()) for what in ('n', 'searchable', *KINDS, 'found')}
+    assert total == {'n': 96, 'searchable': 96, 'exact': 2, 'inside': 2, 'overlap': 3, 'found': 5}
+    assert sum(values[part]['texts_found'] for part in ('old', 'ccsub')) == values['together']['texts_found'] == 5
+    assert values['together']['texts'] == 408 and values['together']['missing'] == [] and 'psc' in report
+
+
+def test_drop_klej_leaves_these_texts_out_of_the_sequences(planted):
+    p, plants, nearly = planted
+    for part in ('old', 'ccsub'):
+        kept, dropped = sequences_artefact(p, part), sequences_artefact(replace(p, drop_klej=True), part)
+        assert kept.key != dropped.key and kept.inputs[0].key == text_artefact(p).key, 'without it nothing changes'
+        counts = [read_manifest(a.build())['counts'] for a in (kept, dropped)]
+        before, after = (list(read_texts(a.inputs[0].path, part)) for a in (kept, dropped))
+        assert after == [t for t in before if t not in plants.values()] and {t for t in before if t in nearly} <= set(after)
+        left_out = read_manifest(dropped.inputs[0].path)['counts']['left_out']
+        assert counts[0]['texts'] - counts[1]['texts'] == len(before) - len(after) == left_out >= 1
+        assert f'left out, with an example of a task: {-left_out}' in (dropped.path/'README.md').read_text('utf-8')
+
+
+def test_an_example_in_both_parts_is_one_example_and_an_empty_search_leaves_all(tmp_path):
+    folders, parts = [tmp_path/part for part in ('old', 'ccsub')], []
+    run = 'jeden dwa trzy cztery pięć sześć'
+    examples = [Example('cbd', 'test', i, (f'{run} {i}',)) for i in range(3)]
+    for folder, lines in zip(folders, (f'mówi: {run} 0\n', f'{run} 0\na {run} 2\n'), strict=True):
+        folder.mkdir()
+        (folder/'text.txt').write_text(lines)
+        parts.append(search(folder, [folder/'text.txt'], examples, ['klej_ar/dev.tsv']))
+    assert module.count_together(parts, folders) == {
+        'texts': 3, 'texts_found': 3, 'texts_exact': 1, 'texts_inside': 3, 'texts_overlap': 0, 'missing': ['klej_ar/dev.tsv'],
+        'tasks': {'cbd': {'test': {'n': 3, 'searchable': 3, 'exact': 1, 'inside': 2, 'overlap': 0, 'found': 2}}}}
+    (tmp_path/'work').mkdir()
+    assert search(folder, [folder/'text.txt'], [])['texts_found'] == 0
+    assert leave_out(tmp_path/'work', [folder/'text.txt'], folder) == {'texts': 2, 'left_out': 0}
+    assert (tmp_path/'work'/'text.txt').read_bytes() == (folder/'text.txt').read_bytes()
+
+
+def test_tasks_that_are_not_there_are_named_and_wrong_files_are_errors(tmp_path, klej):
+    (klej/'klej_psc'/'train.tsv').unlink()
+    examples, missing = read_examples(klej)
+    assert missing == ['klej_psc/train.tsv'] and len(examples) == 92
+    (klej/'klej_ar'/'train.tsv').write_text('wrong\theader\n')
+    with pytest.raises(ValueError, match='klej_ar/train.tsv has the wrong header: AR needs text'): read_examples(klej)
+    with pytest.raises(SettingsError, match='There is no KLEJ in'): read_examples(tmp_path)
+    p = replace(get_profile('demo'), task_source=str(klej))
+    key = contamination_artefact(p).key
+    (klej/'klej_ar'/'train.tsv').write_text('text\trating\n"Nowa opinia"\t"5"\n', 'utf-8')
+    assert contamination_artefact(p).key != key
+    with pytest.raises(SettingsError, match="part of the text 'new'"): contamination_artefact(p, 'new')
+
+
+@needs_data
+def test_the_official_files_have_their_sizes():
+    examples, missing = read_examples(Path(os.environ['DISTILHERBERT_DATA'])/'klej')
+    n = {}
+    for e in examples: n[e.task, e.split] = n.get((e.task, e.split), 0) + 1
+    assert n == {(t.name, split): size for t in TASKS.values() for split, size in zip(FILES, t.sizes, strict=True) if size} and not missing

@@ -1,0 +1,223 @@
+"The pipeline: what the key of each stage depends on, what is refused before anything is built, and a run shaped like the profile `real`."
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distilherbert import klej, pipeline
+from distilherbert.artefact import read_manifest
+from distilherbert.pipeline import (
+    build_model,
+    build_scores,
+    model_artefact,
+    record_key,
+    scenario_artefacts,
+    scores_artefact,
+    scores_folders,
+    sequences_artefact,
+    text_artefact,
+    tokenizer_artefact,
+    train_settings,
+    trained_part,
+)
+from distilherbert.scenario import PROFILES, SCENARIOS, Objective, Profile, SettingsError
+from distilherbert.tasks import TaskError
+
+DEMO = PROFILES['demo']
+GRID = set(Profile.scenarios)
+HUB = replace(DEMO, teacher='some/bert', tokenizer='teacher', old_share=0.5)
+
+
+def keys(p): return {n: model_artefact(p, SCENARIOS[n]).key for n in GRID}
+
+
+def folder_of_text(folder):
+    (folder/'a.txt').write_text('Ala ma kota, a kot ma Alę i nikogo więcej.\n')
+    return str(folder)
+
+
+# Keys
+
+@pytest.mark.parametrize('changes, changed', [
+    ({'name': 'x', 'checkpoint_minutes': 1.0, 'zero': 2, 'task_lr': 1e-3, 'tasks': ('nkjp-ner',), 'teacher_margin': 0.5}, set()),
+    ({'teacher_tokens': 5}, GRID - {'S0', 'S1'}), ({'teacher_mask_share': 0.3}, GRID - {'S0', 'S1'}),
+    ({'tokens': 5}, GRID - {'S0', 'S2', 'T0'}), ({'lr_trained': 1e-5}, {'S3', 'S4', 'S5', 'T1'}),
+    ({'heldout_share': 0.1}, GRID - {'S0'}), ({'micro_rows': 8}, GRID - {'S0'}), ({'hidden': 32}, GRID), ({'world_size': 20}, GRID),
+    ({'vocab_size': 900}, GRID), ({'data_seed': 1}, GRID), ({'dropout': 0.1}, GRID), ({'seed': 1}, GRID)])
+def test_a_key_depends_on_what_decides_the_model(changes, changed):
+    before, after = keys(DEMO), keys(replace(DEMO, **changes))
+    assert {n for n in GRID if before[n] != after[n]} == changed
+
+
+def test_the_spread_of_random_weights_is_in_the_keys_of_random_students_of_a_teacher_from_a_source():
+    wider = keys(replace(HUB, init_std=0.05))
+    assert {n for n, key in keys(HUB).items() if wider[n] != key} == {'S0', 'S1'}
+
+
+def test_the_key_of_scores_depends_on_model_data_and_settings():
+    def key(**changes): return scores_artefact(replace(DEMO, **changes), SCENARIOS['S2'], 10, 'nkjp-ner').key
+    different = [key(), key(task_lr=1e-3), key(task_precision='bf16'), key(data_seed=1), key(teacher_tokens=5)]
+    assert len(set(different)) == len(different) and key(task_seeds=(1,), checkpoint_minutes=9.0) == different[0]
+    with pytest.raises(SettingsError, match='Did you mean nkjp-ner'): scores_artefact(DEMO, SCENARIOS['S2'], 10, 'nkjp')
+
+
+def test_keys_do_not_depend_on_where_files_are(tmp_path, teacher):
+    def key(at):
+        (tmp_path/at).mkdir()
+        (tmp_path/at/'bert').symlink_to(teacher)
+        p = replace(HUB, text=folder_of_text(tmp_path/at), teacher=str(tmp_path/at/'bert'), max_len=32)
+        return [model_artefact(replace(p, vocab=vocab), SCENARIOS['S4']).key for vocab in ('', 'trim')]
+    one, two = key('one'), key('two')
+    assert one == two and one[0] != one[1]
+
+
+def test_a_record_has_the_key_of_what_it_measures(monkeypatch):
+    whats = ('clean', 'pack', 'vocabulary', 'contamination', 'model-S3', 'klej-S3', 'comparisons', 'ablations')
+    before = {what: record_key(DEMO, what) for what in whats}
+    assert before['model-S3'] == model_artefact(DEMO, SCENARIOS['S3']).key and before['clean'] == text_artefact(DEMO).key
+    assert all(before.values()) and len(set(before.values())) == len(whats) and record_key(DEMO, 'commands') == ''
+    def changed(p): return {what for what in whats if record_key(p, what) != before[what]}
+    assert changed(replace(DEMO, tokens=5)) == {'model-S3', 'klej-S3', 'comparisons', 'ablations'}
+    monkeypatch.setattr(pipeline, 'INTERVAL', 'another')
+    assert changed(DEMO) == {'comparisons'}
+
+
+def test_a_description_has_no_side_effects(run, tmp_path):
+    program = """import sys
+from distilherbert.pipeline import record_key, scenario_artefacts, submission_artefact
+from distilherbert.scenario import PROFILES, SCENARIOS
+p = PROFILES['demo']
+for s in map(SCENARIOS.get, p.scenarios): print(*(a.state() for a in scenario_artefacts(p, s)), submission_artefact(p, s).key)
+print(record_key(p, 'comparisons'), 'torch' in sys.modules)"""
+    done = run(sys.executable, '-c', program, env={'WORLD_SIZE': '2', 'RANK': '1', 'DISTILHERBERT_RUNS': tmp_path/'runs'})
+    assert done.stdout.endswith('False\n') and 'current' not in done.stdout and not (tmp_path/'runs').exists(), done.stderr
+
+
+def test_inputs_come_before_what_is_made_of_them():
+    found = scenario_artefacts(DEMO, SCENARIOS['S5'])
+    order = [a.key for a in found]
+    assert len(order) == len(set(order)) and all(order.index(i.key) < order.index(a.key) for a in found for i in a.inputs)
+    assert [a.stage for a in scenario_artefacts(replace(DEMO, tasks=('my-task',)), SCENARIOS['S0'])] == ['text', 'tokenizer', 'model']
+
+
+# What is refused
+
+@pytest.mark.parametrize('changes, scenario, words', [
+    ({'tokens': 0}, 'S4', '`tokens` = 0, but S4'), ({'tokens': 0}, 'T1', '`tokens` = 0, but T1'), ({}, 'E0', 'E0 is a pre-trained teacher'),
+    ({'teacher_tokens': 0}, 'T0', '`teacher_tokens` = 0, but T0'), ({'teacher_tokens': 0}, 'S2', '`teacher_tokens` = 0, but T0'),
+    ({}, 'S4h', 'E0 is a pre-trained teacher'), ({}, Objective('mine', {'mlm': 1.0, 'sofd': 1.0}), 'Did you mean soft')], ids=str)
+def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_built(changes, scenario, words):
+    s = SCENARIOS[scenario] if isinstance(scenario, str) else replace(SCENARIOS['S4'], objective=scenario)
+    with pytest.raises(SettingsError, match=words): model_artefact(replace(DEMO, **changes), s)
+    assert model_artefact(replace(DEMO, tokens=0), SCENARIOS['S0']).settings['training'] is None, 'what is not trained needs no tokens'
+
+
+def test_a_text_without_a_part_for_the_teacher_is_refused_where_the_part_is_needed(tmp_path):
+    own = replace(DEMO, name='own', text=folder_of_text(tmp_path))
+    for p, scenario, words in ((own, 'S1', 'tokenizer = "train"'), (replace(own, tokenizer='some/bert'), 'T0', 'T0 is trained on')):
+        with pytest.raises(SettingsError, match=f'own: {words}.*such as `old_share = 0.5`'): model_artefact(p, SCENARIOS[scenario])
+        assert model_artefact(replace(p, old_share=0.5), SCENARIOS[scenario]).key
+    assert model_artefact(replace(own, tokenizer='some/bert'), SCENARIOS['S1']).key
+    assert model_artefact(replace(HUB, text=str(tmp_path), old_share=0.0, teacher_tokens=0), SCENARIOS['S4']).key
+
+
+def test_sequences_longer_than_the_teacher_reads_are_refused_where_it_is_trained(teacher):
+    p = replace(HUB, teacher=str(teacher), max_len=35)
+    with pytest.raises(SettingsError, match='34 positions, .* max_len = 35 tokens. Lower `max_len`'): model_artefact(p, SCENARIOS['S1'])
+    assert model_artefact(replace(p, teacher_tokens=0), SCENARIOS['S2']).key, 'it is never trained on sequences'
+
+
+@pytest.mark.parametrize('share, words', [(0.001, 'none is held out'), (0.999, 'none is left to train on')])
+def test_too_few_sequences_show_before_anything_is_trained(tmp_path, monkeypatch, share, words):
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path))
+    few = replace(DEMO, world_size=20, vocab_size=200, heldout_share=share)
+    with pytest.raises(SettingsError, match=words): pipeline.build_sequences(few)
+
+
+def test_unknown_parts_and_absent_scores_are_named():
+    S0 = SCENARIOS['S0']
+    with pytest.raises(SettingsError, match='Did you mean old'): sequences_artefact(DEMO, 'odl')
+    with pytest.raises(TaskError, match='No scores yet: S0-nkjp-ner-10.*distilherbert run S0 --profile demo'): scores_folders(DEMO, S0)
+    with pytest.raises(TaskError, match='no part of train is held out'): pipeline.build_classifier(replace(DEMO, selection_share=0.0), S0)
+
+
+def test_rates_and_masks_of_the_teacher_are_its_own():
+    real = replace(PROFILES['real'], text='world', world_size=10, lr_scratch=4e-4, lr_trained=3e-4, lr_teacher=2e-4, lr_head=1e-3,
+                   mask_share=0.15, teacher_mask_share=0.3, teacher_tokens=50_000_000, tokens=30_000_000)
+    names = ('learning_rate', 'head_learning_rate', 'mask_share', 'tokens')
+    def of(s, p=real): return tuple(train_settings(p, SCENARIOS[s])[f] for f in names)
+    assert of('T0') == (2e-4, 1e-3, 0.3, 50_000_000) and of('S1')[0] == 4e-4 and of('S4') == of('T1') == (3e-4, 1e-3, 0.15, 30_000_000)
+    assert of('T0', replace(real, lr_teacher=0.0, teacher_mask_share=0.0))[:3] == (3e-4, 1e-3, 0.15)
+    assert of('T0', DEMO)[0] == DEMO.lr_scratch
+    assert [n for n, s in SCENARIOS.items() if not trained_part(real, s)] == ['S0', 'S2', 'E0']
+    assert [n for n, s in SCENARIOS.items() if trained_part(real, s) == 'old'] == ['T0']
+    assert trained_part(replace(real, teacher_tokens=0), SCENARIOS['T0']) == ''
+
+
+# Building
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    "A random encoder of 12 layers in a folder, with a Unigram tokenizer in XLM-R's layout: `<mask>` last, and pieces that no text uses."
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    folder, special = tmp_path_factory.mktemp('teacher'), ['<s>', '<pad>', '</s>', '<unk>']
+    letters = 'aąbcćdeęfghijklłmnńoóprsśtuwyzźżABCDEFGHIJKLŁMNOPRSŚTUWZŻ0123456789.,:;!?-–„”()%'
+    pieces = [*letters, *('▁' + x for x in letters), *(a + b for a in 'aeiouy' for b in letters[:30]), *'αβγδεζηθ']
+    scores = [(x, 0.0) for x in special] + [('▁', -2.0), *((x, -4.0 + len(x)/4) for x in pieces)]
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=3))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens([*special, '<mask>'])
+    tokenizer.post_processor = processors.TemplateProcessing('<s> $A </s>', '<s> $A </s> </s> $B </s>', [('<s>', 0), ('</s>', 2)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token='<s>', pad_token='<pad>', eos_token='</s>', unk_token='<unk>',
+                            cls_token='<s>', sep_token='</s>', mask_token='<mask>').save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=tokenizer.get_vocab_size() + 3, hidden_size=16, num_hidden_layers=12, num_attention_heads=2,
+                        intermediate_size=32, max_position_embeddings=34, pad_token_id=1)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def test_a_run_shaped_like_real(tiny, teacher, tmp_path, monkeypatch):
+    "Source, trimmed vocabulary, MLM head fitted, then cut, distilled from logits and from hidden states, and scored."
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path))
+    p = replace(tiny.profile, name='real-shaped', teacher=str(teacher), tokenizer='teacher', vocab='trim', vocab_size=1000,
+                teacher_mask_share=0.3, lr_teacher=1e-3, lr_head=2e-3, tasks=('nkjp-ner',), task_seeds=(1,))
+    made = {n: build_model(p, SCENARIOS[n]) for n in ('S0', 'S2', 'S4', 'S4h', 'E0', 'T0')}
+    counts = {n: read_manifest(f)['counts'] for n, f in made.items()}
+    vocabulary = read_manifest(tokenizer_artefact(p).path)['counts']
+    assert {c['vocab_size'] for c in counts.values()} == {vocabulary['vocab_size']}
+    assert vocabulary['vocab_size'] < vocabulary['source_vocab_size']
+    assert {n: (c['layers'], c['head_is_new'], 'steps' in c) for n, c in counts.items()} == {
+        'S0': (6, False, False), 'S2': (6, False, False), 'S4': (6, False, True), 'S4h': (6, True, True), 'E0': (12, True, False),
+        'T0': (12, False, True)}
+    heldout = {n: set(c.get('heldout', ())) for n, c in counts.items()}
+    assert heldout['T0'] == {'mlm'} and {'mlm', 'kl', 'agreement'} <= heldout['S4'] and heldout['S4h'] == {'hidden', 'cosine'}
+    assert [i.label for i in model_artefact(p, SCENARIOS['T0']).inputs] == ['trimmed', 'old', 'E0']
+    for n in ('E0', 'S4h', 'S4'):
+        assert read_manifest(build_scores(p, SCENARIOS[n])['nkjp-ner'][1])['counts']['scores']['nkjp-ner']
+        card = (made[n]/'README.md').read_text()
+        assert model_artefact(p, SCENARIOS[n]).key in card and Path(teacher).name in card
+
+
+def test_scores_that_another_process_is_at_are_left_for_last(tiny, monkeypatch):
+    "The folder is shared with other tests, so the seeds are those of no other."
+    p, s, built = replace(tiny.profile, task_seeds=(7, 8)), SCENARIOS['S2'], []
+    def make(work, folder, tasks, source, settings, seed):
+        built.append(work.name[1:].rsplit('-', 1)[0])
+        if len(built) == 3: lock.release()
+        return {}
+    monkeypatch.setattr(klej, 'make_scores', make)
+    build_model(p, s)
+    first = scores_artefact(p, s, 7, 'nkjp-ner')
+    first.partial.mkdir(parents=True)
+    (lock := first.lock).acquire()
+    folders = build_scores(p, s)
+    assert built == ['S2-nkjp-ner-8', 'S2-polemo2.0-7', 'S2-polemo2.0-8', 'S2-nkjp-ner-7'] and folders == scores_folders(p, s)
+
+
+def test_sequences_carry_a_data_card(tiny):
+    card = (tiny.sequences['ccsub']/'README.md').read_text()
+    assert sequences_artefact(tiny.profile).key in card and 'Not searched' in card

@@ -1,0 +1,174 @@
+"Several processes: the same curve as one, killed, stopped, and with ZeRO-2."
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import TOP, run_program, wait_for_steps, write_tiny
+
+from distilherbert import distill as D
+from distilherbert import pipeline, runs
+from distilherbert.artefact import read_manifest
+from distilherbert.runs import CLOCK, process_group, rank_slice, wanted_zero
+from distilherbert.scenario import SCENARIOS, SettingsError, get_profile
+
+DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None, reason='needs DeepSpeed: pip install -e ".[deepspeed]"')
+TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2')
+LONGER = dict(micro_rows=4, tokens=15_000, teacher_tokens=15_000, checkpoint_minutes=0.001)
+LAUNCH = (sys.executable, '-m', 'accelerate.commands.launch')
+
+
+def program(profile, scenario, *more): return ['-m', 'distilherbert.distill', '--scenario', scenario, '--profile', str(profile), *more]
+
+
+def link(tiny, folder, *models):
+    "A folder of artefacts with the text and sequences of the shared profile, and some models."
+    for stage in ('text', 'tokenizer', 'sequences', 'model'):
+        (folder/stage).mkdir(parents=True)
+        for f in models if stage == 'model' else (tiny.runs/stage).glob('[!.]*'): (folder/stage/f.name).symlink_to(f)
+    return folder
+
+
+def train(folder, profile, scenario, *more, launcher=TORCHRUN):
+    "The finished model's folder."
+    done = run_program(*launcher, *program(profile, scenario, *more), env={'DISTILHERBERT_RUNS': folder, 'OMP_NUM_THREADS': 1})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def begin(folder, profile, scenario, monkeypatch, *more):
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(folder))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    command = [*TORCHRUN, *program(profile, scenario, *more)]
+    return subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def content(folder):
+    "Weights, and log without the clock's fields."
+    log = [{k: v for k, v in line.items() if k not in CLOCK} for line in D.read_metrics(folder)]
+    return (folder/'model.safetensors').read_bytes(), log
+
+
+def check_curve(one, two):
+    "The same log to rounding."
+    one, two = content(one)[1], content(two)[1]
+    assert len(one) == len(two) > 20
+    for a, b in zip(one, two, strict=True):
+        a, b = ({k: v for k, v in line.items() if k != 'heldout_agreement'} for line in (a, b))
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+@pytest.fixture(scope='module')
+def alone(tiny, tmp_path_factory):
+    "A profile whose 15 sequences a step are 7 and 8 for two processes, in micro-batches of 4; and its models by one process."
+    file = write_tiny(tmp_path_factory.mktemp('alone'), batch_rows=15, **LONGER)
+    return file, *(pipeline.build_model(get_profile(file), SCENARIOS[s]) for s in ('T0', 'S4'))
+
+
+def test_two_processes_killed_follow_the_curve_of_one(alone, tiny, tmp_path, monkeypatch):
+    "SIGKILL to the launcher and both processes at once, in the middle of S4; resumed, it ends with the bytes of an undisturbed run."
+    profile, teacher, one = alone
+    calm, rough = (link(tiny, tmp_path/name, teacher) for name in ('calm', 'rough'))
+    undisturbed = train(calm, profile, 'S4')
+    check_curve(one, undisturbed)
+    process = begin(rough, profile, 'S4', monkeypatch)
+    assert wait_for_steps(rough, process, len(D.read_metrics(one))//2, 'S4'), process.communicate()
+    for p in (*psutil.Process(process.pid).children(recursive=True), process): p.kill()  # torchrun gives each process a session of its own
+    process.communicate()
+    assert list((rough/'model').glob('.S4-*.partial/checkpoints/*.pt'))
+    resumed = train(rough, profile, 'S4')
+    assert content(resumed) == content(undisturbed) and read_manifest(resumed)['counts']['processes'] == 2
+    assert not list((rough/'model').glob('.*.partial'))
+
+
+@pytest.mark.slow
+def test_sigterm_stops_both_processes_and_one_goes_on(alone, tiny, tmp_path, monkeypatch):
+    profile, teacher, _ = alone
+    folder = link(tiny, tmp_path/'runs')
+    process = begin(folder, profile, 'T0', monkeypatch)
+    assert wait_for_steps(folder, process, 5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    log, = (folder/'model').glob('.T0-*.partial/metrics.jsonl')
+    last = json.loads(log.read_text().splitlines()[-1])['step']
+    assert int(sorted(log.parent.glob('checkpoints/*.pt'))[-1].name.split('-')[0]) == last
+    done = run_program(sys.executable, *program(profile, 'T0'))
+    assert done.returncode == 0 and 'So far 2 processes trained it, now 1: the same to rounding' in done.stdout
+    check_curve(teacher, Path(done.stdout.strip().splitlines()[-1]))
+
+
+@pytest.mark.slow
+def test_accelerate_launches_processes(alone, tiny, tmp_path):
+    "On a processor, too, `--multi_gpu` starts several; with `--cpu` it is one process, whatever number is given."
+    profile, teacher, _ = alone
+    one = train(link(tiny, tmp_path/'one'), profile, 'T0', launcher=(*LAUNCH, '--cpu', '--num_processes', '2'))
+    assert content(one) == content(teacher) and 'processes' not in read_manifest(one)['counts']
+    launcher = (*LAUNCH, '--multi_gpu', '--num_processes', '2', '--mixed_precision', 'no')
+    two = train(link(tiny, tmp_path/'two'), profile, 'T0', launcher=launcher)
+    check_curve(teacher, two)
+    assert read_manifest(two)['counts']['processes'] == 2
+
+
+@pytest.mark.slow
+@DEEPSPEED
+def test_zero_follows_the_curve_of_one_and_survives_a_kill(alone, tiny, tmp_path, monkeypatch):
+    "Soft targets, hidden states and MLM by two processes with ZeRO-2; 16 sequences, because each needs as many micro-batches."
+    _, teacher, _ = alone
+    profile, zero = write_tiny(tmp_path, batch_rows=16, **LONGER), ('--zero', '2')
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path/'compiled'))
+    one = train(link(tiny, tmp_path/'one'), profile, 'S4', launcher=(sys.executable,))
+    built = next((tmp_path/'one'/'model').glob('T0-*'))
+    calm = train(link(tiny, tmp_path/'calm', built), profile, 'S4', *zero)
+    check_curve(one, calm)
+    rough = link(tiny, tmp_path/'rough', built)
+    process = begin(rough, profile, 'S4', monkeypatch, *zero)
+    assert wait_for_steps(rough, process, len(D.read_metrics(one))//2, 'S4'), process.communicate()
+    for p in (*psutil.Process(process.pid).children(recursive=True), process): p.kill()
+    process.communicate()
+    with pytest.raises(SettingsError, match='saved with ZeRO-2 by 2 processes.*go on in the same way'):
+        pipeline.build_model(get_profile(profile), SCENARIOS['S4'])
+    assert content(train(rough, profile, 'S4', *zero)) == content(calm)
+    assert not (tmp_path/'compiled').exists(), 'nothing is compiled on a processor'
+
+
+@pytest.mark.slow
+@DEEPSPEED
+def test_accelerate_launches_deepspeed(alone, tiny, tmp_path):
+    profile, teacher, _ = alone
+    launcher = (*LAUNCH, '--use_deepspeed', '--zero_stage', '2', '--num_processes', '2', '--mixed_precision', 'no')
+    two = train(link(tiny, tmp_path/'two'), profile, 'T0', launcher=launcher)
+    check_curve(teacher, two)
+    assert read_manifest(two)['counts']['processes'] == 2
+
+
+def test_zero_is_refused_where_it_cannot_work(monkeypatch):
+    with pytest.raises(SettingsError, match='start it with `torchrun'): wanted_zero(2)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr(runs, 'find_spec', lambda name: None)
+    with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[deepspeed\]'"): wanted_zero(2)
+    monkeypatch.setenv('ACCELERATE_USE_DEEPSPEED', 'true')
+    monkeypatch.setenv('ACCELERATE_DEEPSPEED_ZERO_STAGE', '3')
+    with pytest.raises(SettingsError, match='ZeRO stage 3 is not supported'): wanted_zero(0)
+
+
+@pytest.mark.parametrize('sequences, world', [(7, 1), (7, 2), (8, 3), (2100, 16)])
+def test_slices_cover_a_step_evenly(sequences, world):
+    slices = [rank_slice(sequences, rank, world) for rank in range(world)]
+    assert [i for s in slices for i in range(sequences)[s]] == list(range(sequences))
+    sizes = [s.stop - s.start for s in slices]
+    assert max(sizes) - min(sizes) <= 1
+    with pytest.raises(SettingsError, match='cannot be shared by'): rank_slice(world - 1, 0, world)
+
+
+def test_one_process_is_no_group(): assert process_group() is None
+
+
+def test_describing_joins_no_process_group(tiny, monkeypatch):
+    "Asking for a key under a launcher that has started several processes waits for none."
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setattr(runs, 'join_processes', lambda zero: pytest.fail('joined'))
+    assert pipeline.model_artefact(tiny.profile, SCENARIOS['S4']).path == tiny.models['S4']

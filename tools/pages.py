@@ -1,0 +1,219 @@
+"""Pages from notebooks: the site in `_docs`, with Quarto where it is installed, else with pandoc; and README.md from the home page.
+
+    python tools/pages.py docs      all pages, from the outputs stored in the notebooks
+    python tools/pages.py render    the same, after the report's pages were executed on the committed records (--own: on your own first)
+    python tools/pages.py readme    execute the report's pages in place on the committed records, then write README.md
+
+All but `readme` work on a copy: the checkout stays as it is. An unresolved reference, citation or link is an error.
+"""
+import argparse
+import ast
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from html import escape
+from pathlib import Path
+
+import yaml
+from bs4 import BeautifulSoup
+
+TOP = Path(__file__).resolve().parents[1]
+OPTION = re.compile(r'#\|\s*([\w-]+):\s*(.*)')  # `#| echo: false`
+
+
+def run(*command, cwd):
+    "Run a program; its standard error. It ends this one when it fails."
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=os.environ | {'NO_COLOR': '1'}, capture_output=True, text=True)
+    said = f'{done.stdout[-2000:]}{done.stderr[-4000:]}'
+    if done.returncode: sys.exit(f'{" ".join(Path(c).name for c in map(str, command[:2]))} failed:\n{said}')
+    return done.stderr
+
+
+def split_options(source):
+    "The `#| name: value` lines at the head of a cell, and the code below them."
+    options, lines = {}, source.splitlines()
+    while lines and lines[0].startswith('#|'):
+        if m := OPTION.match(lines[0]): options[m[1]] = yaml.safe_load(m[2])
+        lines.pop(0)
+    return options, '\n'.join(lines).strip()
+
+
+def only_imports(code):
+    try: return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body)
+    except SyntaxError: return False  # a magic or a shell command
+
+
+def read_cells(file):
+    "Cells of a notebook, their sources as one string each."
+    notebook = json.loads(file.read_text('utf-8'))
+    for cell in notebook['cells']: cell['source'] = ''.join(cell['source'])
+    return notebook, notebook['cells']
+
+
+def process(folder):
+    "Apply nbdev's directives to the notebooks in `folder/nbs`; the folder with the results. Cells that only import are left out."
+    run(sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)', cwd=folder)
+    for file in (folder/'_proc').glob('*.ipynb'):
+        notebook, cells = read_cells(file)
+        def shown(c): return c['cell_type'] != 'code' or c['outputs'] or not only_imports(split_options(c['source'])[1])
+        notebook['cells'] = list(filter(shown, cells))
+        file.write_text(json.dumps(notebook), 'utf-8')
+    return folder/'_proc'
+
+
+def render_quarto(program, folder):
+    "Render the processed notebooks with Quarto; the folder of the site."
+    said = run(program, 'render', cwd=folder)
+    unresolved = [line for line in said.splitlines() if re.search(r'WARN|Unable to resolve|not found', line)]
+    if unresolved: sys.exit('\n'.join(['Quarto warns:', *unresolved]))
+    return folder/'_docs'
+
+
+def output_markdown(output, options):
+    "One output of a cell, as pandoc's Markdown."
+    data = output.get('data', {})
+    for kind in ('image/svg+xml', 'image/png'):
+        if kind not in data: continue
+        content = ''.join(data[kind])
+        content = content.replace('\n', '') if kind == 'image/png' else base64.b64encode(content.encode()).decode()
+        label = f'#{options["label"]} ' if 'label' in options else ''
+        return f'![{options.get("fig-cap", "")}](data:{kind};base64,{content}){{{label}fig-alt="{escape(options.get("fig-alt", ""))}"}}'
+    if 'text/markdown' in data: return ''.join(data['text/markdown'])
+    if 'text/html' in data: return '```{=html}\n' + ''.join(data['text/html']) + '\n```'
+    text = ''.join(data.get('text/plain', output.get('text', '')))
+    return f'````` {{.output}}\n{text.rstrip()}\n`````'
+
+
+def cell_markdown(cell):
+    "A processed cell as pandoc's Markdown: the code unless it is not to be shown, then what it put out."
+    if cell['cell_type'] != 'code': return cell['source']
+    options, code = split_options(cell['source'])
+    if options.get('include') is False: return ''
+    parts = [f'````` {{.python}}\n{code}\n`````'] if code and options.get('echo') is not False else []
+    if parts and options.get('code-fold') is True:
+        parts = [f'<details><summary>{options.get("code-summary", "Code")}</summary>', *parts, '</details>']
+    if options.get('output') is not False: parts += [output_markdown(o, options) for o in cell['outputs']]
+    return '\n\n'.join(parts)
+
+
+def page_name(notebook):
+    "The page of a notebook, as nbdev names it: `07_report.ipynb` becomes `report.html`."
+    return re.sub(r'^\d+\w*?_', '', Path(notebook).stem.lower()) + '.html'
+
+
+def navigation(entries, titles):
+    "The sidebar as HTML lists."
+    def item(e):
+        if isinstance(e, str): return f'<a href="{page_name(e)}">{escape(titles[e])}</a>'
+        return f'<span>{escape(e["section"])}</span>{navigation(e["contents"], titles)}'
+    return '<ul>' + ''.join(f'<li>{item(e)}</li>' for e in entries) + '</ul>'
+
+
+def render_pandoc(folder):
+    "Render the processed notebooks with pandoc and the template beside this script; the folder of the site."
+    import pypandoc
+    out = folder/'_docs'
+    out.mkdir()
+    if (folder/'figures').exists(): shutil.copytree(folder/'figures', out/'figures')
+    pages = {f.name: read_cells(f)[1] for f in sorted(folder.glob('*.ipynb'))}
+    titles = {name: yaml.safe_load(cells[0]['source'].strip().strip('-'))['title'] for name, cells in pages.items()}
+    contents = yaml.safe_load((folder/'sidebar.yml').read_text('utf-8'))['website']['sidebar']['contents']
+    here, nav = Path(__file__).parent, navigation(contents, titles)
+
+    def render(name):
+        text = folder/f'{name}.md'
+        text.write_text('\n\n'.join(map(cell_markdown, pages[name])), 'utf-8')
+        run(pypandoc.get_pandoc_path(), text, '--output', out/page_name(name), '--from', 'markdown', '--to', 'html5',
+            '--template', here/'page.html', '--variable', f'nav={nav}', '--toc', '--toc-depth', '3', '--mathml',
+            '--lua-filter', here/'references.lua', '--citeproc', '--bibliography', 'references.bib', '--metadata', 'link-citations=true',
+            '--fail-if-warnings', cwd=folder)
+    with ThreadPoolExecutor(2) as pool: list(pool.map(render, pages))
+    return out
+
+
+def find_problems(site):
+    "What no reader should meet: references that were not resolved, links and pictures that lead nowhere, things loaded from other hosts."
+    soups = {f.name: BeautifulSoup(f.read_text('utf-8'), 'html.parser') for f in sorted(site.glob('*.html'))}
+    ids = {name: {e['id'] for e in soup.find_all(id=True)} | {'', 'top'} for name, soup in soups.items()}
+    found = []
+    for name, soup in soups.items():
+        for e in soup.find_all(['pre', 'code']): e.clear()
+        found += [f'{name}: {m}' for m in re.findall(r'\?@[\w-]+|^:::.*', soup.get_text(), re.M)]
+        for e in soup.find_all(['a', 'img', 'script', 'link']):
+            target = e.get('href') or e.get('src') or ''
+            if re.match(r'(https?:)?//', target):
+                if e.name != 'a' and e.get('rel') != ['canonical']: found.append(f'{name}: loads {target}')
+            elif not re.match(r'data:|mailto:|javascript:', target):
+                file, _, place = target.partition('#')
+                file = file or name
+                if not (site/file).exists() or place not in ids.get(file, {place}): found.append(f'{name}: nothing at {target}')
+    return found
+
+
+def execute(nbs):
+    "Execute the pages that are made from records, in place."
+    os.environ['DISTILHERBERT_FIGURES'] = str(nbs/'figures')
+    from distilherbert.report import PAGES, execute_page
+    for name in PAGES: execute_page(nbs/f'{name}.ipynb')
+
+
+def write_site(out, executed):
+    "Make the site from a copy of the notebooks, and move it to its place when nothing is wrong with it."
+    with tempfile.TemporaryDirectory() as d:
+        folder = Path(d)
+        for name in ('settings.ini', '_quarto.yml'): shutil.copy(TOP/name, folder)
+        shutil.copytree(TOP/'nbs', folder/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '*_files'))
+        if executed: execute(folder/'nbs')
+        processed = process(folder)
+        quarto = shutil.which('quarto', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
+        if not quarto: print('Quarto is not here (`pip install quarto-cli`): pandoc makes plainer pages, without search.')
+        site = render_quarto(quarto, processed) if quarto else render_pandoc(processed)
+        if problems := find_problems(site): sys.exit('\n'.join(['These pages are not fit to be read:', *problems]))
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(site, out)
+    print(f'Open {out}/report.html in a browser; the home page is {out}/index.html.')
+
+
+def readme(index):
+    "The home page as Markdown for GitHub, by nbconvert: code as the directives ask, links from the top of the checkout."
+    import nbformat
+    from nbconvert import MarkdownExporter
+    from traitlets.config import Config
+    notebook = nbformat.read(index, 4)
+    notebook.metadata.language_info = {'name': 'python'}
+    for cell in notebook.cells:
+        if cell.cell_type != 'code': continue
+        options, code = split_options(cell.source)
+        if options.get('include') is False or '#| hide' in cell.source: cell.metadata.tags = ['hidden']
+        elif options.get('echo') is False: cell.metadata.tags = ['output-only']
+        cell.source = code
+    remove = {'enabled': True, 'remove_cell_tags': ['hidden'], 'remove_input_tags': ['output-only']}
+    text = MarkdownExporter(config=Config(TagRemovePreprocessor=remove)).from_notebook_node(notebook)[0]
+    # a figure: its description as alternative text, its caption below
+    text = re.sub(r'!\[([^\]]*)\]\(([^)]+)\)\{[^}]*?fig-alt="([^"]*)"[^}]*\}', r'![\3](\2)\n\n*\1*', text)
+    text = re.sub(r'^: (.*?)(?: \{#[\w-]+\})?$', r'*\1*', text, flags=re.M)
+    text = re.sub(r'(\]\()(?!https?:|#|\.\./)', r'\1nbs/', text).replace('](../', '](')
+    text = re.sub(r'\n{3,}', '\n\n', text).replace('\n```\n\n```python\n', '\n\n')  # imports and the example below them in one block
+    return text.strip() + '\n'
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('what', choices=['docs', 'render', 'readme'])
+    p.add_argument('--own', action='store_true', help='records of your own runs first, the committed ones behind')
+    p.add_argument('--out', type=Path, default=TOP/'_docs', help='folder of the site (default: _docs)')
+    a = p.parse_args()
+    from distilherbert.results import own_results
+    os.environ['DISTILHERBERT_RESULTS'] = os.pathsep.join([str(own_results())]*a.own + [str(TOP/'results')])
+    if a.what != 'readme': return write_site(a.out, executed=a.what == 'render')
+    execute(TOP/'nbs')
+    (TOP/'README.md').write_text(readme(TOP/'nbs'/'index.ipynb'), 'utf-8')
+
+
+if __name__ == '__main__': main()
