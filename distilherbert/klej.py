@@ -24,7 +24,7 @@ from .distill import learning_rate
 from .pack import load_tokenizer
 from .runs import parameter_groups, resolve_precision
 from .scores import score, select_epochs
-from .student import belong_together, load_config, load_weights, quiet
+from .student import FAMILIES, belong_together, load_config, load_weights, quiet
 from .tasks import Examples, GroupData, Task, TaskError, TaskSettings, load_group
 
 # %% ../nbs/06_klej.ipynb #00000007
@@ -90,9 +90,9 @@ def load_classifier(
             raise TaskError(f'In {folder} the tokenizer has {own} for {ours}_token_id, and the model {other} for {theirs}_token_id.')
     if seed is not None: torch.manual_seed(seed)
     with quiet():
-        model, info = load_weights(BertForSequenceClassification, folder, 'has no weights that can be read', TaskError,
+        model, info = load_weights(FAMILIES[config.model_type].classifier, folder, 'has no weights that can be read', TaskError,
                                    num_labels=outputs, local_files_only=True)
-    head = ('bert.pooler.', 'classifier.')
+    head = (f'{model.base_model_prefix}.pooler.', 'classifier.')
     lost = sorted(n for n in info['missing_keys'] if not n.startswith(head))
     if lost: raise TaskError(f'{folder} is not a complete BERT: {len(lost)} of its weights are missing, among them {lost[0]}.')
     if info['missing_keys'] and seed is None:
@@ -108,14 +108,15 @@ def logits_of(
     keep:torch.Tensor | None, # False at padding `(B, 1, 1, T)`; None without padding
 )->torch.Tensor: # `(B, C)`
     "The classifier's output; the last layer is computed at the first position only."
-    hidden = model.bert.embeddings(input_ids=ids, token_type_ids=types)
-    for layer in (layers := model.bert.encoder.layer):
+    bert = model.base_model
+    hidden = bert.embeddings(input_ids=ids, token_type_ids=types)
+    for layer in (layers := bert.encoder.layer):
         s, queries = layer.attention.self, hidden[:, :1] if layer is layers[-1] else hidden
         q, k, v = (project(x).unflatten(-1, (s.num_attention_heads, -1)).transpose(1, 2)
                    for project, x in ((s.query, queries), (s.key, hidden), (s.value, hidden)))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=s.dropout.p if layer.training else 0.0)
         hidden = layer.feed_forward_chunk(layer.attention.output(mixed.transpose(1, 2).flatten(2), queries))
-    return model.classifier(model.dropout(model.bert.pooler(hidden)))
+    return model.classifier(model.dropout(bert.pooler(hidden)))
 
 # %% ../nbs/06_klej.ipynb #0000000f
 def train_batches(
@@ -246,7 +247,7 @@ class FineTuning:
         encoded = {n: encode(e, self.tokenizer, max_len, self.model.config.type_vocab_size) for n, e in parts.items()}
         self.counts = {'cut': {n: e.cut for n, e in encoded.items()}, 'unknown': {n: e.unknown for n, e in encoded.items()},
                        'max_len': max_len, 'tokens': {n: int(sum(map(len, e.ids))) for n, e in encoded.items()}}
-        self.table = self.model.bert.embeddings.word_embeddings.weight.detach()
+        self.table = self.model.base_model.embeddings.word_embeddings.weight.detach()
         self.used = np.unique(np.concatenate([np.array([pad]), *(i for e in encoded.values() for i in e.ids)])) # rows of the table
         for e in encoded.values(): e.ids[:] = [np.searchsorted(self.used, i) for i in e.ids]
         place = int(np.searchsorted(self.used, pad))
@@ -260,7 +261,7 @@ class FineTuning:
 
     @staticmethod
     def set_embeddings(model, table, pad):
-        model.bert.embeddings.word_embeddings = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=pad)
+        model.base_model.embeddings.word_embeddings = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=pad)
 
     def train_epoch(self)->float: # Mean loss of the examples; raises `TaskError` when it is not finite
         "One pass over the training examples."
@@ -294,7 +295,7 @@ class FineTuning:
     def whole_model(self)->BertForSequenceClassification: # On the CPU, in evaluation mode
         "The model with all its embeddings; those that the task does not use are unchanged."
         model, table = copy.deepcopy(self.model).cpu().eval(), self.table.clone()
-        table[torch.from_numpy(self.used)] = model.bert.embeddings.word_embeddings.weight.detach()
+        table[torch.from_numpy(self.used)] = model.base_model.embeddings.word_embeddings.weight.detach()
         self.set_embeddings(model, table, self.tokenizer.pad_token_id)
         return model
 

@@ -23,7 +23,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig, AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.activations import ACT2FN
 from transformers.utils import logging as hf_logging
 
@@ -37,6 +40,7 @@ class Family:
     "A model architecture: its classes, and its parts as dotted names within the masked language model."
     masked_lm:type # Class with the head for masked language modelling
     encoder_model:type # Class of the encoder alone, with its pooler
+    classifier:type # Class with the head for classification; its encoder and pooler are as BERT's
     encoder:str # The encoder
     layers:str # Its list of layers
     word_embeddings:str # The embedding matrix `(V, H)`
@@ -46,8 +50,9 @@ class Family:
     bias:str # The parameter that is the bias of the output layer
     pooler:str # The dense layer that fine-tuning applies to the first position
 
-FAMILIES = {'bert': Family(BertForMaskedLM, BertModel, 'bert', 'bert.encoder.layer', 'bert.embeddings.word_embeddings', 'cls',
-                           'cls.predictions.transform', 'cls.predictions.decoder', 'cls.predictions.bias', 'bert.pooler')}
+FAMILIES = {'bert': Family(
+    BertForMaskedLM, BertModel, BertForSequenceClassification, 'bert', 'bert.encoder.layer', 'bert.embeddings.word_embeddings', 'cls',
+    'cls.predictions.transform', 'cls.predictions.decoder', 'cls.predictions.bias', 'bert.pooler')}
 
 def part(
     model:PreTrainedModel, # A masked language model of one of `FAMILIES`
@@ -190,7 +195,7 @@ def load_config(
             'num_attention_heads': heads > 0 and config.hidden_size%heads == 0, 'hidden_act': config.hidden_act in ACT2FN,
             'is_decoder': not config.is_decoder, attention: getattr(config, attention) in (None, 'eager', 'sdpa')}
     wrong = [f'{n} = {getattr(config, n)!r:.40}' for n, right in fits.items() if not right]
-    if wrong: raise SettingsError(f'{source} cannot be used as an encoder: config.json says {", ".join(wrong)}.')
+    if wrong: raise SettingsError(f'{source} has no weights that can be read as an encoder: config.json says {", ".join(wrong)}.')
     return config
 
 def load_weights(
@@ -204,8 +209,8 @@ def load_weights(
     with reading(source, fault, error):
         model, info = kind.from_pretrained(source, dtype=torch.float32, trust_remote_code=False, weights_only=True,
                                            output_loading_info=True, **options)
-    more = sorted(k for k in info['unexpected_keys'] if 'encoder.layer.' in k)
-    if more: raise error(f'{source} {fault}: its weights have {more[0]}, which config.json does not describe.')
+    more, lost = (sorted(k for k in info[f'{n}_keys'] if 'encoder.layer.' in k) for n in ('unexpected', 'missing'))
+    if more and not lost: raise error(f'{source} {fault}: its weights have {more[0]}, which config.json does not describe.')
     return model, info
 
 def read_wheel(

@@ -298,7 +298,9 @@ def test_the_committed_page_is_what_the_committed_records_give(name, folders, mo
     assert not fails, 'a sentence no longer follows from its record'
     assert texts == stored(name), 'run `make readme` and commit'
     for new in (folders/'figures').rglob('*.svg'):
-        old = TOP/'nbs'/'figures'/new.relative_to(folders/'figures')
+        place = f'figures/{new.parent.name}/{new.name}'
+        if not any(place in t for t in texts): continue  # drawn, but the page has no use for it yet
+        old = TOP/'nbs'/place
         assert words(new.read_text('utf-8')) == words(old.read_text('utf-8')), old
 
 

@@ -213,6 +213,9 @@ def main():
     os.environ['DISTILHERBERT_RESULTS'] = os.pathsep.join([str(own_results())]*a.own + [str(TOP/'results')])
     if a.what != 'readme': return write_site(a.out, executed=a.what == 'render')
     execute(TOP/'nbs')
+    pages = ''.join(f.read_text('utf-8') for f in (TOP/'nbs').glob('*.ipynb'))
+    for figure in (TOP/'nbs'/'figures').rglob('*.svg'):
+        if figure.relative_to(TOP/'nbs').as_posix() not in pages: figure.unlink()  # Drawn for a section that has no records yet
     (TOP/'README.md').write_text(readme(TOP/'nbs'/'index.ipynb'), 'utf-8')
 
 
