@@ -49,7 +49,8 @@ def train(
         for micro in batch.parts:                        # batch.totals: same gradient for any split
             with run.accumulate(micro) as micro:         # on the device, in the run's precision
                 outputs, targets = run.student(micro), run.teacher(micro)
-                losses = distillation_loss(outputs, targets, micro.labels, batch.totals, run.objective, run.loss_scale, s.compile)
+                losses = distillation_loss(outputs, targets, micro.labels, batch.totals,
+                                           run.objective, run.loss_scale, s.compile)
                 run.backward(losses)
         run.update(learning_rate(step, run.steps, s.warmup_share, s.learning_rate))
     if run.evaluation_due(run.steps): run.log(evaluate(run))
