@@ -104,9 +104,9 @@ def test_inputs_come_before_what_is_made_of_them():
 # What is refused
 
 @pytest.mark.parametrize('changes, scenario, words', [
-    ({'tokens': 0}, 'S4', '`tokens` = 0, but S4'), ({'tokens': 0}, 'T1', '`tokens` = 0, but T1'), ({}, 'E0', 'E0 is a pre-trained teacher'),
+    ({'tokens': 0}, 'S4', '`tokens` = 0, but S4'), ({'tokens': 0}, 'T1', '`tokens` = 0, but T1'), ({}, 'E0', 'E0 is an unchanged'),
     ({'teacher_tokens': 0}, 'T0', '`teacher_tokens` = 0, but T0'), ({'teacher_tokens': 0}, 'S2', '`teacher_tokens` = 0, but T0'),
-    ({}, 'S4h', 'E0 is a pre-trained teacher'), ({}, Objective('mine', {'mlm': 1.0, 'sofd': 1.0}), 'Did you mean soft')], ids=str)
+    ({}, 'S4h', 'E0 is an unchanged'), ({}, Objective('mine', {'mlm': 1.0, 'sofd': 1.0}), 'Did you mean soft')], ids=str)
 def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_built(changes, scenario, words):
     s = SCENARIOS[scenario] if isinstance(scenario, str) else replace(SCENARIOS['S4'], objective=scenario)
     with pytest.raises(SettingsError, match=words): model_artefact(replace(DEMO, **changes), s)
