@@ -53,6 +53,8 @@ class Packed(list):
         super().__init__(pack_texts(texts, ends, max_len, min_piece=40*max_len//512)[:n])
         self.tokens, self.pad_id = sum(map(len, self)), 1
 
+    def token_counts(self, vocab_size): return np.bincount(np.concatenate(self), minlength=vocab_size)
+
 
 def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, threads=2, zero=0, **changes):
     "A run on random models and texts, without evaluations."

@@ -239,15 +239,12 @@ def check_teacher(
                        '(`objective = "hidden"`).')
 
 def unigram_entropy(
-    train, # Training sequences, whose tokens are counted
+    counts:np.ndarray, # How often each token occurs in the training sequences `(V,)`
     labels:np.ndarray, # Tokens to predict `(M,)`
     special:np.ndarray, # bool `(V,)`
 )->float | None: # Mean of -log p [nats]; None without labels
     "Cross-entropy of masked tokens under their training frequencies, with add-one smoothing."
     if not len(labels): return None
-    counts = np.zeros(len(special), np.int64)
-    for a in range(0, len(train), 4096):
-        counts += np.bincount(np.concatenate([train[i] for i in range(a, min(a + 4096, len(train)))]), minlength=len(special))
     counts = np.where(special, 0, counts + 1)
     return float(np.mean(np.log(counts.sum()) - np.log(counts[labels])))
 
@@ -335,7 +332,7 @@ def open_run(
     index = np.arange(min(HELDOUT, len(sequences.heldout)))
     masked = 'nowhere' if predict == 'nowhere' else 'masked'
     heldout = make_batch(sequences.heldout, index, 0*index, vocabulary, s, 0, sequences.sep_id, masked).parts
-    entropy = unigram_entropy(train, np.concatenate([m.labels.numpy() for m in heldout]), special)
+    entropy = unigram_entropy(train.token_counts(len(special)), np.concatenate([m.labels.numpy() for m in heldout]), special)
     measures = tuple(losses_of(objective)) if predict == 'nowhere' else ('mlm', 'kl', 'agreement', 'teacher_mlm') if teacher else ('mlm',)
     steps = max(1, round(s.tokens*len(train)/(train.tokens*s.batch_rows)))  # The number of steps that uses up the budget
     teacher = teacher and MaskedPredictor(teacher, needs, theirs).to(dtype=half)

@@ -36,6 +36,7 @@ VOCABULARY = Vocabulary(np.arange(40) < 5, np.ones(40, bool), np.zeros(40, bool)
 
 class Few(list):
     pad_id, tokens = 1, property(lambda self: sum(map(len, self)))
+    def token_counts(self, vocab_size): return np.bincount(np.concatenate(self), minlength=vocab_size)
 
 
 SEQUENCES = Few(np.array([0, *np.random.default_rng(i).integers(5, 40, 3 + i % 8), 2]) for i in range(7))
