@@ -72,7 +72,7 @@ check: $(STAMP) ## The quick checks: style, notebooks clean and exported
 	@$(BIN)/python -m pytest -q tests/test_notebooks.py
 
 lessons: $(STAMP)
-	@$(QUIET_THREADS) $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^([_.]|05_distill|06_klej)'
+	@$(QUIET_THREADS) DISTILHERBERT_FIGURES=$$(mktemp -d) $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^([_.]|05_distill|06_klej)'
 
 test: check lessons ## The quick tests: style, notebooks executed, the library; about ten minutes on two cores
 	@$(QUIET_THREADS) $(PYTEST) -m 'not slow' tests
