@@ -319,6 +319,8 @@ def open_run(
     groups = parameter_groups(student, s.weight_decay, head if scale != 1 else (), scale)
     optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=(0.9, s.adam_beta2), fused=True)
     half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(acc.mixed_precision) if acc.device.type == 'cuda' else None
+    if acc.device.type == 'cpu' and acc.mixed_precision == 'bf16':
+        for model in filter(None, (student, teacher)): model.set_attn_implementation('attend')
     special = np.isin(np.arange(sequences.vocab_size), list(sequences.special_ids))
     vocabulary = Vocabulary(special, sequences.ends_word, sequences.starts_word, sequences.mask_id)
     train, predict = sequences.train, 'nowhere' if 'logits' not in needs else 'tokens' if objective.soft_targets_on == 'all' else 'masked'

@@ -22,7 +22,7 @@ from transformers import BertForSequenceClassification
 
 from .distill import learning_rate
 from .pack import load_tokenizer
-from .runs import parameter_groups, resolve_precision
+from .runs import attend, parameter_groups, resolve_precision
 from .scores import score, select_epochs
 from .student import FAMILIES, belong_together, load_config, load_weights, quiet
 from .tasks import Examples, GroupData, Task, TaskError, TaskSettings, load_group
@@ -114,7 +114,7 @@ def logits_of(
         s, queries = layer.attention.self, hidden[:, :1] if layer is layers[-1] else hidden
         q, k, v = (project(x).unflatten(-1, (s.num_attention_heads, -1)).transpose(1, 2)
                    for project, x in ((s.query, queries), (s.key, hidden), (s.value, hidden)))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=s.dropout.p if layer.training else 0.0)
+        mixed = attend(q, k, v, keep, s.dropout.p if layer.training else 0.0)
         hidden = layer.feed_forward_chunk(layer.attention.output(mixed.transpose(1, 2).flatten(2), queries))
     return model.classifier(model.dropout(bert.pooler(hidden)))
 
