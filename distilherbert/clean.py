@@ -6,11 +6,9 @@
 __all__ = ['DEEPEST', 'WIDEST', 'LARGEST', 'MOST_MARKS', 'PASSES', 'URL', 'CHANGES', 'SHORTEST', 'RULES', 'SORTED', 'CHUNK',
            'CC100', 'BLOCK', 'LONGEST', 'LONGEST_LINE', 'PARTS', 'GROUP', 'ENDINGS', 'SOURCES', 'SHARD', 'NOTE',
            'strip_markup', 'is_too_deep', 'compose', 'fold', 'remove_markup', 'count_symbols', 'explain_text',
-           'clean_text', 'text_keys', 'first_occurrences', 'deduplicate', 'BadText', 'decompress', 'http_chunks',
-           'cut_blocks', 'Block', 'decode_block', 'Source', 'read_blocks', 'file_source', 'cc100_source',
-           'world_sources', 'list_files', 'text_sources', 'unread_files', 'read_sources', 'may_change', 'CleanBlock',
-           'clean_block', 'clean_blocks', 'write_whole', 'drop_duplicates', 'tidy_counts', 'clean_corpus',
-           'text_shards', 'read_texts', 'score_cleaning']
+           'clean_text', 'text_keys', 'first_occurrences', 'BadText', 'http_chunks', 'cut_blocks', 'Block',
+           'decode_block', 'Source', 'file_source', 'cc100_source', 'text_sources', 'unread_files', 'may_change',
+           'CleanBlock', 'clean_block', 'write_whole', 'tidy_counts', 'clean_corpus', 'text_shards', 'read_texts']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -39,7 +37,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from .artefact import Progress, fingerprint, flush, log, worker_pool, write_json
 from .scenario import SettingsError, data_dir
-from .world import WORLD_VERSION, labelled_lines, world_documents
+from .world import WORLD_VERSION, world_documents
 
 # %% ../nbs/01_clean.ipynb #00000006
 _INLINE = ('a|abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|ins|kbd|mark|nobr|q|s|samp|small|span|strike|strong|sub|sup'
@@ -98,7 +96,7 @@ _UNWRITABLE = re.compile('[\ud800-\udfff\0]')
 URL = re.compile(r'''(?:(?i:https?|ftp)://|(?<!\w)(?:www|Www|WWW)\.)[^\s<>"]*[^\s<>".,;:!?)\]'’”»…]''')
 
 def fold(text:str)->str: # The text with single spaces between its words and none around it
-    "Fold white space; the space is the only printable kind, so other kinds occur only in unprintable strings."
+    "Fold white space; the space is the only printable kind, so most texts need no list of their words, which takes memory."
     if not text.isprintable(): return ' '.join(text.split())
     text = text.strip(' ')
     while '  ' in text: text = text.replace('  ', ' ')
@@ -168,12 +166,6 @@ def first_occurrences(keys:np.ndarray)->np.ndarray: # `(n,)` False where a key o
         first[order[1:][(keys[order[1:]] == keys[order[:-1]]).all(1)]] = False
     return first
 
-def deduplicate(texts:Iterable[str])->list[str]: # The first occurrence of each, in order
-    "Drop exact repetitions."
-    texts = list(texts)
-    first = first_occurrences(text_keys(t.encode(errors='surrogatepass') for t in texts))
-    return [t for t, f in zip(texts, first.tolist(), strict=True) if f]
-
 # %% ../nbs/01_clean.ipynb #00000014
 class BadText(ValueError):
     "A text file that cannot be read completely and correctly."
@@ -181,11 +173,8 @@ class BadText(ValueError):
 CHUNK = 1 << 16 # Bytes read at a time
 _DECODERS:dict[str, Callable] = {'.xz': lzma.LZMADecompressor, '.gz': lambda: zlib.decompressobj(31)}
 
-def decompress(
-    chunks:Iterable[bytes], # The file as it is stored
-    name:str, # Its name, for its ending and for errors
-)->Iterator[bytes]: # Its content; raises `BadText` where the archive is broken or ends early
-    "Unpack an archive of one or more streams; other files pass through."
+def _decompress(chunks:Iterable[bytes], name:str)->Iterator[bytes]: # Raises `BadText` where the archive is broken or ends early
+    "Unpack the stored pieces of an archive of one or more streams; other files, by the ending of their name, pass through."
     make, decoder, stored = _DECODERS.get(Path(name).suffix), None, 0
     for chunk in chunks:
         stored += len(chunk)
@@ -298,11 +287,8 @@ class Source:
     blocks:Callable[[], Iterator[Block]]=field(compare=False) # Its text, cut between documents
     size:int=0 # Its size [bytes as stored]; 0 if unknown
 
-def read_blocks(
-    name:str, # Name of a file
-    chunks:Callable[[], Iterator[bytes]], # Opens it, as it is stored
-)->Iterator[Block]: # Raises `BadText` where it is incomplete or not UTF-8
-    "The blocks of a file."
+def _read_blocks(name:str, chunks:Callable[[], Iterator[bytes]])->Iterator[Block]:
+    "The blocks of a file from its stored pieces; raises `BadText` where it is incomplete or not UTF-8."
     stored = counted = offset = lines = 0
     def counting():
         nonlocal stored
@@ -312,7 +298,7 @@ def read_blocks(
                 yield chunk
         except OSError as e:
             raise BadText(f'{name} cannot be read from byte {stored:,} on: {e.strerror or e}. Check its permissions and the disk.') from e
-    for data in cut_blocks(decompress(counting(), name), BLOCK, name):
+    for data in cut_blocks(_decompress(counting(), name), BLOCK, name):
         yield Block(decode_block(data, name, offset, lines), '', stored - counted)
         offset, lines, counted = offset + len(data), lines + data.count(b'\n'), stored
 
@@ -320,9 +306,10 @@ def file_source(path:Path)->Source: # A local file
     "A source for one file. An unreadable file is identified by its name; reading it raises the error."
     def chunks():
         with open(path, 'rb') as f: yield from iter(partial(f.read, CHUNK), b'')
+    if _UNWRITABLE.search(path.name): raise SettingsError(f'The name of the text file {path.name!a} is not UTF-8. Rename it.')
     try: identity = {'file': fingerprint(path)}
     except OSError: identity = {'unreadable': path.name}
-    return Source(path.name, identity, lambda: read_blocks(path.name, chunks), path.stat().st_size)
+    return Source(path.name, identity, lambda: _read_blocks(path.name, chunks), path.stat().st_size)
 
 def cc100_source()->Source: # Raises `SettingsError` when DISTILHERBERT_CC100 names a missing file
     "CC-100 Polish: a local copy, or else its address."
@@ -330,16 +317,13 @@ def cc100_source()->Source: # Raises `SettingsError` when DISTILHERBERT_CC100 na
     copies = [Path(data).expanduser().resolve()/'cc100'/name for name in ('pl.txt.xz', 'pl.txt.gz', 'pl.txt') if data]
     address = address or next((str(f) for f in copies if f.is_file()), CC100)
     if address.startswith(('http://', 'https://')):
-        return Source(address, {'address': address}, lambda: read_blocks(address, lambda: http_chunks(address)))
+        return Source(address, {'address': address}, lambda: _read_blocks(address, lambda: http_chunks(address)))
     if Path(address).is_file(): return file_source(Path(address))
     raise SettingsError(f'DISTILHERBERT_CC100 names {address}, which is {"neither a file nor http(s)" if "://" in address else "no file"}.')
 
 GROUP = 2000 # Documents of the world in a block
-def world_sources(
-    size:int, # Documents of each part
-    seed:int, # Seed of the text
-)->list[Source]: # Two
-    "Both parts of the embedded world."
+def _world_sources(size:int, seed:int)->list[Source]:
+    "Both parts of the embedded world, of so many documents each."
     def blocks(part):
         documents = world_documents(part, size, seed)
         while some := '\n\n'.join('\n'.join(d) for d in islice(documents, GROUP)): yield Block(some + '\n', part, len(some))
@@ -348,13 +332,10 @@ def world_sources(
 
 ENDINGS = ('.txt', '.txt.gz', '.txt.xz') # Text files that are read
 SOURCES:dict[str, Callable[[int, int], list[Source] | Path]] = { # Name to a function of the world's size and seed
-    'world': world_sources, 'cc100': lambda size, seed: [cc100_source()], 'local': lambda size, seed: data_dir('text')}
+    'world': _world_sources, 'cc100': lambda size, seed: [cc100_source()], 'local': lambda size, seed: data_dir('text')}
 
-def list_files(
-    folder:Path, # A folder with text files
-    without:Sequence[str], # Patterns of file names that are left out, as "*-ocr-*"
-)->dict[Path, str]: # Each file and why it is not read ("" where it is); raises `SettingsError` where there is no folder
-    "The contents of a folder, without hidden files and those that match a pattern."
+def _list_files(folder:Path, without:Sequence[str])->dict[Path, str]: # Each file and why it is not read ("" where it is)
+    "The contents of a folder, without hidden files and those that match a pattern; raises `SettingsError`."
     if not folder.is_dir():
         raise SettingsError(f'There is no folder {folder} to read text from. `text` of a profile is {", ".join(SOURCES)}, or the path of '
                             f'a folder with files that end in {", ".join(ENDINGS)}.')
@@ -374,7 +355,7 @@ def text_sources(
     "The sources of a text."
     found = SOURCES[text](world_size, seed) if text in SOURCES else Path(text).expanduser().resolve()
     if not isinstance(found, Path): return found
-    if files := [p for p, why in list_files(found, without).items() if why in ('', 'empty')]: return [file_source(p) for p in files]
+    if files := [p for p, why in _list_files(found, without).items() if why in ('', 'empty')]: return [file_source(p) for p in files]
     there, less = sorted(p.name for p in found.iterdir())[:5], f', other than {", ".join(without)} (`text_without`)' if without else ''
     raise SettingsError(f'There is no text in {found}: it holds {", ".join(there) or "nothing"}; wanted are files that end in '
                         f'{", ".join(ENDINGS)}{less}.')
@@ -385,16 +366,12 @@ def unread_files(
 )->list[str]: # As "a.txt.bz2: its name does not end in .txt, .txt.gz, .txt.xz"
     "The files of a folder that are not read, and why."
     folder = SOURCES[text](0, 0) if text in SOURCES else Path(text).expanduser().resolve()
-    return [f'{p.name}: {why}' for p, why in list_files(folder, without).items() if why] if isinstance(folder, Path) else []
+    lines = [f'{p.name}: {why}' for p, why in _list_files(folder, without).items() if why] if isinstance(folder, Path) else []
+    return [line.encode(errors='backslashreplace').decode() for line in lines] # A name may not be UTF-8
 
 # %% ../nbs/01_clean.ipynb #00000021
-def read_sources(
-    sources:Iterable[Source], # What to read
-    lines:int, # Lines to read; 0 for all
-    on_bad_file:str, # "stop", or "skip" to go on with the next file
-    bad:dict[str, str], # Filled with the error of each skipped file, by its name
-)->Iterator[Block]: # Their blocks, one source after the other; raises `BadText`
-    "Read sources in order; a skipped file yields no block."
+def _read_sources(sources:Iterable[Source], lines:int, on_bad_file:str, bad:dict[str, str])->Iterator[Block]:
+    "The blocks of all sources in order, up to so many lines (0: all); the error of a skipped file goes to `bad`, by its name."
     left = lines
     for source in sources:
         if on_bad_file == 'skip':
@@ -457,12 +434,8 @@ def clean_block(
     done.parts, done.keys = bytes(parts), text_keys(done.texts).tobytes()
     return done
 
-def clean_blocks(
-    blocks:Iterable[Block], # What to clean
-    old_share:float, # Share of the documents in "old"
-    workers:int=1, # Processes
-)->Iterator[tuple[Block, CleanBlock]]: # Each block and its result, in the order of the blocks
-    "Clean blocks, in several processes if there is more than one worker; few at a time, so that memory stays bounded."
+def _clean_blocks(blocks:Iterable[Block], old_share:float, workers:int)->Iterator[tuple[Block, CleanBlock]]:
+    "Each block and its result, in order; several processes clean few blocks at a time, so that memory stays bounded."
     if workers == 1:
         yield from ((b, clean_block(b, old_share)) for b in blocks)
         return
@@ -476,7 +449,6 @@ def clean_blocks(
 # %% ../nbs/01_clean.ipynb #00000027
 SHARD = 1 << 25 # Characters read for one shard, at least
 NOTE = '.progress.json' # Progress of the stage while it runs
-_CONTINUATION = bytes(range(0x80, 0xC0)) # UTF-8 bytes that do not start a character
 def write_whole(
     file:Path, # File to write
     content:Iterable[bytes], # Its content, in pieces
@@ -487,11 +459,8 @@ def write_whole(
     flush(part)
     part.replace(file)
 
-def drop_duplicates(
-    work:Path, # Folder with the cleaned shards
-    shards:int, # How many
-)->dict[str, Counter]: # By part: "kept", "duplicates", "chars_kept"
-    "Copy shards without duplicates into a file for each part."
+def _drop_duplicates(work:Path, shards:int)->dict[str, Counter]: # By part: "kept", "duplicates", "chars_kept"
+    "Copy the cleaned shards without duplicates into a file for each part."
     files = [f for n in range(shards) if (f := work/f'.keys-{n:05d}').stat().st_size]
     keys = np.concatenate([np.zeros(0, np.uint64), *(np.memmap(f, np.uint64, 'r') for f in files)])
     first, at, counts = first_occurrences(keys.reshape(-1, 2)), 0, {part: Counter() for part in PARTS}
@@ -503,7 +472,7 @@ def drop_duplicates(
             kept = b''.join(line[1:] + b'\n' for line, f in own if f)
             number, file = kept.count(b'\n'), work/f'{part}-{n:05d}.txt'
             if number and not file.exists(): write_whole(file, [kept])
-            counts[part].update(kept=number, duplicates=len(own) - number, chars_kept=len(kept.translate(None, _CONTINUATION)) - number)
+            counts[part].update(kept=number, duplicates=len(own) - number, chars_kept=len(kept.decode()) - number)
     return counts
 
 def tidy_counts(counts:Counter)->dict: # JSON-ready, nested
@@ -526,7 +495,7 @@ def clean_corpus(
     note = {'shards': 0, 'blocks': 0, 'lines': 0, 'counts': {}}
     if (work/NOTE).is_file(): note = json.loads((work/NOTE).read_text('utf-8'))
     counts, names, bad = {part: Counter(note['counts'].get(part, {})) for part in PARTS}, ', '.join(s.name for s in sources), {}
-    blocks = read_sources(sources, lines, on_bad_file, bad)
+    blocks = _read_sources(sources, lines, on_bad_file, bad)
     size_of = (lambda b: b.text.count('\n')) if lines else (lambda b: b.size)
     scale, unit = (1, 'lines') if lines else (10**6, 'MB')
     read = sum(size_of(b) for b in islice(blocks, note['blocks'])) # These were cleaned before the run was killed
@@ -538,7 +507,7 @@ def clean_corpus(
             data.clear()
         note.update(shards=note['shards'] + 1, counts=counts)
         write_json(work/NOTE, note)
-    for block, done in clean_blocks(blocks, old_share, workers):
+    for block, done in _clean_blocks(blocks, old_share, workers):
         texts += [b'%d%b\n' % pair for pair in zip(done.parts, done.texts, strict=True)]
         keys.append(done.keys)
         for part, c in done.counts.items(): counts[part].update(c)
@@ -552,7 +521,7 @@ def clean_corpus(
     if note['lines'] < lines:
         raise BadText(f'`text_lines` asks for {lines:,} lines, but there are {note["lines"]:,} in {names}. Is the text complete? '
                       'If so, write `text_lines = 0`.')
-    for part, c in drop_duplicates(work, note['shards']).items(): counts[part].update(c)
+    for part, c in _drop_duplicates(work, note['shards']).items(): counts[part].update(c)
     parts = {part: tidy_counts(c) for part, c in counts.items() if c['lines_read']}
     if not sum(p['kept'] for p in parts.values()):
         rejected = {r: sum(p['rejected'][r] for p in parts.values()) for r in RULES}
@@ -576,23 +545,3 @@ def read_texts(
     "The texts of one part."
     for file in text_shards(folder, part):
         with open(file, encoding='utf-8', newline='\n') as f: yield from (line.rstrip('\n') for line in f)
-
-# %% ../nbs/01_clean.ipynb #0000002e
-_CALLED_FOR = {'tags': 'markup', 'entities': 'markup', 'script': 'markup', 'url': 'urls', # Kind of noise to the rule it calls for
-              'menu': 'symbols', 'short': 'short', 'symbols': 'symbols'}
-def score_cleaning(
-    size:int=2000, # Documents of each part to score on
-    seed:int=1, # Seed of their text, other than that of the corpus
-)->dict[str, dict]: # Rule to its precision, recall and number of lines that call for it
-    "Precision and recall of each rule on the labelled lines of the world."
-    acted, called, right = Counter(), Counter(), Counter()
-    for part in PARTS:
-        seen, wanted = set(), set() # Cleaned texts so far, and what they should be
-        for line, kind, expected in labelled_lines(part, size, seed):
-            text, rule, changes = explain_text(line)
-            acts = {rule, *changes, 'duplicates' if text in seen else rule} - {'characters', 'space', 'composed'}
-            calls = {_CALLED_FOR.get(kind), expected and 'kept', 'duplicates' if expected in wanted else None} - {None}
-            for counts, some in ((acted, acts), (called, calls), (right, acts & calls if text == expected else ())): counts.update(some)
-            seen.update({text} - {None})
-            wanted.update({expected} - {None})
-    return {rule: {'precision': right[rule]/max(1, acted[rule]), 'recall': right[rule]/n, 'n': n} for rule, n in sorted(called.items())}

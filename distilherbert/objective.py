@@ -21,9 +21,7 @@ from torch.nn import functional as F
 from .scenario import Objective, SettingsError, unknown_name
 
 # %% ../nbs/04_objective.ipynb #00000006
-def mix(
-    x:np.ndarray, # Any integers, uint64
-)->np.ndarray: # Their hashes, uint64
+def mix(x:np.ndarray)->np.ndarray: # Any integers, uint64; their hashes, uint64
     "The finaliser of SplitMix64."
     x = x.copy()
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -45,9 +43,7 @@ def position_hash(
         h = mix(h*golden + np.asarray(index, np.uint64))
         return mix(h[:, None] + golden*np.arange(1, length + 1, dtype=np.uint64))
 
-def uniform(
-    h:np.ndarray, # Hashes, uint64
-)->np.ndarray: # In [0, 1), float32, from the upper 24 bits
+def uniform(h:np.ndarray)->np.ndarray: # Hashes, uint64; in [0, 1), float32, from the upper 24 bits
     "A hash as a uniform number."
     return (h >> np.uint64(40)).astype(np.float32)*np.float32(2**-24)
 
@@ -114,9 +110,7 @@ def mask_sequences(
     return seen, chosen
 
 # %% ../nbs/04_objective.ipynb #00000012
-def context_free_loss(
-    unigram_entropy:float, # Cross-entropy of the masked tokens under their frequencies [nats]
-)->float: # Loss of masked language modelling [nats]
+def context_free_loss(unigram_entropy:float)->float: # Cross-entropy of the masked tokens under their frequencies [nats]; a loss [nats]
     "The loss that can be reached without using any other token."
     return 0.9*unigram_entropy + 0.2*math.log(2)
 
@@ -205,17 +199,13 @@ LOSSES:dict[str, Loss] = {
                               r'\frac{h^t_{g(k),i}}{\lVert h^t_{g(k),i}\rVert} \right\rVert^2'),
 }
 
-def losses_of(
-    objective:Objective, # Weights by name
-)->dict[str, Loss]: # In the order of the registry; raises `SettingsError` for an unknown name
+def losses_of(objective:Objective)->dict[str, Loss]: # In the order of the registry; raises `SettingsError` for an unknown name
     "The losses of an objective."
     for name in objective.weights:
         if name not in LOSSES: raise unknown_name(f'loss of objective {objective.name}:', name, list(LOSSES))
     return {name: loss for name, loss in LOSSES.items() if name in objective.weights}
 
-def formula(
-    objective:Objective, # Any objective
-)->str: # LaTeX
+def formula(objective:Objective)->str: # LaTeX
     "The formula of the weighted sum that a student is trained on."
     weights = {n: '' if (w := objective.weights[n]) == 1 else rf'{w:.3g}\,' for n in losses_of(objective)}
     return ' + '.join(rf'{w}\mathcal L_\text{{{n.replace("_", " ")}}}' for n, w in weights.items())
@@ -251,9 +241,7 @@ def logit_losses(
     return {'loss': sum(objective.weights[n]*v for n, v in parts.items()), **parts}
 
 @cache
-def compiled_logit_losses(
-    backend:str='inductor', # Of `torch.compile`
-)->Callable: # Same arguments and result as `logit_losses`
+def compiled_logit_losses(backend:str='inductor')->Callable: # Of `torch.compile`; same arguments and result as `logit_losses`
     "`logit_losses` through `torch.compile`, compiled once for any number of positions."
     compiled = torch.compile(logit_losses, dynamic=True, backend=backend)
     def losses(objective, student, teacher, labels, totals):
@@ -261,9 +249,7 @@ def compiled_logit_losses(
         return compiled(objective, student, teacher, labels, Totals(*sizes))
     return losses
 
-def number_type(
-    x:torch.Tensor, # Any tensor
-)->torch.dtype: # That of autocast where it is enabled, else the tensor's own
+def number_type(x:torch.Tensor)->torch.dtype: # That of autocast where it is enabled, else the tensor's own
     "The number type in which a tensor enters a matrix product."
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 

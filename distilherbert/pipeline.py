@@ -6,10 +6,9 @@
 __all__ = ['TEXT_VERSION', 'TOKENIZER_VERSION', 'SEQUENCES_VERSION', 'MODEL_VERSION', 'SCORES_VERSION', 'CLASSIFIER_VERSION',
            'SUBMISSION_VERSION', 'CONTAMINATION_VERSION', 'text_artefact', 'text_parts', 'check_old',
            'contamination_artefact', 'source_identity', 'source_config', 'tokenizer_artefact', 'sequences_artefact',
-           'trained_part', 'train_settings', 'model_artefact', 'with_tasks', 'all_scores', 'scores_artefact',
-           'classifier_artefact', 'submission_artefact', 'in_order', 'scenario_artefacts', 'build_text',
-           'build_tokenizer', 'build_sequences', 'build_model', 'build_scores', 'scores_folders', 'build_classifier',
-           'build_submission', 'record_key']
+           'trained_part', 'train_settings', 'model_artefact', 'with_tasks', 'all_scores', 'classifier_artefact',
+           'submission_artefact', 'in_order', 'scenario_artefacts', 'build_text', 'build_tokenizer', 'build_sequences',
+           'build_model', 'build_scores', 'scores_folders', 'build_classifier', 'build_submission', 'record_key']
 
 # %% ../nbs/11_pipeline.ipynb #00000002
 import hashlib
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from .artefact import Artefact, Progress, fingerprint, provenance, read_manifest
 from .clean import PARTS, SOURCES, clean_corpus, read_texts, text_shards, text_sources, unread_files
-from .scenario import PRESETS, SCENARIOS, Profile, Scenario, SettingsError
+from .scenario import HELDOUT, PRESETS, SCENARIOS, Profile, Scenario, SettingsError
 from .scenario import as_typed, data_dir, data_workers, get_scenario, teacher_source, unknown_name
 from .scores import INTERVAL
 from .tasks import TASKS, TaskError, TaskSettings, data_identity, get_task, load_group, task_groups
@@ -74,7 +73,7 @@ def source_identity(source:'Path | str')->str: # Of a folder, a hub name, or "wh
 def source_config(p:Profile)->dict: # Fields of `config.json`; empty for a teacher that is trained from scratch, or on the hub
     "The configuration of a local teacher."
     source = teacher_source(p)
-    if isinstance(source, Path) and (source/'config.json').is_file(): return json.loads((source/'config.json').read_text('utf-8'))
+    if isinstance(source, Path) and (source/'config.json').is_file(): return json.loads((source/'config.json').read_bytes())
     return wheel_config(source.removeprefix('wheel:')) if str(source).startswith('wheel:') else {}
 
 def tokenizer_artefact(p:Profile)->Artefact: # The tokenizer's files; raises `SettingsError` if there is none
@@ -121,8 +120,9 @@ def sequences_artefact(p:Profile, part:str='ccsub')->Artefact: # Raises `Setting
         from distilherbert.pack import pack_corpus
         counts = pack_corpus(work, text_shards(packed.path, part), tokenizer.path, settings, f'Pack sequences of {part}', data_workers())
         found, left_out = (read_manifest(a.path)['counts'] for a in (search, packed)) if search else (None, {})
-        manifest = {**artefact.identity(), 'key': artefact.key, 'counts': counts}
-        (work/'README.md').write_text(data_card(manifest, read_manifest(text.path), found, left_out.get('left_out')), 'utf-8')
+        about = {**artefact.identity(), 'key': artefact.key, 'counts': counts}
+        card = data_card(about, read_manifest(text.path), found, left_out.get('left_out'))
+        (work/'README.md').write_text(card, 'utf-8', 'backslashreplace')
         return counts
     artefact = Artefact('sequences', part, SEQUENCES_VERSION, settings, (packed, tokenizer), make, resumable=True, note=p.name)
     return artefact
@@ -146,7 +146,7 @@ def train_settings(p:Profile, s:Scenario)->dict: # Fields of `distill.TrainSetti
     return {**{f: getattr(p, f) for f in names}, 'tokens': tokens, 'learning_rate': rate, 'head_learning_rate': p.lr_head,
             'objective': asdict(s.loss) if s.teacher else None,
             'mask_share': p.teacher_mask_share if teacher and p.teacher_mask_share else p.mask_share,
-            'evaluations': max(2, min(20, tokens//(1024*p.max_len)))}  # Fewer evaluations in a short run
+            'evaluations': max(2, min(20, tokens//(2*HELDOUT*p.max_len)))}  # Fewer evaluations in a short run
 
 def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; raises `SettingsError` for invalid combinations
     "The model of a scenario."
@@ -173,14 +173,15 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
     if init == 'random': settings |= {'seed': p.seed, 'init_std': p.init_std}
     def make(work):
         from distilherbert.cards import card
-        from distilherbert.distill import make_model
+        from distilherbert.distill import initial_model, make_model
         weights = source.path if isinstance(source, Artefact) else source or ''
-        counts = make_model(work, tokenizer.path, init, weights, s.layer_map, p.dropout, p.seed, shape, sequences and sequences.path,
-                            models[s.teacher].path if s.teacher else None, training, f'{s.name} ({p.name})', p.zero, p.checkpoint_minutes)
+        first = initial_model(init, weights, tokenizer.path, s.layer_map, p.dropout, p.seed, shape)
+        counts = make_model(work, tokenizer.path, *first, sequences and sequences.path, models[s.teacher].path if s.teacher else None,
+                            training, f'{s.name} ({p.name})', p.zero, p.checkpoint_minutes)
         if counts:  # empty in processes other than the first
             command = f'python -m distilherbert.distill --scenario {as_typed(s)} --profile {as_typed(p)}'
             text = card(p, s, counts, provenance(), seconds=counts.get('train_seconds', 0.0), key=artefact.key, command=command)
-            (work/'README.md').write_text(text, 'utf-8')
+            (work/'README.md').write_text(text, 'utf-8', 'backslashreplace')
         return counts
     inputs = tuple({a.path: a for a in (tokenizer, sequences, source, *models.values()) if isinstance(a, Artefact)}.values())
     artefact = Artefact('model', s.name, MODEL_VERSION, settings, inputs, make, resumable=True, parallel=bool(part), note=p.name)
@@ -204,17 +205,6 @@ def all_scores(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[in
         return Artefact('scores', f'{s.name}-{name}-{seed}', SCORES_VERSION, identity, (model,), make, note=p.name)
     return {name: {seed: describe(seed, name, group) for seed in p.task_seeds} for name, group in task_groups(p.tasks, tasks).items()}
 
-def scores_artefact(
-    p:Profile,
-    s:Scenario,
-    seed:int, # Of the fine-tuning
-    group:str, # Of tasks, as "polemo2.0"
-)->Artefact: # Raises `SettingsError` for an unknown group
-    "One fine-tuning of a scenario on a group of tasks."
-    scores = all_scores(replace(p, task_seeds=(seed,)), s)
-    if group not in scores: raise unknown_name('group of tasks', group, list(scores), 'The tasks of a profile are its field `tasks`.')
-    return scores[group][seed]
-
 def classifier_artefact(p:Profile, s:Scenario, task:str)->Artefact: # Raises `TaskError` where no part of train is held out
     "The fine-tuned classifier of a scenario for the group of a task: a transformers folder with `classifier.json`."
     t, p = get_task(task), with_tasks(p, [task])
@@ -230,7 +220,7 @@ def classifier_artefact(p:Profile, s:Scenario, task:str)->Artefact: # Raises `Ta
         about = {'profile': p.name, 'scenario': s.name}
         counts = make_classifier(work, model.path, folders, group, p.task_source, TaskSettings.of(p), about)
         text = card(p, s, counts, provenance(), kind='text-classification', scores=counts['results'], key=artefact.key)
-        (work/'README.md').write_text(text, 'utf-8')
+        (work/'README.md').write_text(text, 'utf-8', 'backslashreplace')
         return counts
     inputs = (model, *runs.values())
     artefact = Artefact('classifier', f'{s.name}-{t.group}', CLASSIFIER_VERSION, {'seeds': list(runs)}, inputs, make, note=p.name)
@@ -288,17 +278,17 @@ def build_model(p:Profile, s:Scenario)->Path: # A transformers folder
 def build_scores(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[int, Path]]: # Folders by group and seed
     "Fine-tune a scenario on the tasks of a profile with every seed; finished runs are not repeated."
     p = with_tasks(p, tasks)
-    scores, groups = all_scores(p, s, tasks), task_groups(p.tasks)
+    scores = all_scores(p, s, tasks)
     todo = [a for runs in scores.values() for a in runs.values() if a.state() != 'current']
-    for g, runs in scores.items():  # So that unreadable files are reported before a model is trained
-        if any(a in todo for a in runs.values()): load_group(groups[g], p.task_source, TaskSettings.of(p))
+    for name, group in task_groups(p.tasks, tasks).items():  # So that unreadable files are reported before a model is trained
+        if any(a in todo for a in scores[name].values()): load_group(group, p.task_source, TaskSettings.of(p))
     bar = Progress(len(todo), f'Fine-tuning {s.name}', 'runs')
     while todo:  # Other processes may share the work: first the runs that none of them is building
         a = next((a for a in todo if a.state() != 'building'), todo[0])
         a.build()
         todo.remove(a)
         bar.update(note=a.label)
-    return scores_folders(p, s, tasks)
+    return {g: {seed: a.path for seed, a in runs.items()} for g, runs in scores.items()}
 
 def scores_folders(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[int, Path]]: # By group and seed
     "The finished scores of a scenario; raises `TaskError` if one is missing."
@@ -324,14 +314,11 @@ def record_key(p:Profile, what:str)->str: # Empty for a record without a key; ra
     "The key of a current record, as \"model-S4\"."
     kind, _, name = what.partition('-')
     def scores(s): return [a for runs in all_scores(p, get_scenario(s)).values() for a in runs.values()]
-    artefacts, extra = [], []
-    if kind == 'clean': artefacts = [text_artefact(p)]
-    elif kind == 'pack': artefacts = [sequences_artefact(p, part) for part in {trained_part(p, SCENARIOS['T0']), 'ccsub'} if part]
-    elif kind == 'vocabulary': artefacts = [tokenizer_artefact(p)]
-    elif kind == 'contamination': artefacts = [contamination_artefact(p, part) for part in text_parts(p)]
-    elif kind == 'model': artefacts = [model_artefact(p, get_scenario(name))]
-    elif kind == 'klej': artefacts = scores(name)
-    elif kind == 'ablations': artefacts = [model_artefact(p, SCENARIOS[s]) for s in ('S1', 'S3', 'S4')]
-    elif kind == 'comparisons': artefacts, extra = [a for s in p.scenarios for a in scores(s)], [INTERVAL]
-    keys = [*(a.key for a in artefacts), *extra]
+    described = {
+        'clean': lambda: [text_artefact(p)], 'vocabulary': lambda: [tokenizer_artefact(p)],
+        'pack': lambda: [sequences_artefact(p, part) for part in {trained_part(p, SCENARIOS['T0']), 'ccsub'} if part],
+        'contamination': lambda: [contamination_artefact(p, part) for part in text_parts(p)],
+        'model': lambda: [model_artefact(p, get_scenario(name))], 'klej': lambda: scores(name),
+        'comparisons': lambda: [a for s in p.scenarios for a in scores(s)]}
+    keys = [a.key for a in described.get(kind, list)()] + [INTERVAL]*(kind == 'comparisons')
     return ''.join(keys) if len(keys) < 2 else hashlib.sha256('\n'.join(sorted(keys)).encode()).hexdigest()[:12]

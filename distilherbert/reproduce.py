@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'KERNEL_BYTES', 'SHARED_CORES', 'GRID', 'NAMES', 'ONE', 'MODEL', 'TEXTS', 'TASK', 'FORMAT', 'INT8',
-           'OUTPUT', 'TASKS', 'VERBS', 'EPILOG', 'run', 'NotebookError', 'Execution', 'executions', 'ProgressLines',
-           'execute', 'grid_order', 'concurrent_runs', 'execute_scenario', 'reproduce', 'run_all', 'Verb', 'parser',
-           'parse', 'carry_out', 'main']
+           'OUTPUT', 'TASKS', 'PRECISION', 'DISTIL', 'FINETUNE', 'VERBS', 'EPILOG', 'run', 'NotebookError', 'Execution',
+           'ProgressLines', 'execute', 'grid_order', 'execute_scenario', 'reproduce', 'Verb', 'parser', 'parse', 'main']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
@@ -30,14 +29,12 @@ from . import __version__
 from .artefact import digest, guarded, interruptible, worker_pool, write_json
 from .pipeline import build_model, build_scores, model_artefact, scenario_artefacts
 from .results import collect
-from .scenario import SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, required, runs_dir
+from .scenario import (
+    PRESETS, SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, required, runs_dir)
 from .status import free_memory
 
 # %% ../nbs/09_reproduce.ipynb #00000005
-def run(
-    profile:Profile, # Settings
-    scenario:Scenario, # The scenario to build
-)->None:
+def run(profile:Profile, scenario:Scenario)->None:
     "Build the model and the scores of one scenario; existing ones are reused."
     missing = [a for a in scenario_artefacts(profile, scenario) if a.state() != 'current']
     names = ', '.join(f'{a.stage}/{a.label}' for a in missing)
@@ -62,15 +59,11 @@ class Execution:
 
     def is_current(self)->bool: # Is there nothing to do?
         "Compare the stamp of the executed copy with the present one."
-        try: return json.loads(self.out.read_text('utf-8'))['metadata'].get('distilherbert') == self.stamp
+        try: return json.loads(self.out.read_bytes())['metadata'].get('distilherbert') == self.stamp
         except (OSError, ValueError, KeyError): return False
 
-def executions(
-    profile:Profile, # Settings
-    scenario:str, # Name or TOML file
-    profile_name:str, # The profile as it was typed: name or TOML file
-)->list[Execution]: # Those that are not up to date
-    "The notebooks to execute for a scenario; raises `SettingsError` outside a checkout."
+def _executions(profile:Profile, scenario:str, profile_name:str)->list[Execution]: # Names or TOML files, as they were typed
+    "The notebooks of a scenario that are not up to date; raises `SettingsError` outside a checkout."
     top, s = checkout(), get_scenario(scenario)
     if top is None:
         raise SettingsError('The notebooks are part of the checkout, not of the installed package: run `distilherbert reproduce` inside '
@@ -97,9 +90,7 @@ class ProgressLines(io.TextIOBase):
     def writable(self)->bool: return True
 
 # %% ../nbs/09_reproduce.ipynb #0000000c
-def execute(
-    e:Execution, # What to execute
-)->None:
+def execute(e:Execution)->None: # Which notebook, and with which parameters
     "Execute a notebook with papermill; raises `NotebookError` with the error of the cell that failed."
     import papermill as pm
     logging.getLogger('papermill').setLevel(logging.ERROR)
@@ -111,7 +102,7 @@ def execute(
     except pm.exceptions.PapermillExecutionError as error:
         message = f'{e.source.name} stopped in a cell with {error.ename}: {error.evalue}\nThe notebook up to there: {part}'
         raise NotebookError(message) from error
-    done = json.loads(part.read_text('utf-8'))
+    done = json.loads(part.read_bytes())
     done['metadata']['distilherbert'] = e.stamp
     write_json(e.out, done)
     part.unlink()
@@ -120,26 +111,14 @@ def execute(
 KERNEL_BYTES = 1_500_000_000 # Memory of a kernel that runs a small profile, about
 SHARED_CORES = {'OMP_WAIT_POLICY': 'PASSIVE', 'OPENBLAS_NUM_THREADS': '1'} # Waiting threads must not occupy cores that other kernels need
 
-def grid_order(
-    scenarios:Sequence[str], # Names or TOML files
-)->list[str]: # The same and all they need, in the order in which to start them
+def grid_order(scenarios:Sequence[str])->list[str]: # Names or TOML files; the same and all they need, in the order of starting
     "Scenarios that need the fewest others first; of these, the one that most others need."
     needs = {}
     for name in scenarios:
         for n in (*required(get_scenario(name)), name): needs[n] = required(get_scenario(n))
     return sorted(needs, key=lambda n: (len(needs[n]), -sum(n in r for r in needs.values())))
 
-def concurrent_runs(
-    threads:int, # Threads of one run
-    memory:int, # Free memory [bytes]
-    cores:int, # Cores of this machine
-)->int: # At least 1
-    "How many scenarios run at a time."
-    return max(1, min(cores//threads, memory//KERNEL_BYTES))
-
-def execute_scenario(
-    todo:Sequence[Execution], # Notebooks of one scenario, in order
-)->None:
+def execute_scenario(todo:Sequence[Execution])->None: # Notebooks of one scenario, in order
     "Execute the notebooks of a scenario in its own process; on a signal to stop, the kernel saves the training state."
     for name, value in SHARED_CORES.items(): os.environ.setdefault(name, value)
     with interruptible():
@@ -153,26 +132,23 @@ def reproduce(
 )->None:
     "Execute the notebooks of all scenarios, then write the records; raises `SettingsError` outside a checkout."
     names = grid_order(names or profile.scenarios)
-    todo = {n: e for n in names if (e := executions(profile, n, profile_name or profile.name))}
+    todo = {n: e for n in names if (e := _executions(profile, n, profile_name or profile.name))}
     if not find_spec('papermill'):
         raise SettingsError('The notebooks are executed with papermill, which is not installed: pip install papermill jupyter')
     if todo:
         print(f'Profile {profile.name}: {len(todo)} of {len(names)} scenarios to run: {", ".join(Path(n).stem for n in todo)}.')
         print('Ctrl-C stops it; the same command resumes it.', flush=True)
-        run_all(todo, profile.threads)
+        _run_all(todo, profile.threads)
     else: print(f'Profile {profile.name}: all {len(names)} scenarios are up to date; nothing to train.')
     records = collect(profile, [get_scenario(n) for n in names])
     print(f'{len(records)} records in {records[0].parent}', flush=True)
 
-def run_all(
-    todo:dict[str, list[Execution]], # Scenario to its notebooks, in the order of starting
-    threads:int, # Threads of one run
-)->None:
+def _run_all(todo:dict[str, list[Execution]], threads:int)->None: # Scenario to its notebooks, in the order of starting; threads of one
     "Run scenarios in a process pool; the first error stops all of them and is raised."
     import torch
-    workers = 1 if torch.cuda.is_available() else min(len(todo), concurrent_runs(threads, free_memory(), os.cpu_count() or 1))
+    fit = 1 if torch.cuda.is_available() else min((os.cpu_count() or 1)//threads, free_memory()//KERNEL_BYTES)
     try:
-        with worker_pool(workers) as pool:
+        with worker_pool(max(1, min(len(todo), fit))) as pool:
             running = {pool.submit(execute_scenario, e): name for name, e in todo.items()}
             for n, future in enumerate(as_completed(running), 1):
                 future.result()
@@ -190,6 +166,7 @@ class Verb:
     function:str # "module:function" of this package, imported when called
     arguments:tuple[dict, ...]=() # Options of `add_argument`; `name` holds the names, separated by spaces
     answers:bool=True # Only the result goes to standard output; progress goes to standard error
+    profile:bool=True # Does it read a profile?
 
 GRID = {'name': 'scenarios', 'nargs': '*', 'metavar': 'SCENARIO', 'help': 'names or TOML files (default: those of the profile)'}
 NAMES = GRID | {'name': 'names'} # Handed on to notebooks as they were typed
@@ -200,10 +177,39 @@ TEXTS = {'name': 'texts', 'nargs': '*', 'default': sys.stdin, 'metavar': 'TEXT',
 TASK = {'name': '-t --task', 'default': '', 'metavar': 'T', 'help': 'task of a scenario, as nkjp-ner (default: the first of the profile)'}
 FORMAT = {'name': '--format', 'choices': ['onnx'], 'default': 'onnx', 'help': 'onnx'}
 INT8 = {'name': '--int8', 'action': 'store_true', 'help': 'weights of 8 bits'}
-OUTPUT = {'name': '-o --output', 'default': '', 'metavar': 'FOLDER', 'help': 'folder to write (default: MODEL-onnx or MODEL-onnx-int8)'}
+OUTPUT = {'name': '-o --output', 'default': '', 'metavar': 'FOLDER', 'help': 'folder to write (default: named after the model)'}
 TASKS = {'name': '--tasks', 'default': '', 'metavar': 'T', 'help': 'all, or names with commas between them (default: those of the profile)'}
+PRECISION = {'name': '--precision', 'default': 'auto', 'choices': ['auto', 'fp32', 'bf16', 'fp16'], 'help': 'default: auto'}
+DISTIL = (
+    {'name': 'teacher', 'metavar': 'TEACHER', 'help': 'a folder, a name on the hub, or wheel:PACKAGE'},
+    {'name': '--text', 'required': True, 'metavar': 'FOLDER', 'help': 'folder of .txt, .txt.gz or .txt.xz files'},
+    {'name': '--layers', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'layers to copy, evenly spaced (default: half)'},
+    {'name': '--layer-map', 'default': '', 'metavar': '0,2,4', 'help': 'the layers to copy'},
+    {'name': '--tokens', 'default': '', 'metavar': '200M', 'help': 'budget (default: three passes over the text)'},
+    {'name': '--hours', 'type': float, 'default': 0.0, 'metavar': 'H', 'help': 'budget as time on this machine, estimated'},
+    {'name': '--objective', 'default': '', 'metavar': 'NAME', 'help': f'{", ".join(PRESETS)} (default: chosen by the teacher)'},
+    {'name': '--vocab', 'default': '', 'choices': ['trim', 'keep'], 'help': 'the vocabulary (default: trim a large one)'},
+    {'name': '--max-len', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'tokens of a sequence (default: 128)'},
+    {'name': '--language', 'default': 'pl', 'metavar': 'pl', 'help': 'of the text, for the model card'},
+    {'name': '--seed', 'type': int, 'default': 42, 'metavar': 'N', 'help': 'of data order and masks'},
+    {'name': '--save', 'default': '', 'metavar': 'mine.toml', 'help': 'write profile and scenario as TOML files'},
+    {'name': '--dry-run', 'action': 'store_true', 'help': 'only say what would be done'}, PRECISION, OUTPUT)
+FINETUNE = (
+    {'name': 'model', 'metavar': 'MODEL', 'help': 'a folder, or a name on the hub'},
+    {'name': '--train', 'required': True, 'metavar': 'FILE', 'help': '.tsv, .csv, .jsonl or .parquet'},
+    {'name': '--dev', 'default': '', 'metavar': 'FILE', 'help': 'gives the score (default: a tenth of train)'},
+    {'name': '--text', 'default': 'text', 'metavar': 'COLUMN', 'help': 'column of the text, or of two: question,answer'},
+    {'name': '--label', 'default': 'label', 'metavar': 'COLUMN', 'help': 'column of the label'},
+    {'name': '--metric', 'default': 'accuracy', 'metavar': 'NAME', 'help': 'accuracy or f1 for classes, spearman or wmae for numbers'},
+    {'name': '--epochs', 'type': int, 'default': 5, 'metavar': 'N', 'help': 'passes over the examples (default: 5)'},
+    {'name': '--seeds', 'type': int, 'default': 3, 'metavar': 'N', 'help': 'runs, of which the best is kept (default: 3)'},
+    {'name': '--max-len', 'type': int, 'default': 128, 'metavar': 'N', 'help': 'tokens of a text (default: 128)'}, PRECISION, OUTPUT)
 
 VERBS = {
+    'distil': Verb('distil a teacher on a folder of text, without a profile',
+                   'distilherbert distil allegro/herbert-base-cased --text corpus', 'recipes:distil', DISTIL, profile=False),
+    'finetune': Verb('fine-tune a model on a file of labelled examples', 'distilherbert finetune small --train train.tsv --label target',
+                     'recipes:finetune', FINETUNE, profile=False),
     'run': Verb('build one scenario: its model and its scores',
                 'distilherbert run S4 --profile real', 'reproduce:run', (ONE,), answers=False),
     'reproduce': Verb('run all scenarios by executing the notebooks, then write the records',
@@ -226,6 +232,7 @@ VERBS = {
 EPILOG = """examples:
   distilherbert run S4                       distil and score S4 on the embedded world (minutes)
   distilherbert reproduce                    run the whole grid (needs a checkout)
+  distilherbert distil BERT --text corpus    a smaller model of your own, from a folder of text
   distilherbert cost S4 --profile paper      time, memory and disk, before a run
   distilherbert status --profile real        what exists, what is missing
   distilherbert run --help                   the arguments of one command
@@ -234,9 +241,7 @@ exit codes: 0 done, 1 failed while running, 2 wrong command or setting, 130 stop
 environment: DISTILHERBERT_RUNS (artefacts), DISTILHERBERT_RESULTS (records), DISTILHERBERT_DATA (real text and tasks),
   DISTILHERBERT_WORKERS (processes that clean and pack text; 1 when not set; any number gives the same files)"""
 
-def parser(
-    verb:str='', # A key of `VERBS`; empty for the command itself
-)->argparse.ArgumentParser: # Of the command, or of the words behind a verb
+def parser(verb:str='')->argparse.ArgumentParser: # Of the words behind a verb, or of the command itself
     "Parsers of the command line."
     if not verb:
         verbs = '\n'.join(f'  {name:14} {v.help}' for name, v in VERBS.items())
@@ -250,26 +255,21 @@ def parser(
     v = VERBS[verb]
     p = argparse.ArgumentParser(f'distilherbert {verb}', description=f'{v.help[0].upper()}{v.help[1:]}.', epilog=f'example: {v.example}')
     for a in v.arguments: p.add_argument(*a['name'].split(), **{k: value for k, value in a.items() if k != 'name'})
-    p.add_argument('-p', '--profile', default='demo', metavar='P', help='demo (default), real, paper, or a TOML file')
+    if v.profile: p.add_argument('-p', '--profile', default='demo', metavar='P', help='demo (default), real, paper, or a TOML file')
     p.add_argument('-v', '--verbose', action='store_true', help='show where an error came from')
     return p
 
-def parse(
-    arguments:Sequence[str] | None=None, # Those of the command line when left out
-)->tuple[str, dict]: # The verb, and its arguments by name; exits with 2 when they are invalid
-    "Read a command line. Options may stand between positional arguments."
+def parse(arguments:Sequence[str] | None=None)->tuple[str, dict]: # The verb, and its arguments by name; exits with 2 when they are invalid
+    "Read a command line (`sys.argv` when left out). Options may stand between positional arguments."
     a = parser().parse_args(arguments)
     return a.verb, vars(parser(a.verb).parse_intermixed_args(a.words))
 
 # %% ../nbs/09_reproduce.ipynb #00000016
-def carry_out(
-    verb:str, # A key of `VERBS`
-    words:dict, # Its arguments by name, as typed
-)->None:
+def _carry_out(verb:str, words:dict)->None: # Arguments by name, as typed
     "Look up profile and scenarios, call the function of a verb, and print what it returns."
     module, name = VERBS[verb].function.split(':')
     function = getattr(importlib.import_module(f'distilherbert.{module}'), name)
-    given = words | {'profile': get_profile(words['profile']), 'profile_name': words['profile']}
+    given = words | ({'profile': get_profile(words['profile']), 'profile_name': words['profile']} if VERBS[verb].profile else {})
     if 'scenario' in given: given['scenario'] = get_scenario(given['scenario'])
     if 'scenarios' in given: given['scenarios'] = [get_scenario(s) for s in given['scenarios']]
     taken = inspect.signature(function).parameters
@@ -277,14 +277,12 @@ def carry_out(
         found = function(**{k: v for k, v in given.items() if k in taken})
     if found is not None: print(*(found if isinstance(found, list) else [found]), sep='\n')
 
-def main(
-    arguments:Sequence[str] | None=None, # Those of the command line when left out
-)->int: # Exit code
+def main(arguments:Sequence[str] | None=None)->int: # Those of the command line when left out; exit code
     "The command `distilherbert`."
     verb, words = parse(arguments)
     logging.basicConfig(format='%(message)s', stream=sys.stderr, level=logging.WARNING)
     logging.getLogger('distilherbert').setLevel(logging.DEBUG if words['verbose'] else logging.INFO)
-    return guarded(lambda: carry_out(verb, words), 'distilherbert', words['profile'], words['verbose'])
+    return guarded(lambda: _carry_out(verb, words), 'distilherbert', words.get('profile', 'mine.toml'), words['verbose'])
 
 # %% ../nbs/09_reproduce.ipynb #0000001a
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())

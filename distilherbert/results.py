@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERSIONS', 'NOTHING', 'VERDICTS', 'PUBLISHED', 'QUESTIONS', 'POINTS', 'WORLD_TITLES', 'results_path', 'own_results',
-           'write_record', 'read_records', 'move_records', 'settings_key', 'is_stale', 'signed', 'verdict', 'holds',
-           'Results', 'load_results', 'markdown_table', 'under', 'table_grid', 'table_scores', 'table_differences',
-           'table_records', 'model_values', 'collect']
+           'write_record', 'read_records', 'move_records', 'settings_key', 'signed', 'verdict', 'holds', 'Results',
+           'load_results', 'markdown_table', 'table_grid', 'table_scores', 'table_differences', 'table_records',
+           'collect']
 
 # %% ../nbs/14_results.ipynb #00000002
 import hashlib
@@ -19,8 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from . import pipeline
-from .artefact import Artefact, duration, provenance, read_manifest, write_json
-from .clean import PARTS, score_cleaning
+from .artefact import Artefact, duration, provenance, read_manifest, read_metrics, write_json
+from .clean import PARTS
 from .pipeline import record_key, scenario_artefacts, scores_folders, text_parts
 from .scenario import (
     PROFILES, SCENARIOS, Profile, Scenario, SettingsError, as_typed, checkout, get_profile, get_scenario, runs_dir)
@@ -28,14 +28,12 @@ from .scores import METRICS, comparison_values, klej_values, read_scores
 from .tasks import TASKS
 
 # %% ../nbs/14_results.ipynb #00000004
-def results_path(
-)->list[Path]: # Folders; a profile is read from the first one that has it
+def results_path()->list[Path]: # Folders; a profile is read from the first one that has it
     "Where records are read: `DISTILHERBERT_RESULTS` (a folder, or several as in PATH), else the checkout's `results/`, then own runs."
     if set_ := os.environ.get('DISTILHERBERT_RESULTS'): return [Path(f).resolve() for f in set_.split(os.pathsep) if f]
     return [*([top/'results'] if (top := checkout()) else []), runs_dir()/'results']
 
-def own_results(
-)->Path: # Not necessarily there yet
+def own_results()->Path: # Not necessarily there yet
     "Where a run writes its records."
     return results_path()[0] if os.environ.get('DISTILHERBERT_RESULTS') else runs_dir()/'results'
 
@@ -59,19 +57,15 @@ def write_record(
                       'n': n, 'seed': seed, 'seconds': seconds, 'provenance': made or provenance()})
     return file
 
-def read_records(
-    profile:str, # Name of a profile, or "bench"
-)->dict[str, dict]: # Name of each record to its content; empty when there is none
-    "All records of a profile, from one folder."
+def read_records(profile:str)->dict[str, dict]: # Name of a profile, or "bench"; name of each record to its content
+    "All records of a profile, from one folder; empty when there is none."
     files = next((found for folder in results_path() if (found := sorted((folder/profile).glob('*.json')))), [])
-    try: return {f.stem: json.loads(f.read_text('utf-8')) for f in files}
+    try: return {f.stem: json.loads(f.read_bytes()) for f in files}
     except ValueError as e:
         raise SettingsError(f'A record in {files[0].parent} is damaged: {e}. Make it again: distilherbert collect -p {profile}') from e
 
-def move_records(
-    profile:Profile, # Whose records, and those of the benchmarks
-)->list[Path]: # Files in the checkout; raises `SettingsError` where there is nothing to move
-    "The command `records`: move the records of own runs into the checkout's `results/`."
+def move_records(profile:Profile)->list[Path]: # Files in the checkout; raises `SettingsError` where there is nothing to move
+    "The command `records`: move the records of own runs, and those of the benchmarks, into the checkout's `results/`."
     top, moved = checkout(), []
     if top is None: raise SettingsError('Records can only be moved into a checkout, and this is not one.')
     for file in sorted(f for name in (profile.name, 'bench') for f in (own_results()/name).glob('*.json')):
@@ -84,20 +78,14 @@ def move_records(
 # %% ../nbs/14_results.ipynb #00000006
 VERSIONS = sorted(name for name in vars(pipeline) if name.endswith('_VERSION'))
 
-def settings_key(
-    name:str, # Name of a profile
-)->str: # 12 hexadecimal digits
+def settings_key(name:str)->str: # Name of a profile; 12 hexadecimal digits
     "A hash of a profile, its scenarios and the versions of all stages: the same on any machine."
     p = PROFILES[name]
     content = [asdict(p), [asdict(SCENARIOS[s]) for s in p.scenarios], [(v, getattr(pipeline, v)) for v in VERSIONS]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
-def is_stale(
-    record:Mapping, # A record
-    text:str='', # Resolved source of the text, where the profile leaves it open
-    task_source:str='', # Resolved source of the tasks, likewise
-)->str | None: # Why it is stale; "" when it is current, None when that cannot be known here
-    "Compare a record with the code as it is now, without a network."
+def _is_stale(record:Mapping, text:str='', task_source:str='')->str | None: # Why; "" when it is current, None when that is not known here
+    "Compare a record with the code as it is now, without a network. The resolved sources are for a profile that leaves them open."
     name, what, then = record['profile'], record['what'], record.get('key')
     if not then or name not in PROFILES: return None
     p = PROFILES[name]
@@ -111,15 +99,11 @@ def is_stale(
 NOTHING = '—'
 VERDICTS = ('better', 'worse', 'no difference')
 
-def signed(
-    x:float, # A difference
-)->str: # As "+1.2" or "−0.4"
+def signed(x:float)->str: # A difference, as "+1.2" or "−0.4"
     "A number with its sign."
     return f'{x:+.1f}'.replace('-', '−')
 
-def verdict(
-    pair:Mapping, # A comparison
-)->str: # One of `VERDICTS`
+def verdict(pair:Mapping)->str: # One of `VERDICTS`
     "The verdict of a comparison on its first scenario."
     return 'no difference' if not pair['claim'] else 'better' if pair['difference'] > 0 else 'worse'
 
@@ -210,7 +194,7 @@ def load_results(
     "Read the records of a profile and find the stale ones."
     records = read_records(profile)
     run = records.get('settings', {}).get('values', {}).get('profile', {})
-    stale = {what: is_stale(r, run.get('text', ''), run.get('task_source', '')) for what, r in records.items()}
+    stale = {what: _is_stale(r, run.get('text', ''), run.get('task_source', '')) for what, r in records.items()}
     return Results(profile, records, {what: stale.get('settings') if why is None else why for what, why in stale.items()}, page)
 
 # %% ../nbs/14_results.ipynb #0000000b
@@ -238,17 +222,11 @@ def markdown_table(
     tail = f'\n\n: {caption}' + (f' {{#{label}}}' if label else '') if caption else ''
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (head, rule, *lines)) + tail
 
-def under(
-    text:str, # The number
-    small:str, # What stands under it
-    kind:str='interval', # Class of its span, for the style sheet
-)->str: # Markdown
+def _under(text:str, small:str, kind:str='interval')->str: # Markdown; `kind` is the class of a span, for the style sheet
     "A number with an annotation below it."
     return f'{text} [{small}]{{.{kind}}}'
 
-def table_grid(
-    label:str='tbl-grid', # Identifier for cross-references
-)->str: # Markdown
+def table_grid(label:str='tbl-grid')->str: # Identifier for cross-references; Markdown
     "Table 1: the scenarios of the grid."
     start = {'random': 'random', 'truncated': 'half of {}', 'copy': 'all of {}', 'pretrained': 'pre-trained'}
     lines = [(f'**{n}**', start[s.init].format(s.source),
@@ -257,17 +235,14 @@ def table_grid(
     caption = 'The grid. Students S have half of the layers of the models E0, T0 and T1; “half of T0” is every second layer of it.'
     return markdown_table(('Model', 'Initial weights', 'MLM', 'Teacher', 'Objective'), lines, caption, label, 'lllll')
 
-def table_scores(
-    r:Results, # The records
-    label:str='', # Identifier for cross-references
-)->str: # Markdown
+def table_scores(r:Results, label:str='')->str: # Markdown
     "Table 2: scores on dev, with intervals, published figures and the majority baseline."
     scores, how, tasks = r.scores(), r.selection(), r.tasks() or list(next(iter(PUBLISHED.values())))
     def cell(s, t):
         v, theirs = scores.get(s, {}).get(t), PUBLISHED.get(s, {}).get(t)
         ours = r.number('.1f', f'klej-{s}', t, 'selections', how, 'mean')
-        if v: ours = under(ours, '{low:.1f}–{high:.1f}'.format(**v['selections'][how]))
-        return under(ours, f'{theirs:.2f}†', 'published') if theirs else ours
+        if v: ours = _under(ours, '{low:.1f}–{high:.1f}'.format(**v['selections'][how]))
+        return _under(ours, f'{theirs:.2f}†', 'published') if theirs else ours
     shown, first = [s for s in SCENARIOS if s in scores or s in PUBLISHED], next(iter(scores), '')
     lines = [('*majority*', *(r.number('.1f', f'klej-{first}', t, 'majority') for t in tasks), NOTHING),
              *((f'**{s}**', *(cell(s, t) for t in (*tasks, 'mean'))) for s in shown)]
@@ -278,22 +253,16 @@ def table_scores(
                '[-@krzepkowski2022report]: HerBERT, other text, one seed, maximum over the epochs; their T0 from the leaderboard, on test.')
     return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in tasks), 'Mean'), lines, caption, label)
 
-def table_differences(
-    r:Results, # The records
-    label:str='', # Identifier for cross-references
-)->str: # Markdown
+def table_differences(r:Results, label:str='')->str: # Markdown
     "Every comparison of the grid, task by task."
     def cell(p): return r.linked('comparisons', f'**{signed(p["difference"])}**' if p['claim'] else signed(p['difference']))
-    def mean(p): return under(cell(p), f'{p["low"]:.1f} to {p["high"]:.1f}'.replace('-', '−'))
+    def mean(p): return _under(cell(p), f'{p["low"]:.1f} to {p["high"]:.1f}'.replace('-', '−'))
     lines = [(f'{a}\u00a0−\u00a0{b}', *(cell(r.pair(a, b, t)) for t in r.tasks()), mean(p)) for a, b, _ in QUESTIONS if (p := r.pair(a, b))]
     caption = ('Paired differences in points, on the mean with their 95 % intervals (BCa, over examples and seeds). Bold: the interval '
                'excludes zero and the sign-flip test over seeds agrees.')
     return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in r.tasks()), 'Mean'), lines, caption, label)
 
-def table_records(
-    r:Results, # The records
-    url:str, # Address of the repository
-)->str: # Markdown
+def table_records(r:Results, url:str)->str: # Address of the repository; Markdown
     "Provenance and state of every record."
     def line(what, record):
         made, why = record['provenance'], r.stale.get(what)
@@ -310,11 +279,7 @@ POINTS = 200 # Most points of a training curve in a record
 WORLD_TITLES = { # The tasks of the synthetic world share the file format of KLEJ's, and nothing else
     'nkjp-ner': 'World NER', 'polemo2.0-in': 'World reviews', 'polemo2.0-out': 'World reviews (out)'}
 
-def model_values(
-    scenario:str, # Its name
-    manifest:Mapping, # Of its model
-    log:Sequence[Mapping], # Lines of metrics.jsonl; empty when it was not trained
-)->dict: # JSON-ready
+def _model_values(scenario:str, manifest:Mapping, log:Sequence[Mapping])->dict: # JSON-ready
     "The recorded values of a model."
     c, steps = manifest['counts'], [line for line in log if 'loss' in line]
     def rounded(value): return float(f'{value:.6g}') if isinstance(value, float) else value
@@ -330,14 +295,10 @@ def model_values(
         'heldout': [short(line, lambda k: k in ('step', 'tokens') or k.startswith('heldout_')) for line in log
                     if any(k.startswith('heldout_') for k in line)]}
 
-def collect(
-    profile:Profile, # On what and how much
-    scenarios:Iterable[Scenario | str]=(), # Scenarios of one's own next to those of the profile
-)->list[Path]: # Files; raises `SettingsError` where nothing has been built
-    "The command `collect`: write the records of all existing artefacts."
+def collect(profile:Profile, scenarios:Iterable[Scenario]=())->list[Path]: # Files; raises `SettingsError` where nothing has been built
+    "The command `collect`: write the records of all existing artefacts of a profile, and of scenarios of one's own next to its own."
     p, written = profile, []
-    own = [s if isinstance(s, Scenario) else get_scenario(s) for s in scenarios]
-    grid = {s.name: s for s in (*map(get_scenario, p.scenarios), *own)}
+    grid = {s.name: s for s in (*map(get_scenario, p.scenarios), *scenarios)}
     artefacts = [(a, s.name) for s in grid.values() for a in scenario_artefacts(p, s)]
     built = {a.key: read_manifest(a.path) for a, _ in artefacts if a.state() == 'current'}
     if not built:
@@ -353,8 +314,7 @@ def collect(
                                     command=f'{command} --profile {as_typed(p)}', **more))
 
     if text := there([pipeline.text_artefact(p)]):
-        scores = {'scores': score_cleaning()} if p.text == 'world' else {}
-        keep('clean', {'parts': text[0]['counts']['parts'], **scores}, text, 'distilherbert run S4', record_key(p, 'clean'))
+        keep('clean', {'parts': text[0]['counts']['parts']}, text, 'distilherbert run S4', record_key(p, 'clean'))
     if packed := {part: m for part in PARTS for m in built.values() if (m['stage'], m['label']) == ('sequences', part)}:
         keep('pack', {part: m['counts'] for part, m in packed.items()}, list(packed.values()), 'distilherbert run S4',
              record_key(p, 'pack') if len(packed) == len(text_parts(p)) else '')
@@ -367,9 +327,7 @@ def collect(
     for s in grid.values():
         command, model = f'distilherbert run {as_typed(s)}', pipeline.model_artefact(p, s)
         for m in there([model]):
-            log = model.path/'metrics.jsonl'
-            lines = [json.loads(line) for line in log.read_text('utf-8').splitlines()] if log.is_file() else []
-            keep(f'model-{s.name}', model_values(s.name, m, lines), [m], command, m['key'], seed=p.seed,
+            keep(f'model-{s.name}', _model_values(s.name, m, read_metrics(model.path)), [m], command, m['key'], seed=p.seed,
                  n=m['counts'].get('heldout_masked'), units={'heldout_loss': 'nats', 'tokens_per_s': '1/s'})
         if tuned := there(a for a in scenario_artefacts(p, s) if a.stage == 'scores'):
             folders = scores_folders(p, s)
@@ -382,7 +340,7 @@ def collect(
     if len(runs) > 1:
         key = record_key(p, 'comparisons') if set(runs) == set(p.scenarios) else ''
         file = own_results()/p.name/'comparisons.json'
-        if not key or not file.is_file() or json.loads(file.read_text('utf-8'))['key'] != key: # Slow
+        if not key or not file.is_file() or json.loads(file.read_bytes())['key'] != key: # Slow
             values = comparison_values({s: read_scores(folders) for s, (folders, _) in runs.items()})
             keep('comparisons', values, [m for _, tuned in runs.values() for m in tuned], 'distilherbert reproduce', key,
                  units={'pairs': 'points', 'retention': 'share', 'loyalty': 'share', 'selection_bias': 'points'})

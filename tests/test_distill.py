@@ -1,7 +1,6 @@
 "The loop as a program: killed, stopped, damaged, resumed; and its steps against DistilBERT's definition."
 import json
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TOP, run_program, wait_for_steps, write_tiny
+from conftest import TOP, link_inputs, log_of, run_program, wait_for_steps, write_tiny
 from torch.nn import functional as F
 from transformers import BertForMaskedLM, BertModel, get_cosine_schedule_with_warmup
 
@@ -42,14 +41,17 @@ class Few(list):
 SEQUENCES = Few(np.array([0, *np.random.default_rng(i).integers(5, 40, 3 + i % 8), 2]) for i in range(7))
 
 
+def data(sequences):
+    return SimpleNamespace(train=sequences, heldout=Few(sequences[:2]), vocab_size=40, mask_id=4, sep_id=2, special_ids=range(5),
+                           ends_word=VOCABULARY.ends, starts_word=VOCABULARY.starts)
+
+
 def few_run(folder, teacher=True, dropout=0.0, sequences=SEQUENCES, **changes):
     "A student of one layer and its teacher on seven sequences, not yet begun; the same each time."
     folder.mkdir(exist_ok=True)
-    data = SimpleNamespace(train=sequences, heldout=Few(sequences[:2]), vocab_size=40, mask_id=4, sep_id=2, special_ids=range(5),
-                           ends_word=VOCABULARY.ends, starts_word=VOCABULARY.starts)
     model = random_model(bert_config(replace(SMALL, dropout=dropout), 40, 2), seed=1)
     if not teacher: changes['objective'] = None
-    return D.open_run(truncate(model), model if teacher else None, data, replace(SETTINGS, **changes), folder)
+    return D.open_run(truncate(model), model if teacher else None, data(sequences), replace(SETTINGS, **changes), folder)
 
 
 def trained(folder, **changes):
@@ -59,11 +61,6 @@ def trained(folder, **changes):
 
 
 def weights(run): return torch.cat([p.detach().flatten() for p in run.student.parameters()])
-
-
-def content(folder):
-    "Its log without the clock's fields."
-    return [{k: v for k, v in line.items() if k not in runs.CLOCK} for line in D.read_metrics(folder)]
 
 
 # Programs that are killed, stopped, or run out of disk
@@ -78,15 +75,6 @@ def undisturbed(tiny, tmp_path_factory):
 def program(profile): return [sys.executable, '-m', 'distilherbert.distill', '--scenario', 'S4', '--profile', str(profile)]
 
 
-def copy_inputs(tiny, folder):
-    "A folder of artefacts in which everything but S4 is there."
-    for stage in ('text', 'tokenizer', 'sequences', 'model'):
-        (folder/stage).mkdir(parents=True)
-        for f in (tiny.runs/stage).iterdir():
-            if not f.name.startswith(('S4', '.')): (folder/stage/f.name).symlink_to(f)
-    return folder
-
-
 def begin(profile, folder, monkeypatch):
     monkeypatch.setenv('DISTILHERBERT_RUNS', str(folder))
     return subprocess.Popen(program(profile), cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -95,7 +83,7 @@ def begin(profile, folder, monkeypatch):
 def test_stopped_and_killed_it_ends_with_the_same_weights(undisturbed, tiny, tmp_path, monkeypatch):
     "SIGTERM early: it saves, says so, and leaves. SIGKILL later. The folder of its teacher stays as it was."
     profile, calm = undisturbed
-    folder, teacher, lines = copy_inputs(tiny, tmp_path/'runs'), tiny.models['T0'], len(D.read_metrics(calm))
+    folder, teacher, lines = link_inputs(tiny, tmp_path/'runs', tiny.models['T0']), tiny.models['T0'], len(D.read_metrics(calm))
     before = {f.name: (digest(f), f.stat().st_mtime_ns) for f in teacher.iterdir()}
     process = begin(profile, folder, monkeypatch)
     assert wait_for_steps(folder, process, 10, 'S4'), process.communicate()
@@ -113,7 +101,7 @@ def test_stopped_and_killed_it_ends_with_the_same_weights(undisturbed, tiny, tmp
     done = run_program(*program(profile))
     assert done.returncode == 0 and 'Resumes after step' in done.stdout, done.stdout + done.stderr
     made = Path(done.stdout.strip().splitlines()[-1])
-    assert (made/'model.safetensors').read_bytes() == (calm/'model.safetensors').read_bytes() and content(made) == content(calm)
+    assert (made/'model.safetensors').read_bytes() == (calm/'model.safetensors').read_bytes() and log_of(made) == log_of(calm)
     assert {f.name: (digest(f), f.stat().st_mtime_ns) for f in teacher.iterdir()} == before
     assert read_manifest(calm)['inputs']['model/T0'] == read_manifest(teacher)['key']
 
@@ -122,7 +110,7 @@ def test_stopped_and_killed_it_ends_with_the_same_weights(undisturbed, tiny, tmp
 def test_a_full_disk_keeps_the_last_good_checkpoint(undisturbed, tiny, tmp_path):
     "On a small disk of its own: the run stops with a message, and goes on where there is room."
     profile, calm = undisturbed
-    folder, size = copy_inputs(tiny, tmp_path/'runs'), (calm/'model.safetensors').stat().st_size
+    folder, size = link_inputs(tiny, tmp_path/'runs', tiny.models['T0']), (calm/'model.safetensors').stat().st_size
     (tmp_path/'disk').mkdir()
     inside = (f'mount -t tmpfs -o size={(5*size)//1024}k tmpfs {tmp_path}/disk && cp -r {folder}/. {tmp_path}/disk && '
               f'DISTILHERBERT_RUNS={tmp_path}/disk "$@"; code=$?; cp -r {tmp_path}/disk {tmp_path}/after; exit $code')
@@ -135,63 +123,42 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(undisturbed, tiny, tmp_path)
     assert kept['step'] > 0 and not (partial/'checkpoints'/'part').exists()
     finished = run_program(*program(profile), env={'DISTILHERBERT_RUNS': tmp_path/'after'})
     assert finished.returncode == 0 and f'Resumes after step {kept["step"]} of' in finished.stdout
-    assert content(Path(finished.stdout.strip().splitlines()[-1])) == content(calm)
+    assert log_of(Path(finished.stdout.strip().splitlines()[-1])) == log_of(calm)
 
 
 # Runs that are interrupted in this process
 
-def interrupt_at(monkeypatch, module, name, calls):
-    "SIGTERM in one of the calls of a function, counted from 1; the list of calls."
-    right, made = getattr(module, name), []
-
+@pytest.mark.parametrize('number, name, calls, step, changes', [
+    (signal.SIGTERM, 'distillation_loss', 5*7 + 3, 5, {'dropout': 0.1}), (signal.SIGINT, '_heldout_sums', 1, 0, {}),
+    (signal.SIGTERM, '_heldout_sums', 5, 6, {}), (signal.SIGTERM, '_heldout_sums', 13, 18, {})], ids=['step', 'first', 'between', 'last'])
+def test_a_signal_ends_a_run_within_a_micro_batch(tmp_path, monkeypatch, number, name, calls, step, changes):
+    """Seven micro-batches make a step, two an evaluation. Asked to stop in one, the run leaves before the next, and ends later like an
+    undisturbed one, with each evaluation made once."""
+    right, made, changes = getattr(D, name), [], {'micro_rows': 1, 'evaluations': 6} | changes
     def counted(*args, **kw):
         made.append(args)
-        if len(made) == calls: signal.raise_signal(signal.SIGTERM)
+        if len(made) == calls: signal.raise_signal(number)
         return right(*args, **kw)
-    monkeypatch.setattr(module, name, counted)
-    return made
+    with monkeypatch.context() as m, pytest.raises(Interrupted) as left:
+        m.setattr(D, name, counted)
+        trained(tmp_path/'rough', **changes)
+    assert left.value.code == 128 + number and len(made) == calls
+    kept = runs.load_checkpoint(tmp_path/'rough'/'checkpoints')
+    assert kept['step'] == step == max(line['step'] for line in D.read_metrics(tmp_path/'rough') or [{'step': 0}])
+    calm, rough = (weights(trained(tmp_path/folder, **changes)) for folder in ('calm', 'rough'))
+    assert torch.equal(calm, rough) and log_of(tmp_path/'calm') == log_of(tmp_path/'rough')
+    assert [line['step'] for line in log_of(tmp_path/'rough') if 'heldout_mlm' in line] == [0, 3, 6, 9, 12, 15, 18]
 
 
-def check_resumed(calm, rough, monkeypatch, step, **changes):
-    "An interrupted run has stopped at a step, and ends like an undisturbed one."
-    monkeypatch.undo()
-    kept = runs.load_checkpoint(rough/'checkpoints')
-    assert kept['step'] == step == max(line['step'] for line in D.read_metrics(rough) or [{'step': 0}])
-    assert torch.equal(weights(trained(calm, **changes)), weights(trained(rough, **changes))) and content(calm) == content(rough)
-
-
-def test_sigterm_in_the_middle_of_a_long_step_ends_within_a_micro_batch(tmp_path, monkeypatch):
-    "Seven micro-batches make a step. Asked to stop in the third of step 6, it leaves before the fourth."
-    changes = dict(micro_rows=1, dropout=0.1)
-    made = interrupt_at(monkeypatch, D, 'distillation_loss', 5*7 + 3)
-    with pytest.raises(Interrupted) as left: trained(tmp_path/'rough', **changes)
-    assert left.value.code == 128 + signal.SIGTERM and len(made) == 5*7 + 3
-    check_resumed(tmp_path/'calm', tmp_path/'rough', monkeypatch, 5, **changes)
-
-
-@pytest.mark.parametrize('evaluation, step', [(1, 0), (3, 6), (7, 18)], ids=['first', 'between', 'last'])
-def test_sigterm_breaks_an_evaluation_off(tmp_path, monkeypatch, evaluation, step):
-    "Two held-out batches make an evaluation. Asked to stop in the first, it leaves before the second, and the evaluation is made anew."
-    changes = dict(micro_rows=1, evaluations=6)
-    made = interrupt_at(monkeypatch, D, 'heldout_sums', 2*evaluation - 1)
-    with pytest.raises(Interrupted): trained(tmp_path/'rough', **changes)
-    assert len(made) == 2*evaluation - 1
-    check_resumed(tmp_path/'calm', tmp_path/'rough', monkeypatch, step, **changes)
-    evaluated = [line['step'] for line in D.read_metrics(tmp_path/'rough') if 'heldout_mlm' in line]
-    assert evaluated == [0, 3, 6, 9, 12, 15, 18], 'each once'
-
-
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
-    folder = tmp_path/'c'
-    runs.save_checkpoint(folder, 1, {'x': torch.zeros(3)})
-    newest = runs.save_checkpoint(folder, 2, {'x': torch.ones(3)})
+def test_a_damaged_checkpoint_is_not_one_of_the_two_kept(tmp_path, capsys):
+    for step in (1, 2): newest = runs.save_checkpoint(tmp_path, step, {'x': torch.ones(3)})
     newest.write_bytes(newest.read_bytes().replace(b'\x80?', b'\x81?'))
-    assert runs.load_checkpoint(folder)['step'] == 1 and f'{newest.name} is damaged' in capsys.readouterr().err
-    runs.save_checkpoint(folder, 3, {'x': torch.zeros(3)})
-    names = sorted((f.name.split('-')[0], f.suffix) for f in folder.iterdir())
-    assert names == [('000000001', '.pt'), ('000000002', '.damaged'), ('000000003', '.pt')], 'a damaged one is not one of the two kept'
-    for f in folder.glob('*.pt'): f.write_bytes(b'')
-    assert runs.load_checkpoint(folder) is None
+    assert runs.load_checkpoint(tmp_path)['step'] == 1 and f'{newest.name} is damaged' in capsys.readouterr().err
+    runs.save_checkpoint(tmp_path, 3, {'x': torch.zeros(3)})
+    names = sorted((f.name.split('-')[0], f.suffix) for f in tmp_path.iterdir())
+    assert names == [('000000001', '.pt'), ('000000002', '.damaged'), ('000000003', '.pt')]
+    for f in tmp_path.glob('*.pt'): f.write_bytes(b'')
+    assert runs.load_checkpoint(tmp_path) is None
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
@@ -214,7 +181,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(tmp_path, fetch_ever
     kept = runs.load_checkpoint(tmp_path/'a'/'checkpoints')
     if step and fetch_every == 1: assert kept['step'] == step and all(torch.isfinite(t).all() for t in kept['student'].values())
     else: assert kept is None
-    assert torch.equal(weights(trained(tmp_path/'a')), weights(trained(tmp_path/'b'))) and content(tmp_path/'a') == content(tmp_path/'b')
+    assert torch.equal(weights(trained(tmp_path/'a')), weights(trained(tmp_path/'b'))) and log_of(tmp_path/'a') == log_of(tmp_path/'b')
 
 
 def test_losses_fetched_together_give_the_same_log(tmp_path):
@@ -224,7 +191,9 @@ def test_losses_fetched_together_give_the_same_log(tmp_path):
             run.fetch_every = 5
             run.student.register_forward_hook(lambda *_: signal.raise_signal(signal.SIGTERM) if signals and run.step == 7 else None)  # noqa: B023
             D.train(run)
-    assert torch.equal(weights(run), weights(trained(tmp_path/'a', micro_rows=3))) and content(tmp_path/'a') == content(tmp_path/'b')
+    assert torch.equal(weights(run), weights(trained(tmp_path/'a', micro_rows=3))) and log_of(tmp_path/'a') == log_of(tmp_path/'b')
+    for line in log_of(tmp_path/'b'):
+        if 'loss' in line: assert line['loss'] == pytest.approx(2*line['mlm'] + 5*line['soft'] + line['cosine'], rel=1e-5)
 
 
 def test_batches_are_prepared_in_the_background_once_each(tmp_path, monkeypatch):
@@ -256,14 +225,11 @@ def one_step(o, micro_rows, needs=('logits', 'hidden'), layers=((), ()), predict
     return total, torch.cat([p.grad.flatten() for p in models[0].parameters() if p.grad is not None]), batch.parts[0], *models
 
 
-def predicted(o): return 'tokens' if o.soft_targets_on == 'all' else 'masked'
-
-
 @pytest.mark.parametrize('name', ['distilbert', 'distilbert-all'])
 def test_a_step_equals_distilberts_definition(name):
     "Logits for every position of both models, selected afterwards; means by torch itself."
-    o = PRESETS[name]
-    loss, gradient, micro, student, teacher = one_step(o, 7, predict=predicted(o))
+    o, predicted = PRESETS[name], 'tokens' if name == 'distilbert-all' else 'masked'
+    loss, gradient, micro, student, teacher = one_step(o, 7, predict=predicted)
     labels = torch.full((micro.ids.numel(),), -100).index_put_((micro.positions,), micro.labels).view(micro.ids.shape)
     student.zero_grad()
     s, t = (m(micro.ids, attention_mask=micro.attention, output_hidden_states=True) for m in (student, teacher))
@@ -275,14 +241,9 @@ def test_a_step_equals_distilberts_definition(name):
     expected.backward()
     assert loss == pytest.approx(expected.item(), abs=1e-5)
     assert torch.allclose(gradient, torch.cat([p.grad.flatten() for p in student.parameters()]), atol=1e-6)
-
-
-@pytest.mark.parametrize('name', ['distilbert', 'distilbert-all', 'released'])
-@pytest.mark.parametrize('micro_rows', [1, 2, 5])
-def test_a_step_does_not_depend_on_how_it_is_cut(name, micro_rows):
-    o = PRESETS[name]
-    whole, pieces = one_step(o, 7, predict=predicted(o)), one_step(o, micro_rows, predict=predicted(o))
-    assert pieces[0] == pytest.approx(whole[0], abs=1e-5) and torch.allclose(pieces[1], whole[1], atol=1e-6)
+    for micro_rows in (1, 2, 5):  # However it is cut
+        pieces = one_step(o, micro_rows, predict=predicted)
+        assert pieces[0] == pytest.approx(loss, abs=1e-5) and torch.allclose(pieces[1], gradient, atol=1e-6)
 
 
 @pytest.mark.parametrize('loss', ['hidden', 'hidden_directions'])
@@ -328,12 +289,6 @@ def test_documents_of_a_sequence_are_separate():
         assert (across[5:10] - before[5:10]).abs().max() > 0.01, 'with attention across documents they differ'
 
 
-def test_a_run_with_separate_documents_trains(tmp_path):
-    sequences = Few(packed([5, 6, 7], [8, 9, 10, 11]) for _ in range(7))
-    log = D.read_metrics(trained(tmp_path, teacher=False, sequences=sequences, attention='text').folder)
-    assert log[-1]['heldout_mlm'] < log[0]['heldout_mlm']
-
-
 def test_a_step_of_the_optimiser_is_torchs_own(tmp_path):
     "Schedule, decay groups and clipping against transformers' schedule, its choice of what decays, and torch's clipping and AdamW."
     from transformers.trainer_pt_utils import get_parameter_names
@@ -357,50 +312,42 @@ def test_a_step_of_the_optimiser_is_torchs_own(tmp_path):
 
 # Objectives, teachers, heads
 
-def test_training_never_moves_the_teacher(tmp_path):
-    run = few_run(tmp_path)
+@pytest.mark.parametrize('attention', ['row', 'text'])
+def test_training_never_moves_the_teacher(tmp_path, attention):
+    run = few_run(tmp_path, attention=attention)
     before, first = {k: v.clone() for k, v in run.teacher_model.state_dict().items()}, weights(run).clone()
     with run: D.train(run)
     assert all(torch.equal(before[k], v) for k, v in run.teacher_model.state_dict().items())
     assert all(p.grad is None for p in run.teacher_model.parameters()) and not torch.equal(first, weights(run))
 
 
-def test_an_objective_of_ones_own(tmp_path):
-    "Weights by name, another layer map; the parts of the loss are in the log under their names."
-    o = Objective('mine', {'mlm': 2.0, 'soft_ce': 5.0, 'cosine': 1.0, 'hidden_directions': 3.0}, 3.0, hidden_map=(1,))
-    trained(tmp_path, objective=asdict(o))
-    log = [line for line in D.read_metrics(tmp_path) if 'loss' in line]
-    assert log[-1]['mlm'] < log[0]['mlm']
-    for line in log: assert line['loss'] == pytest.approx(sum(w*line[n] for n, w in o.weights.items()), rel=1e-5)
-
-
 def test_an_objective_on_hidden_states_needs_no_head(tiny, tmp_path, monkeypatch):
     "S4h: from an encoder without a prediction head, whose student has none either: neither is trained, and the folder says so."
     encoder = tmp_path/'encoder'
     save_model(part(load_masked_lm(tiny.models['T0'])[0], 'encoder'), encoder)
-    common = dict(tokenizer=tiny.tokenizer, init='truncated', source=encoder, sequences=tiny.sequences['ccsub'], teacher=encoder)
+    def make(name, settings):
+        (tmp_path/name).mkdir()
+        first = D.initial_model('truncated', encoder, tiny.tokenizer)
+        return D.make_model(tmp_path/name, tiny.tokenizer, *first, tiny.sequences['ccsub'], encoder, settings)
     settings = pipeline.train_settings(tiny.profile, SCENARIOS['S4h']) | {'tokens': 3000, 'teacher_margin': 0.1}
     monkeypatch.setattr(D, 'check_teacher', lambda *args: pytest.fail('its head is of no interest'))
-    (tmp_path/'S4h').mkdir(), (tmp_path/'X').mkdir()
-    counts, log = D.make_model(tmp_path/'S4h', **common, settings=settings), D.read_metrics(tmp_path/'S4h')
+    counts, log = make('S4h', settings), D.read_metrics(tmp_path/'S4h')
     assert set(counts['heldout']) == {'hidden', 'cosine'} and counts['unigram_entropy'] is None and counts['heldout_masked'] == 0
     assert log[-1]['heldout_hidden'] < log[0]['heldout_hidden'] and counts['head_is_new']
     assert counts['parameters'] == counts['encoder_parameters']
     assert load_masked_lm(tmp_path/'S4h')[1] and BertModel.from_pretrained(tmp_path/'S4h').config.num_hidden_layers == 1
     monkeypatch.undo()
     with pytest.raises(D.UnfitTeacher, match='objective = "hidden"'): # For soft targets an untrained head is refused
-        D.make_model(tmp_path/'X', **common, settings=settings | {'objective': asdict(PRESETS['distilbert'])})
+        make('X', settings | {'objective': asdict(PRESETS['distilbert'])})
 
 
 def test_a_new_head_has_a_learning_rate_of_its_own(tmp_path):
     "All of the head but the output matrix, which is the embeddings'. The log has the rate of the rest."
-    model = random_model(bert_config(SMALL, 40, 1), seed=0)
-    data = SimpleNamespace(train=SEQUENCES, heldout=Few(SEQUENCES[:2]), vocab_size=40, mask_id=4, sep_id=2, special_ids=range(5),
-                           ends_word=VOCABULARY.ends, starts_word=VOCABULARY.starts)
+    model, settings = random_model(bert_config(SMALL, 40, 1), seed=0), replace(SETTINGS, objective=None, head_learning_rate=2e-2)
     head = {f'cls.predictions.{n}' for n in ('bias', *(f'transform.{m}.{w}' for m in ('dense', 'LayerNorm') for w in ('weight', 'bias')))}
     names = {id(p): n for n, p in model.named_parameters()}
     for new in (False, True):
-        run, groups = D.open_run(model, None, data, replace(SETTINGS, objective=None, head_learning_rate=2e-2), tmp_path, new_head=new), {}
+        run, groups = D.open_run(model, None, data(SEQUENCES), settings, tmp_path, new_head=new), {}
         for g in run.optimizer.param_groups: groups.setdefault(g['scale'], set()).update(names[id(p)] for p in g['params'])
         assert groups == ({1.0: set(names.values()) - head, 10.0: head} if new else {1.0: set(names.values())})
     with run: D.train(run)
@@ -463,7 +410,7 @@ def test_a_compiled_run_is_the_same_to_rounding(tmp_path, monkeypatch, name):
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: right(self, backend='aot_eager', **kw))
     monkeypatch.setattr(objective, 'compiled_logit_losses', lambda: compiled_logit_losses('aot_eager'))
     made = [trained(tmp_path/str(c), teacher=bool(name), tokens=150, micro_rows=4, compile=c) for c in (False, True)]
-    for a, b in zip(*(content(r.folder) for r in made), strict=True): assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    for a, b in zip(*(log_of(r.folder) for r in made), strict=True): assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
     assert torch.allclose(*map(weights, made), atol=1e-4) and torch._dynamo.utils.counters['stats']['unique_graphs'] > 2
     assert list(made[0].student.model.state_dict()) == list(made[1].student.model.state_dict())
 
@@ -508,18 +455,10 @@ def test_a_model_folder_loads_without_the_package(tiny):
 def test_sequences_longer_than_the_model_are_refused(tiny, tmp_path):
     settings = pipeline.train_settings(tiny.profile, SCENARIOS['S3']) | {'max_len': 64}
     with pytest.raises(SettingsError, match='34 positions, too few for sequences of 64'):
-        D.make_model(tmp_path, tiny.tokenizer, 'copy', tiny.models['T0'], sequences=tiny.sequences['ccsub'], settings=settings)
+        first = D.initial_model('copy', tiny.models['T0'], tiny.tokenizer)
+        D.make_model(tmp_path, tiny.tokenizer, *first, tiny.sequences['ccsub'], settings=settings)
 
 
 def test_the_command_line(tiny, capsys):
     assert D.main(['--profile', str(tiny.file)]) == 0 and capsys.readouterr().out.strip().endswith(str(tiny.models['S4']))
     assert D.main(['--scenario', 's4', '--profile', str(tiny.file)]) and 'Did you mean S4' in capsys.readouterr().err
-
-
-def test_lessons_do_not_use_the_profile_of_the_parameters():
-    "They ran `first_weights` on the user's profile once, and crashed for every teacher that exists already."
-    cells = json.loads((TOP/'nbs'/'05_distill.ipynb').read_text('utf-8'))['cells']
-    sources = [(c['cell_type'], ''.join(c['source'])) for c in cells]
-    first, last = (next(i for i, (_, s) in enumerate(sources) if word in s) for word in ('get_profile(profile)', '## Run'))
-    lessons = [s for kind, s in sources[first + 1:last] if kind == 'code' and '#| export' not in s]
-    assert len(lessons) >= 8 and not [s for s in lessons if re.search(r'\b(size|chosen|profile|scenario)\b', s)]

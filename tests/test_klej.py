@@ -3,10 +3,9 @@ import csv
 import json
 import os
 import re
-import sys
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,13 +102,10 @@ def resize(monkeypatch, name, *sizes, **changes):
 
 def test_quotes_are_text_where_there_is_no_quoting_and_doubled_in_ar(tmp_path, monkeypatch):
     task = resize(monkeypatch, 'polemo2.0-in', 20, 20)
-    write_task(tmp_path, 'polemo2.0-in', {'train': ROWS, 'dev': ROWS})
-    data = load_group([task], str(tmp_path), replace(SETTINGS, selection_share=0.0))
+    data = load_group([task], str(write_task(tmp_path, task.name, {'train': ROWS, 'dev': ROWS})), replace(SETTINGS, selection_share=0.0))
     assert data.train.texts[1] == ('" w1 zły',) and list(data.train.gold[:2]) == [2, 1] and len(data.dev['polemo2.0-in']) == 20
     rows = [{'text': 'słowo "w cudzysłowie"', 'rating': '5.0'}, {'text': '   ', 'rating': '1.0'}]
-    write_task(tmp_path, 'ar', {'train': rows})
-    train = tasks.to_examples(tasks.read_split(resize(monkeypatch, 'ar', 2, 2), 'train', str(tmp_path)), TASKS['ar'], ())
-    assert train.texts == (('słowo "w cudzysłowie"',), ('   ',)) and list(train.gold) == [5.0, 1.0]
+    assert tasks.read_split(resize(monkeypatch, 'ar', 2, 2), 'train', str(write_task(tmp_path, 'ar', {'train': rows}))) == rows
 
 
 @pytest.mark.parametrize('content, words', [
@@ -117,39 +113,36 @@ def test_quotes_are_text_where_there_is_no_quoting_and_doubled_in_ar(tmp_path, m
     (b'sentence\ttarget\n\xff\t0\n', 'cannot be read'), (b'sentence\ttarget\n', '0 rows, but the official split has 20')])
 def test_bad_files_are_named(tmp_path, monkeypatch, content, words):
     task = resize(monkeypatch, 'polemo2.0-in', 20, 20)
-    write_task(tmp_path, 'polemo2.0-in', {'train': ROWS, 'dev': ROWS})
-    (tmp_path/'klej_polemo2.0-in'/'dev.tsv').write_bytes(content)
+    (write_task(tmp_path, task.name, {'train': ROWS})/'klej_polemo2.0-in'/'dev.tsv').write_bytes(content)
     with pytest.raises(TaskError, match=words) as e: load_group([task], str(tmp_path), SETTINGS)
     assert 'PolEmo2.0-IN' in str(e.value)
 
 
-@pytest.mark.parametrize('split', ['train', 'dev'])
-@pytest.mark.parametrize('label', ['', GOOD + ' ', 'NaN', GOOD.upper(), '__label__meta_plus'])
-def test_a_damaged_label_is_no_class(tmp_path, monkeypatch, split, label):
-    task = resize(monkeypatch, 'polemo2.0-in', 20, 20)
-    write_task(tmp_path, 'polemo2.0-in', {'train': ROWS, 'dev': ROWS} | {split: [*ROWS[:6], {**ROWS[6], 'target': label}, *ROWS[7:]]})
-    with pytest.raises(TaskError, match=rf'{split}, row 8: the label {label!r} is none of __label__meta_amb, '):
-        load_group([task], str(tmp_path), SETTINGS)
+@pytest.mark.parametrize('name, label, words', [
+    *(('polemo2.0-in', label, 'none of __label__meta_amb, ') for label in ('', GOOD + ' ', 'NaN', GOOD.upper(), '__label__meta_plus')),
+    ('ar', 'pięć', 'not a number'), ('ar', '6.0', 'outside'), ('ar', 'nan', 'outside'), ('ar', '', 'not a number')])
+def test_a_damaged_label_is_named(name, label, words):
+    task = TASKS[name]
+    rows = [{task.texts[0]: 'x', task.label: v} for v in ('5.0' if task.scale else GOOD, label)]
+    with pytest.raises(TaskError, match=f'dev, row 3: the label {label!r} is.*{words}'): tasks._to_examples(rows, task, task.labels, 'dev')
 
 
 @pytest.mark.parametrize('labels, metric, words', [
     (['a', 'b', 'a', 'b', 'a '], 'accuracy', "the class 'a ' only once, in row 6"), (['a']*3, 'accuracy', 'needs two classes'),
-    (['1', '2']*3, 'f1', 'the classes 0 and 1')])
+    (['1', '2']*3, 'f1', 'the classes 0 and 1'), ([str(i) for i in range(100_000)]*2, 'f1', 'the classes 0 and 1')])
 def test_classes_of_ones_own_task_are_questioned(labels, metric, words):
     own = replace(TASKS['cbd'], labels=(), metric=metric)
-    with pytest.raises(TaskError, match=words): tasks.label_names([{'target': v} for v in labels], own)
-    assert tasks.label_names([{'target': v} for v in 'baab'], replace(own, metric='accuracy')) == ('a', 'b')
+    with pytest.raises(TaskError, match=words) as e: tasks._label_names([{'target': v} for v in labels], own)
+    assert len(str(e.value)) < 500
+    assert tasks._label_names([{'target': v} for v in 'baab'], replace(own, metric='accuracy')) == ('a', 'b')
 
 
-@pytest.mark.parametrize('value, words', [('pięć', 'not a number'), ('6.0', 'outside'), ('nan', 'outside'), ('', 'not a number')])
-def test_ratings_must_be_numbers_on_the_scale(value, words):
-    with pytest.raises(TaskError, match=f'row 2: the label {value!r} is {words}'):
-        tasks.to_examples([{'text': 'x', 'rating': value}], TASKS['ar'], ())
-
-
-def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path):
+def test_headers_with_a_byte_order_mark_or_too_many_columns(tmp_path):
     (file := tmp_path/'train.tsv').write_bytes(b'\xef\xbb\xbfsentence\ttarget\r\nw1\ttime\r\n')
     assert tasks.read_tsv(file, TASKS['nkjp-ner'], ['sentence', 'target']) == [{'sentence': 'w1', 'target': 'time'}]
+    file.write_text('\t'.join(f'column {i}' for i in range(100_000)))
+    with pytest.raises(TaskError, match='needs sentence; there is column 0, ') as e: tasks.read_tsv(file, TASKS['cbd'], ['sentence'])
+    assert len(str(e.value)) < 500
 
 
 @given(some.binary(max_size=200) | some.text(max_size=100).map(lambda t: f'sentence\ttarget\n{t}'.encode()))
@@ -166,8 +159,6 @@ def test_what_is_missing_or_unknown_is_named(tmp_path, monkeypatch):
     with pytest.raises(TaskError, match='Download .*klej_nkjp-ner.zip'): tasks.data_identity(TASKS['nkjp-ner'], str(tmp_path))
     monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
     with pytest.raises(SettingsError, match='DISTILHERBERT_DATA'): load_group([TASKS['nkjp-ner']], 'local', SETTINGS)
-    with pytest.raises(SettingsError, match='Did you mean nkjp-ner'): tasks.get_task('nkjpner')
-    with pytest.raises(SettingsError, match='Did you mean cbd'): tasks.task_groups(['cbdd'])
     with pytest.raises(SettingsError, match='Unknown task'): load_group([TASKS['cbd']], 'world', SETTINGS)
     monkeypatch.setattr(tasks, 'world_task', lambda *a: [])
     with pytest.raises(TaskError, match='the split train from world is empty'): load_group([TASKS['nkjp-ner']], 'world', SETTINGS)
@@ -257,24 +248,15 @@ def test_dev_slices_of_toys_leak_nothing(tmp_path, monkeypatch, name, rows):
 def test_slices_of_the_real_tasks(name):
     "Labels keep their shares, nothing leaks into a dev slice, and few examples give a group as well."
     task = TASKS[name]
-    data = load_group([task], 'local', SETTINGS)
+    data, few = (load_group([task], 'local', replace(SETTINGS, examples=n)) for n in (0, 400))
     if not task.sizes[1]:
         dev, rows = data.dev[name], len(data.train) + len(data.validation) + len(data.dev[name]) + data.dropped
         assert rows == task.sizes[0] and abs(len(dev) - 0.1*rows) < 0.02*rows
-        labels = [r[task.label] == '1' for r in tasks.read_split(task, 'train', 'local')]
-        assert abs(dev.gold.mean() - np.mean(labels)) < 0.03
+        assert abs(dev.gold.mean() - np.mean([r[task.label] == '1' for r in tasks.read_split(task, 'train', 'local')])) < 0.03
         for c in {'cbd': [0], 'dyk': [0], 'psc': [0, 1]}[name]:
             assert not {t[c] for e in (data.train, data.validation) for t in e.texts} & {t[c] for t in dev.texts}
-    few = load_group([task], 'local', replace(SETTINGS, examples=400))
     assert 340 <= len(few.train) + len(few.validation) <= 460 and len(few.validation) >= 20
     assert set(np.unique(few.train.gold)) >= set(range(len(few.labels)))
-
-
-def test_the_validation_slice_depends_on_the_data_seed_only():
-    demo = TaskSettings.of(get_profile('demo'))
-    a, b, c = (load_group([TASKS['nkjp-ner']], 'world', s) for s in (demo, replace(demo, epochs=1), replace(demo, selection_share=0.0)))
-    assert a.validation.texts == b.validation.texts and a.train.texts == b.train.texts and len(a.validation) == 25
-    assert set(a.validation.gold) == set(range(6)) and (len(c.validation), len(c.train)) == (0, 250)
 
 
 # --- tokens and batches --------------------------------------------------------------------------------------------------
@@ -302,13 +284,10 @@ def test_cutting_keeps_both_texts_and_is_counted(folder):
 
 def test_batches_hold_every_example_once():
     lengths = np.random.default_rng(0).integers(2, 90, 333)
-    for epoch in range(3):
-        batches = klej.train_batches(lengths, 16, 5, epoch)
-        assert sorted(np.concatenate(batches)) == list(range(333)) and max(map(len, batches)) == 16
-    assert any(a.tobytes() != b.tobytes() for a, b in zip(klej.train_batches(lengths, 16, 5, 0), klej.train_batches(lengths, 16, 5, 1)))
-    batches = klej.eval_batches(lengths, 512)
-    assert sorted(np.concatenate(batches)) == list(range(333)) and max(len(b)*lengths[b].max() for b in batches) <= 512
-    assert len(klej.eval_batches(np.array([700, 800]), 512)) == 2
+    first, second, evaluated = (*(klej._train_batches(lengths, 16, 5, epoch) for epoch in (0, 1)), klej._eval_batches(lengths, 512))
+    for batches in (first, second, evaluated): assert sorted(np.concatenate(batches)) == list(range(333))
+    assert max(map(len, first)) == 16 and any(a.tobytes() != b.tobytes() for a, b in zip(first, second))
+    assert max(len(b)*lengths[b].max() for b in evaluated) <= 512 and len(klej._eval_batches(np.array([700, 800]), 512)) == 2
 
 
 # --- the model -----------------------------------------------------------------------------------------------------------
@@ -318,7 +297,7 @@ def test_logits_and_gradients_equal_transformers(folder):
     device = klej.DeviceExamples(klej.encode(examples(12, 0, pair=True), tokenizer, 20), 1, CPU)
     ((_, inputs),), gold = device.batches([np.arange(12)]), torch.arange(12) % 3
     ours = klej.logits_of(model, *inputs)
-    klej.example_loss(ours, gold, POLEMO[0]).backward()
+    klej._example_loss(ours, gold, POLEMO[0]).backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     theirs = model(input_ids=inputs[0], token_type_ids=inputs[1], attention_mask=(inputs[0] != 1).long(), labels=gold)
@@ -354,51 +333,39 @@ def rename_weights(rule):
     return change
 
 
-UNREADABLE = 'no weights that can be read'
-
-
 @pytest.mark.parametrize('change, words', [
-    (lambda f: (f/'config.json').unlink(), None), (lambda f: (f/'config.json').write_text('{"model_type": '), None),
-    (lambda f: [t.unlink() for t in f.glob('*token*')], None), (edit_config(model_type='roberta'), 'roberta'),
+    (lambda f: [t.unlink() for t in f.glob('*token*')], None), (lambda f: (f/'model.safetensors').unlink(), 'no weights that can be read'),
     (edit_config(vocab_size=10), '47 entries, the model 10'), (edit_config(pad_token_id=0), '1 for pad_token_id, and the model 0 for pad'),
     (edit_config(bos_token_id=5), '0 for cls_token_id, and the model 5 for bos'),
     (edit_config(sep_token_id=4), '2 for sep_token_id, and the model 4 for sep'),
-    (edit_config(hidden_act='nonsense'), UNREADABLE), (edit_config(num_attention_heads=0), UNREADABLE),
-    (edit_config(hidden_size=24), UNREADABLE),
-    (lambda f: (f/'model.safetensors').unlink(), UNREADABLE),
-    (lambda f: (f/'model.safetensors').write_bytes((f/'model.safetensors').read_bytes()[:100]), UNREADABLE),
-    (lambda f: (f/'model.safetensors').write_text('version https://git-lfs.github.com/spec/v1\n'), UNREADABLE),
-    (rename_weights(lambda n: n.replace('bert.', 'roberta.')), 'not a complete BERT'),
-    (rename_weights(lambda n: '' if 'layer.1.' in n else n), '16 of its weights are missing, among them bert.encoder.layer.1.')])
+    (edit_config(num_hidden_layers=1000), 'num_hidden_layers = 1000, but its weights have 2 layers'),
+    (rename_weights(lambda n: '' if 'layer.1.' in n else n), 'num_hidden_layers = 2, but its weights have 1 layers'),
+    (rename_weights(lambda n: '' if 'layer.1.output' in n else n), '4 of its weights are missing, among them bert.encoder.layer.1.'),
+    (rename_weights(lambda n: n.replace('bert.', 'roberta.')), 'not a complete BERT')])
 def test_folders_that_cannot_be_scored_are_named(tmp_path, change, words):
-    "transformers would go on with random weights, or end in a traceback."
+    "transformers would go on with random weights, or end in a traceback; a header is read before many layers are created."
     change(other := make_folder(tmp_path/'model', bos_token_id=0, eos_token_id=2))
+    start = time.time()
     with pytest.raises((TaskError, SettingsError), match=words) as e: klej.load_classifier(other, 2, 0)
-    assert str(other) in str(e.value)
+    assert str(other) in str(e.value) and time.time() - start < 10
 
 
 # --- fine-tuning ---------------------------------------------------------------------------------------------------------
 
-def test_fine_tuning_learns_and_is_exact(folder):
-    data, longer = group(), replace(SETTINGS, epochs=8)
-    before = torch.get_rng_state()
-    a, counts = klej.fine_tune(folder, data, longer, 1)
+def test_fine_tuning_learns_and_is_exact(tmp_path):
+    "Dropout is part of the seed; the state of the caller is not touched."
+    dropping, data = make_folder(tmp_path, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1), group()
+    before, longer = torch.get_rng_state(), replace(SETTINGS, epochs=8)
+    a, counts = klej.fine_tune(dropping, data, longer, 1)
     assert torch.equal(before, torch.get_rng_state()) and torch.get_num_threads() == 1
     torch.manual_seed(321)
-    b, _ = klej.fine_tune(folder, data, longer, 1)
+    b, _ = klej.fine_tune(dropping, data, longer, 1)
     assert all(a[n].tobytes() == b[n].tobytes() for n in a)
-    c, _ = klej.fine_tune(folder, data, longer, 2)
-    assert a['train_loss'].tobytes() != c['train_loss'].tobytes()
+    assert a['train_loss'].tobytes() != klej.fine_tune(dropping, data, longer, 2)[0]['train_loss'].tobytes()
     assert scores.score('accuracy', a['gold/polemo2.0-in'], a['pred/polemo2.0-in'][-1]) > 80
     assert a['pred/polemo2.0-out'].shape == (8, 200) and a['pred/polemo2.0-out'].dtype == np.uint8
     assert a['prob/polemo2.0-out'].shape == (8, 200, 2) and np.abs(a['prob/polemo2.0-out'].astype(float).sum(-1) - 1).max() < 2e-3
     assert counts['cut'] == {'train': 0, 'validation': 0, 'polemo2.0-in': 0, 'polemo2.0-out': 0} and counts['max_len'] == 20
-
-
-def test_dropout_is_part_of_the_seed(tmp_path):
-    dropping = make_folder(tmp_path, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
-    a, b = (klej.fine_tune(dropping, group(n=48), SETTINGS, 1)[0] for _ in range(2))
-    assert all(a[n].tobytes() == b[n].tobytes() for n in a)
 
 
 def test_unused_embeddings_are_left_out_and_put_back(folder):
@@ -432,7 +399,6 @@ def test_precisions(folder):
         with pytest.raises(TaskError, match='needs a GPU'): klej.fine_tune(folder, group(n=48), replace(SETTINGS, precision='fp16'), 1)
     demo = get_profile('demo')
     assert TaskSettings.of(replace(demo, task_precision='bf16')) == replace(TaskSettings.of(demo), precision='bf16')
-    assert {f'task_{f}' for f in ('examples', 'epochs', 'batch', 'lr', 'max_len')} <= set(asdict(demo))
 
 
 def test_what_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch):
@@ -475,7 +441,7 @@ S0, T0 = get_scenario('S0'), get_scenario('T0')
 
 
 def test_labels_of_a_test_split_give_a_selection(grid):
-    def keys(): return [pipeline.scores_artefact(grid, S0, 1, g).key for g in ('nkjp-ner', 'polemo2.0')]
+    def keys(): return [pipeline.all_scores(grid, S0)[g][1].key for g in ('nkjp-ner', 'polemo2.0')]
     before, without = keys(), scores.klej_values(pipeline.build_scores(grid, S0))
     assert all(set(v['selections']) == {'heldout', 'last', 'best_on_dev'} and 'n_test' not in v for v in without.values())
     file = Path(grid.task_source)/'klej_nkjp-ner'/'test_labels.tsv'
@@ -519,24 +485,3 @@ def test_the_reports_protocol_to_the_letter(tmp_path):
     p = get_profile(str(tmp_path/'letter.toml'))
     s = TaskSettings.of(p)
     assert (s.selection_share, p.task_seeds, s.epochs, s.batch, s.examples, p.name) == (0.0, (42,), 20, 32, 0, 'letter')
-
-
-# --- benches -------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.slow
-def test_benches_at_a_size_of_seconds(run, tmp_path):
-    "finetune.py: both sides learn and report. nine.py scores every task of the source, though the profile names one, and repeats nothing."
-    env = {'DISTILHERBERT_RUNS': tmp_path/'runs', 'DISTILHERBERT_RESULTS': tmp_path/'results', 'OMP_NUM_THREADS': '1'}
-    done = run(sys.executable, 'bench/finetune.py', '--small', '--seeds', '2', env=env)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r'examples/s, Trainer +[\d.]+: [\d.]+ times .*difference [+-]', done.stdout)) == 4
-    assert not (tmp_path/'results').exists()
-    file = write_tiny(tmp_path, tasks=['nkjp-ner'])
-    command = [sys.executable, 'bench/nine.py', '--profile', file, '--scenarios', 'S0', 'T0', '--seeds', '1', '2', '--epochs', '2']
-    for _ in range(2):
-        start = time.time()
-        assert (done := run(*command, env=env)).returncode == 0, done.stderr
-    assert not [f for f in (tmp_path/'runs').rglob('*.npz') if f.stat().st_mtime > start], 'nothing is made twice'
-    values = json.loads((tmp_path/'results/tiny/nine.json').read_text())['values']
-    assert set(values['scenarios']['S0']) == {'nkjp-ner', 'polemo2.0-in', 'polemo2.0-out', 'mean'} and values['seeds'] == [1, 2]
-    assert {v['task'] for v in values['selection_bias']} == set(values['scenarios']['S0'])

@@ -5,15 +5,12 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
+import pages
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 from conftest import NOTEBOOKS, TOP
-
-sys.path.insert(0, str(TOP/'tools'))
-import pages
 
 NBS = TOP/'nbs'
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TOP, run_program, write_tiny
+from conftest import TOP, run_program
 
 PAPERMILL = Path(sys.executable).with_name('papermill')
 DISTIL, KLEJ = TOP/'nbs'/'05_distill.ipynb', TOP/'nbs'/'06_klej.ipynb'
@@ -30,18 +30,6 @@ def test_a_distillation_again_makes_nothing_and_goes_to_standard_output(tiny, tm
     cells = cells_of(done.stdout)
     assert not outputs(cells, 'error') and str(tiny.models['S4'].name) in json.dumps(cells) and '\r' not in text_of(cells)
     assert before == {f: f.stat().st_mtime_ns for f in tiny.models['S4'].rglob('*')}
-
-
-@pytest.mark.slow
-def test_a_distillation_from_nothing_makes_what_it_needs(tmp_path, monkeypatch):
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
-    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
-    done = papermill(DISTIL, tmp_path/'S4.ipynb', '-p', 'scenario', 'S4', '-p', 'profile', write_tiny(tmp_path), cwd=tmp_path)
-    assert done.returncode == 0 and not outputs(cells_of((tmp_path/'S4.ipynb').read_text('utf-8')), 'error'), done.stderr
-    folder, = (tmp_path/'runs'/'model').glob('S4-*')
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert model.config.num_hidden_layers == 1 and len(tokenizer) <= model.config.vocab_size
-    assert list((tmp_path/'runs'/'model').glob('T0-*')), 'its teacher'
 
 
 def test_scores(tiny, tmp_path):

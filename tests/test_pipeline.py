@@ -7,20 +7,7 @@ import pytest
 
 from distilherbert import klej, pipeline
 from distilherbert.artefact import read_manifest
-from distilherbert.pipeline import (
-    build_model,
-    build_scores,
-    model_artefact,
-    record_key,
-    scenario_artefacts,
-    scores_artefact,
-    scores_folders,
-    sequences_artefact,
-    text_artefact,
-    tokenizer_artefact,
-    train_settings,
-    trained_part,
-)
+from distilherbert.pipeline import all_scores, build_model, model_artefact, record_key, scenario_artefacts, train_settings, trained_part
 from distilherbert.scenario import PROFILES, SCENARIOS, Objective, Profile, SettingsError
 from distilherbert.tasks import TaskError
 
@@ -56,10 +43,9 @@ def test_the_spread_of_random_weights_is_in_the_keys_of_random_students_of_a_tea
 
 
 def test_the_key_of_scores_depends_on_model_data_and_settings():
-    def key(**changes): return scores_artefact(replace(DEMO, **changes), SCENARIOS['S2'], 10, 'nkjp-ner').key
+    def key(**changes): return all_scores(replace(DEMO, **changes), SCENARIOS['S2'])['nkjp-ner'][10].key
     different = [key(), key(task_lr=1e-3), key(task_precision='bf16'), key(data_seed=1), key(teacher_tokens=5)]
-    assert len(set(different)) == len(different) and key(task_seeds=(1,), checkpoint_minutes=9.0) == different[0]
-    with pytest.raises(SettingsError, match='Did you mean nkjp-ner'): scores_artefact(DEMO, SCENARIOS['S2'], 10, 'nkjp')
+    assert len(set(different)) == len(different) and key(task_seeds=(10,), checkpoint_minutes=9.0) == different[0]
 
 
 def test_keys_do_not_depend_on_where_files_are(tmp_path, teacher):
@@ -73,12 +59,12 @@ def test_keys_do_not_depend_on_where_files_are(tmp_path, teacher):
 
 
 def test_a_record_has_the_key_of_what_it_measures(monkeypatch):
-    whats = ('clean', 'pack', 'vocabulary', 'contamination', 'model-S3', 'klej-S3', 'comparisons', 'ablations')
+    whats = ('clean', 'pack', 'vocabulary', 'contamination', 'model-S3', 'klej-S3', 'comparisons')
     before = {what: record_key(DEMO, what) for what in whats}
-    assert before['model-S3'] == model_artefact(DEMO, SCENARIOS['S3']).key and before['clean'] == text_artefact(DEMO).key
+    assert before['model-S3'] == model_artefact(DEMO, SCENARIOS['S3']).key and before['clean'] == pipeline.text_artefact(DEMO).key
     assert all(before.values()) and len(set(before.values())) == len(whats) and record_key(DEMO, 'commands') == ''
     def changed(p): return {what for what in whats if record_key(p, what) != before[what]}
-    assert changed(replace(DEMO, tokens=5)) == {'model-S3', 'klej-S3', 'comparisons', 'ablations'}
+    assert changed(replace(DEMO, tokens=5)) == {'model-S3', 'klej-S3', 'comparisons'}
     monkeypatch.setattr(pipeline, 'INTERVAL', 'another')
     assert changed(DEMO) == {'comparisons'}
 
@@ -137,8 +123,9 @@ def test_too_few_sequences_show_before_anything_is_trained(tmp_path, monkeypatch
 
 def test_unknown_parts_and_absent_scores_are_named():
     S0 = SCENARIOS['S0']
-    with pytest.raises(SettingsError, match='Did you mean old'): sequences_artefact(DEMO, 'odl')
-    with pytest.raises(TaskError, match='No scores yet: S0-nkjp-ner-10.*distilherbert run S0 --profile demo'): scores_folders(DEMO, S0)
+    with pytest.raises(SettingsError, match='Did you mean old'): pipeline.sequences_artefact(DEMO, 'odl')
+    with pytest.raises(TaskError, match='No scores yet: S0-nkjp-ner-10.*distilherbert run S0 --profile demo'):
+        pipeline.scores_folders(DEMO, S0)
     with pytest.raises(TaskError, match='no part of train is held out'): pipeline.build_classifier(replace(DEMO, selection_share=0.0), S0)
 
 
@@ -187,7 +174,7 @@ def test_a_run_shaped_like_real(tiny, teacher, tmp_path, monkeypatch):
                 teacher_mask_share=0.3, lr_teacher=1e-3, lr_head=2e-3, tasks=('nkjp-ner',), task_seeds=(1,))
     made = {n: build_model(p, SCENARIOS[n]) for n in ('S0', 'S2', 'S4', 'S4h', 'E0', 'T0')}
     counts = {n: read_manifest(f)['counts'] for n, f in made.items()}
-    vocabulary = read_manifest(tokenizer_artefact(p).path)['counts']
+    vocabulary = read_manifest(pipeline.tokenizer_artefact(p).path)['counts']
     assert {c['vocab_size'] for c in counts.values()} == {vocabulary['vocab_size']}
     assert vocabulary['vocab_size'] < vocabulary['source_vocab_size']
     assert {n: (c['layers'], c['head_is_new'], 'steps' in c) for n, c in counts.items()} == {
@@ -197,7 +184,7 @@ def test_a_run_shaped_like_real(tiny, teacher, tmp_path, monkeypatch):
     assert heldout['T0'] == {'mlm'} and {'mlm', 'kl', 'agreement'} <= heldout['S4'] and heldout['S4h'] == {'hidden', 'cosine'}
     assert [i.label for i in model_artefact(p, SCENARIOS['T0']).inputs] == ['trimmed', 'old', 'E0']
     for n in ('E0', 'S4h', 'S4'):
-        assert read_manifest(build_scores(p, SCENARIOS[n])['nkjp-ner'][1])['counts']['scores']['nkjp-ner']
+        assert read_manifest(pipeline.build_scores(p, SCENARIOS[n])['nkjp-ner'][1])['counts']['scores']['nkjp-ner']
         card = (made[n]/'README.md').read_text()
         assert model_artefact(p, SCENARIOS[n]).key in card and Path(teacher).name in card
 
@@ -211,13 +198,8 @@ def test_scores_that_another_process_is_at_are_left_for_last(tiny, monkeypatch):
         return {}
     monkeypatch.setattr(klej, 'make_scores', make)
     build_model(p, s)
-    first = scores_artefact(p, s, 7, 'nkjp-ner')
+    first = all_scores(p, s)['nkjp-ner'][7]
     first.partial.mkdir(parents=True)
     (lock := first.lock).acquire()
-    folders = build_scores(p, s)
-    assert built == ['S2-nkjp-ner-8', 'S2-polemo2.0-7', 'S2-polemo2.0-8', 'S2-nkjp-ner-7'] and folders == scores_folders(p, s)
-
-
-def test_sequences_carry_a_data_card(tiny):
-    card = (tiny.sequences['ccsub']/'README.md').read_text()
-    assert sequences_artefact(tiny.profile).key in card and 'Not searched' in card
+    folders = pipeline.build_scores(p, s)
+    assert built == ['S2-nkjp-ner-8', 'S2-polemo2.0-7', 'S2-polemo2.0-8', 'S2-nkjp-ner-7'] and folders == pipeline.scores_folders(p, s)

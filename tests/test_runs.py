@@ -8,12 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TOP, run_program, wait_for_steps, write_tiny
+from conftest import TOP, link_inputs, log_of, run_program, wait_for_steps, write_tiny
 
 from distilherbert import distill as D
 from distilherbert import pipeline, runs
 from distilherbert.artefact import read_manifest
-from distilherbert.runs import CLOCK, process_group, rank_slice, wanted_zero
+from distilherbert.runs import rank_slice, wanted_zero
 from distilherbert.scenario import SCENARIOS, SettingsError, get_profile
 
 DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None, reason='needs DeepSpeed: pip install -e ".[deepspeed]"')
@@ -23,14 +23,6 @@ LAUNCH = (sys.executable, '-m', 'accelerate.commands.launch')
 
 
 def program(profile, scenario, *more): return ['-m', 'distilherbert.distill', '--scenario', scenario, '--profile', str(profile), *more]
-
-
-def link(tiny, folder, *models):
-    "A folder of artefacts with the text and sequences of the shared profile, and some models."
-    for stage in ('text', 'tokenizer', 'sequences', 'model'):
-        (folder/stage).mkdir(parents=True)
-        for f in models if stage == 'model' else (tiny.runs/stage).glob('[!.]*'): (folder/stage/f.name).symlink_to(f)
-    return folder
 
 
 def train(folder, profile, scenario, *more, launcher=TORCHRUN):
@@ -47,15 +39,12 @@ def begin(folder, profile, scenario, monkeypatch, *more):
     return subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def content(folder):
-    "Weights, and log without the clock's fields."
-    log = [{k: v for k, v in line.items() if k not in CLOCK} for line in D.read_metrics(folder)]
-    return (folder/'model.safetensors').read_bytes(), log
+def content(folder): return (folder/'model.safetensors').read_bytes(), log_of(folder)
 
 
 def check_curve(one, two):
     "The same log to rounding."
-    one, two = content(one)[1], content(two)[1]
+    one, two = log_of(one), log_of(two)
     assert len(one) == len(two) > 20
     for a, b in zip(one, two, strict=True):
         a, b = ({k: v for k, v in line.items() if k != 'heldout_agreement'} for line in (a, b))
@@ -72,7 +61,7 @@ def alone(tiny, tmp_path_factory):
 def test_two_processes_killed_follow_the_curve_of_one(alone, tiny, tmp_path, monkeypatch):
     "SIGKILL to the launcher and both processes at once, in the middle of S4; resumed, it ends with the bytes of an undisturbed run."
     profile, teacher, one = alone
-    calm, rough = (link(tiny, tmp_path/name, teacher) for name in ('calm', 'rough'))
+    calm, rough = (link_inputs(tiny, tmp_path/name, teacher) for name in ('calm', 'rough'))
     undisturbed = train(calm, profile, 'S4')
     check_curve(one, undisturbed)
     process = begin(rough, profile, 'S4', monkeypatch)
@@ -88,7 +77,7 @@ def test_two_processes_killed_follow_the_curve_of_one(alone, tiny, tmp_path, mon
 @pytest.mark.slow
 def test_sigterm_stops_both_processes_and_one_goes_on(alone, tiny, tmp_path, monkeypatch):
     profile, teacher, _ = alone
-    folder = link(tiny, tmp_path/'runs')
+    folder = link_inputs(tiny, tmp_path/'runs')
     process = begin(folder, profile, 'T0', monkeypatch)
     assert wait_for_steps(folder, process, 5)
     process.send_signal(signal.SIGTERM)
@@ -102,15 +91,15 @@ def test_sigterm_stops_both_processes_and_one_goes_on(alone, tiny, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_accelerate_launches_processes(alone, tiny, tmp_path):
+@pytest.mark.parametrize('options, processes', [
+    (['--cpu', '--num_processes', '2'], 1), (['--multi_gpu', '--num_processes', '2', '--mixed_precision', 'no'], 2),
+    pytest.param(['--use_deepspeed', '--zero_stage', '2', '--num_processes', '2', '--mixed_precision', 'no'], 2, marks=DEEPSPEED)])
+def test_accelerate_launches_processes(alone, tiny, tmp_path, options, processes):
     "On a processor, too, `--multi_gpu` starts several; with `--cpu` it is one process, whatever number is given."
     profile, teacher, _ = alone
-    one = train(link(tiny, tmp_path/'one'), profile, 'T0', launcher=(*LAUNCH, '--cpu', '--num_processes', '2'))
-    assert content(one) == content(teacher) and 'processes' not in read_manifest(one)['counts']
-    launcher = (*LAUNCH, '--multi_gpu', '--num_processes', '2', '--mixed_precision', 'no')
-    two = train(link(tiny, tmp_path/'two'), profile, 'T0', launcher=launcher)
-    check_curve(teacher, two)
-    assert read_manifest(two)['counts']['processes'] == 2
+    made = train(link_inputs(tiny, tmp_path/'runs'), profile, 'T0', launcher=(*LAUNCH, *options))
+    check_curve(teacher, made)
+    assert read_manifest(made)['counts'].get('processes', 1) == processes
 
 
 @pytest.mark.slow
@@ -120,11 +109,11 @@ def test_zero_follows_the_curve_of_one_and_survives_a_kill(alone, tiny, tmp_path
     _, teacher, _ = alone
     profile, zero = write_tiny(tmp_path, batch_rows=16, **LONGER), ('--zero', '2')
     monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path/'compiled'))
-    one = train(link(tiny, tmp_path/'one'), profile, 'S4', launcher=(sys.executable,))
+    one = train(link_inputs(tiny, tmp_path/'one'), profile, 'S4', launcher=(sys.executable,))
     built = next((tmp_path/'one'/'model').glob('T0-*'))
-    calm = train(link(tiny, tmp_path/'calm', built), profile, 'S4', *zero)
+    calm = train(link_inputs(tiny, tmp_path/'calm', built), profile, 'S4', *zero)
     check_curve(one, calm)
-    rough = link(tiny, tmp_path/'rough', built)
+    rough = link_inputs(tiny, tmp_path/'rough', built)
     process = begin(rough, profile, 'S4', monkeypatch, *zero)
     assert wait_for_steps(rough, process, len(D.read_metrics(one))//2, 'S4'), process.communicate()
     for p in (*psutil.Process(process.pid).children(recursive=True), process): p.kill()
@@ -135,36 +124,19 @@ def test_zero_follows_the_curve_of_one_and_survives_a_kill(alone, tiny, tmp_path
     assert not (tmp_path/'compiled').exists(), 'nothing is compiled on a processor'
 
 
-@pytest.mark.slow
-@DEEPSPEED
-def test_accelerate_launches_deepspeed(alone, tiny, tmp_path):
-    profile, teacher, _ = alone
-    launcher = (*LAUNCH, '--use_deepspeed', '--zero_stage', '2', '--num_processes', '2', '--mixed_precision', 'no')
-    two = train(link(tiny, tmp_path/'two'), profile, 'T0', launcher=launcher)
-    check_curve(teacher, two)
-    assert read_manifest(two)['counts']['processes'] == 2
+def test_slices_cover_a_step_evenly():
+    for sequences, world in ((7, 1), (7, 2), (8, 3), (2100, 16)):
+        slices = [range(sequences)[rank_slice(sequences, rank, world)] for rank in range(world)]
+        assert [i for s in slices for i in s] == list(range(sequences)) and max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
 def test_zero_is_refused_where_it_cannot_work(monkeypatch):
-    with pytest.raises(SettingsError, match='start it with `torchrun'): wanted_zero(2)
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setattr(runs, 'find_spec', lambda name: None)
     with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[deepspeed\]'"): wanted_zero(2)
     monkeypatch.setenv('ACCELERATE_USE_DEEPSPEED', 'true')
     monkeypatch.setenv('ACCELERATE_DEEPSPEED_ZERO_STAGE', '3')
     with pytest.raises(SettingsError, match='ZeRO stage 3 is not supported'): wanted_zero(0)
-
-
-@pytest.mark.parametrize('sequences, world', [(7, 1), (7, 2), (8, 3), (2100, 16)])
-def test_slices_cover_a_step_evenly(sequences, world):
-    slices = [rank_slice(sequences, rank, world) for rank in range(world)]
-    assert [i for s in slices for i in range(sequences)[s]] == list(range(sequences))
-    sizes = [s.stop - s.start for s in slices]
-    assert max(sizes) - min(sizes) <= 1
-    with pytest.raises(SettingsError, match='cannot be shared by'): rank_slice(world - 1, 0, world)
-
-
-def test_one_process_is_no_group(): assert process_group() is None
 
 
 def test_describing_joins_no_process_group(tiny, monkeypatch):

@@ -15,11 +15,11 @@ import pytest
 
 from distilherbert import spark
 from distilherbert.artefact import read_manifest
-from distilherbert.clean import BadText, Block, clean_block, deduplicate, read_texts
+from distilherbert.clean import BadText, Block, clean_block, read_texts
 from distilherbert.pack import Sequences, load_tokenizer, train_tokenizer, write_tokenizer
 from distilherbert.pipeline import sequences_artefact, text_artefact
 from distilherbert.scenario import SettingsError, get_profile
-from distilherbert.spark import clean_batches, open_session, spark_artefacts
+from distilherbert.spark import _clean_batches, open_session, spark_artefacts
 
 SENTENCE = 'Numer {} ma swoje zdanie, a w nim kilka zwykłych słów.'
 
@@ -58,7 +58,7 @@ def batch_of(*documents, files=('a.txt',)):
 
 def test_batches_are_cleaned_as_blocks():
     documents = noisy(50, 3).split('\n\n')
-    out = pa.Table.from_batches(clean_batches([batch_of(*documents[i:i + 7]) for i in range(0, len(documents), 7)], 0.4)).to_pylist()
+    out = pa.Table.from_batches(_clean_batches([batch_of(*documents[i:i + 7]) for i in range(0, len(documents), 7)], 0.4)).to_pylist()
     whole, texts, counts = clean_block(Block('\n\n'.join(documents)), 0.4), [row for row in out if row['text'] is not None], {}
     assert [row['text'] for row in texts] == whole.texts and bytes(row['part'] for row in texts) == whole.parts
     assert b''.join(row['key'] for row in texts) == whole.keys
@@ -70,28 +70,21 @@ def test_batches_are_cleaned_as_blocks():
 def test_what_is_not_utf8_is_named_with_its_file():
     good, bad = SENTENCE.format(1), [SENTENCE.format(2).encode('iso-8859-2'), 'Ala ma kota.'.encode('utf-16-le')]
     batch = batch_of(good, *bad, '\ufeff' + SENTENCE.format(3), files=('a.txt', 'b.txt', 'c.txt', 'd.txt'))
-    out = next(clean_batches([batch], 0.0)).to_pylist()
+    out = next(_clean_batches([batch], 0.0)).to_pylist()
     assert [r['text'].decode() for r in out if r['text']] == [good, SENTENCE.format(3)]
     assert re.fullmatch(r'.*b\.txt is not UTF-8: byte at offset.*\n.*c\.txt is not text: 12 of 24 bytes are NUL.*', out[-1]['bad'])
-    replaced = next(clean_batches([batch_of(good, 'Znak \ufffd stoi tu od początku.')], 0.0)).to_pylist()
+    replaced = next(_clean_batches([batch_of(good, 'Znak \ufffd stoi tu od początku.')], 0.0)).to_pylist()
     assert [r['bad'] for r in replaced] == [None]*3, 'U+FFFD itself is UTF-8'
-
-
-@pytest.mark.parametrize('fields, words', [
-    ({'text_lines': 9}, 'text_lines = 9'), ({'drop_klej': True}, 'drop_klej = True'), ({'on_bad_file': 'skip'}, "on_bad_file = 'skip'"),
-    ({'text_without': ('*.txt',)}, 'left out by `text_without` of profile spark')])
-def test_what_spark_cannot_do_is_an_error(corpus, fields, words):
-    with pytest.raises(SettingsError, match=re.escape(words)): spark_artefacts(replace(corpus[0], **fields), corpus[1], None)
 
 
 def test_settings_are_checked_before_java_starts(corpus, monkeypatch, tmp_path, capsys):
     p, files = corpus
-    with pytest.raises(SettingsError, match='Unpack .xz first'): spark_artefacts(p, [tmp_path/'a.txt.xz'], None)
+    for fields, words in (({'drop_klej': True}, 'drop_klej = True'), ({'on_bad_file': 'skip'}, "on_bad_file = 'skip'"),
+                          ({'text_without': ('*.txt',)}, 'left out by `text_without` of profile spark')):
+        with pytest.raises(SettingsError, match=re.escape(words)): spark_artefacts(replace(p, **fields), files, None)
     with pytest.raises(SettingsError, match="part of the text 'new'"): spark_artefacts(p, files, None, 'new')
-    key = lambda files, number=0, **options: spark_artefacts(replace(p, **options), files, None, partitions=2)[number].key
-    assert key(files, text_without=('1*',)) == key(files[:1]) != key(files)
-    assert key(files, 1) != spark_artefacts(p, files, None, partitions=3)[1].key
-    assert spark.main([str(tmp_path/'none.txt'), '--profile', 'demo']) == 2 and 'none.txt' in capsys.readouterr().err
+    key = lambda files, n=0, shards=2, **fields: spark_artefacts(replace(p, **fields), files, None, partitions=shards)[n].key
+    assert key(files, text_without=('1*',)) == key(files[:1]) != key(files) and key(files, 1) != key(files, 1, 3)
     monkeypatch.setitem(sys.modules, 'pyspark.sql', None)
     with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[spark\]'"): open_session()
 
@@ -114,7 +107,7 @@ def test_texts_and_sequences_are_those_of_one_machine(corpus, session):
     opened, counts, alone = Sequences.open(sequences.build()), read_manifest(sequences.path)['counts'], text_artefact(p).build()
     kept = [(r.part, r.text.decode()) for r in session.read.parquet(str(text.path/'texts')).select('part', 'text').collect()]
     expected = [t for part in ('old', 'ccsub') for t in read_texts(alone, part)]
-    assert len(kept) == len(expected) and {t for _, t in kept} == set(expected) == set(deduplicate(t for _, t in kept))
+    assert len(kept) == len(expected) and {t for _, t in kept} == set(expected)
     (ours, rest), (theirs, other) = (({**c}.pop('parts'), {k: v for k, v in c.items() if k != 'parts'})
                                      for c in (read_manifest(folder)['counts'] for folder in (text.path, alone)))
     assert rest == other

