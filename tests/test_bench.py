@@ -3,7 +3,7 @@ import json
 import sys
 
 import pytest
-from conftest import TOP, run_program, write_tiny
+from conftest import TOP, run_program
 
 SCRIPTS = sorted(f.stem for f in (TOP/'bench').glob('*.py'))
 # The smallest run of each script and the record that it writes, if any. test_classify runs deployment; grid and times take a whole profile.
@@ -26,7 +26,7 @@ def test_a_script_says_what_it_does(script):
 def test_a_script_measures(script, tmp_path):
     options, record = SMALLEST[script]
     env = {'DISTILHERBERT_RUNS': tmp_path/'runs', 'OMP_NUM_THREADS': '1'}
-    done = run_program(sys.executable, f'bench/{script}.py', *options.format(tiny=write_tiny(tmp_path)).split(), env=env, timeout=900)
+    done = run_program(sys.executable, f'bench/{script}.py', *options.split(), env=env, timeout=900)
     assert done.returncode == 0 and done.stdout.strip(), done.stdout + done.stderr
     written = {f.stem: json.loads(f.read_text('utf-8')) for f in (tmp_path/'runs'/'results').rglob('*.json')}
     if record: assert written[record]['values'] and written[record]['provenance']['machine']
