@@ -37,10 +37,14 @@ def teacher_facts(profile:Profile)->tuple[str, str]: # Both empty for a teacher 
 # %% ../nbs/16_cards.ipynb #00000008
 TEXTS = { # Field `text` of a profile in words
     'world': 'a synthetic world of Polish-like sentences', 'cc100': 'CC-100 Polish', 'local': 'local Polish text'}
-USE = """from transformers import pipeline
+USE = { # How a model that is not a classifier is loaded
+    'fill-mask': """from transformers import pipeline
 
 fill = pipeline('fill-mask', model='.')
-for guess in fill(f'Pokój był {fill.tokenizer.mask_token} .', top_k=3): print(guess['token_str'], round(guess['score'], 3))"""
+for guess in fill(f'Pokój był {fill.tokenizer.mask_token} .', top_k=3): print(guess['token_str'], round(guess['score'], 3))""",
+    'feature-extraction': """from transformers import AutoModel, AutoTokenizer
+
+model, tokenizer = AutoModel.from_pretrained('.'), AutoTokenizer.from_pretrained('.')"""}
 
 def how_it_was_made(p:Profile, s:Scenario, counts:Mapping)->dict[str, str]: # Counts of its artefact; heading to fact
     "Scenario, teacher, text and training of a model; empty facts are left out by `card`."
@@ -73,7 +77,7 @@ def card(
     counts:Mapping, # Of its artefact: parameters, layers, hidden; tokens, steps, heldout; of a classifier labels, max_len, texts
     made:Mapping, # Provenance
     *,
-    kind:str='fill-mask', # Or "text-classification"
+    kind:str='fill-mask', # Or "feature-extraction" for a model without a prediction head, or "text-classification"
     scores:Mapping[str, Mapping]=MappingProxyType({}), # Task to metric, n, mean, low and high [%]
     seconds:float=0.0, # How long it took [s]
     key:str='', # Key of the artefact
@@ -107,7 +111,7 @@ def card(
         'A student inherits the biases of its text and of its teacher; nothing was done to reduce them.',
         *([f'The licence of {name} ({licence or "not known here"}) applies to models derived from it.'] if name else []),
         *(['The scores are on dev: the test labels of KLEJ are hidden.'] if scores and not world else [])]
-    use = f'distilherbert predict . "{"first text<TAB>second text" if counts.get("texts") == 2 else "text"}"' if scores else USE
+    use = f'distilherbert predict . "{"first text<TAB>second text" if counts.get("texts") == 2 else "text"}"' if scores else USE[kind]
     title = ' '.join(('distilherbert', p.name, s.name, *scores))
     return (f'---\n{data.to_yaml()}\n---\n# {title}\n\n## How it was made\n{listed}\n\n## Scores\n{said}\n\n## Limits\n'
             + '\n'.join(f'- {x}' for x in limits) + f'\n\n## Use\n```{"bash" if scores else "python"}\n{use}\n```\n')

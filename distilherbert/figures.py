@@ -166,7 +166,7 @@ def draw_differences(r:Results): # Records with `comparisons`; figure, caption, 
 @_draws('scores', 'klej-')
 def draw_scores(r:Results): # Records with `klej-…`; figure, caption, alternative text
     "Scores by scenario and task, with the majority baseline."
-    tasks, how = [*r.tasks(), 'mean'], r.selection()
+    tasks, how = r.columns(), r.selection()
     names = [s for s in SCENARIOS if f'klej-{s}' in r.records]
     columns = 2 if len(tasks) > 1 else 1
     rows = -(-len(tasks)//columns)

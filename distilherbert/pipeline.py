@@ -180,7 +180,8 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
                             training, f'{s.name} ({p.name})', p.zero, p.checkpoint_minutes)
         if counts:  # empty in processes other than the first
             command = f'python -m distilherbert.distill --scenario {as_typed(s)} --profile {as_typed(p)}'
-            text = card(p, s, counts, provenance(), seconds=counts.get('train_seconds', 0.0), key=artefact.key, command=command)
+            kind = 'feature-extraction' if counts['head_is_new'] else 'fill-mask'
+            text = card(p, s, counts, provenance(), kind=kind, seconds=counts.get('train_seconds', 0.0), key=artefact.key, command=command)
             (work/'README.md').write_text(text, 'utf-8', 'backslashreplace')
         return counts
     inputs = tuple({a.path: a for a in (tokenizer, sequences, source, *models.values()) if isinstance(a, Artefact)}.values())

@@ -207,7 +207,8 @@ def read_rows(
         raise e if isinstance(e, TaskError) else TaskError(f'{file} cannot be read: {e}.') from e
     if not rows: raise TaskError(f'{file} has no examples.')
     for n, row in enumerate(rows, 1):
-        lacks = [c for c in columns if not isinstance(row, dict) or row.get(c) is None]
+        if not isinstance(row, dict): raise TaskError(f'{file}, example {n} is {row!r:.40}; wanted is an object with {", ".join(columns)}.')
+        lacks = [c for c in columns if row.get(c) is None]
         if lacks: raise TaskError(f'{file}, example {n} has no {", ".join(lacks)}; it has {", ".join(map(str, row))[:200]}.')
     return [[str(row[c]) for c in columns] for row in rows]
 

@@ -147,6 +147,11 @@ class Results:
         found = {t for v in self.scores().values() for t in v} - {'mean'}
         return [t for t in TASKS if t in found] + sorted(found - set(TASKS))
 
+    def columns(self)->list[str]: # Their names, as in `title`
+        "The tasks of a table, and the mean where there are several."
+        tasks = self.tasks() or list(next(iter(PUBLISHED.values())))
+        return [*tasks, 'mean'] if len(tasks) > 1 else tasks
+
     def title(self, task:str)->str: # `task`: a task, or "mean"
         "The display name of a task."
         return 'Mean' if task == 'mean' else next((v[task]['title'] for v in self.scores().values() if task in v), task)
@@ -237,30 +242,32 @@ def table_grid(label:str='tbl-grid')->str: # Identifier for cross-references; Ma
 
 def table_scores(r:Results, label:str='')->str: # Markdown
     "Table 2: scores on dev, with intervals, published figures and the majority baseline."
-    scores, how, tasks = r.scores(), r.selection(), r.tasks() or list(next(iter(PUBLISHED.values())))
+    scores, how, tasks = r.scores(), r.selection(), r.columns()
     def cell(s, t):
         v, theirs = scores.get(s, {}).get(t), PUBLISHED.get(s, {}).get(t)
         ours = r.number('.1f', f'klej-{s}', t, 'selections', how, 'mean')
         if v: ours = _under(ours, '{low:.1f}–{high:.1f}'.format(**v['selections'][how]))
         return _under(ours, f'{theirs:.2f}†', 'published') if theirs else ours
     shown, first = [s for s in SCENARIOS if s in scores or s in PUBLISHED], next(iter(scores), '')
-    lines = [('*majority*', *(r.number('.1f', f'klej-{first}', t, 'majority') for t in tasks), NOTHING),
-             *((f'**{s}**', *(cell(s, t) for t in (*tasks, 'mean'))) for s in shown)]
+    lines = [('*majority*', *(r.number('.1f', f'klej-{first}', t, 'majority') for t in tasks)),
+             *((f'**{s}**', *(cell(s, t) for t in tasks)) for s in shown)]
     scored = [v[t] for v in scores.values() for t in v if t != 'mean']
     seeds = ' or '.join(map(str, sorted({len(v['selections'][how]['seeds']) for v in scored}))) or NOTHING
     metrics = ' or '.join(sorted({METRICS[v['metric']].title for v in scored})) or 'accuracy'
     caption = (f'{metrics[0].upper()}{metrics[1:]} on dev in percent, mean over {seeds} seeds with its 95 % interval. † Krzepkowski et al. '
                '[-@krzepkowski2022report]: HerBERT, other text, one seed, maximum over the epochs; their T0 from the leaderboard, on test.')
-    return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in tasks), 'Mean'), lines, caption, label)
+    return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in tasks)), lines, caption, label)
 
 def table_differences(r:Results, label:str='')->str: # Markdown
     "Every comparison of the grid, task by task."
     def cell(p): return r.linked('comparisons', f'**{signed(p["difference"])}**' if p['claim'] else signed(p['difference']))
     def mean(p): return _under(cell(p), f'{p["low"]:.1f} to {p["high"]:.1f}'.replace('-', '−'))
-    lines = [(f'{a}\u00a0−\u00a0{b}', *(cell(r.pair(a, b, t)) for t in r.tasks()), mean(p)) for a, b, _ in QUESTIONS if (p := r.pair(a, b))]
-    caption = ('Paired differences in points, on the mean with their 95 % intervals (BCa, over examples and seeds). Bold: the interval '
-               'excludes zero and the sign-flip test over seeds agrees.')
-    return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in r.tasks()), 'Mean'), lines, caption, label)
+    *others, last = r.columns()
+    asked = [(a, b, p) for a, b, _ in QUESTIONS if (p := r.pair(a, b, last))]
+    lines = [(f'{a}\u00a0−\u00a0{b}', *(cell(r.pair(a, b, t)) for t in others), mean(p)) for a, b, p in asked]
+    caption = ('Paired differences in points, in the last column with their 95 % intervals (BCa, over examples and seeds). Bold: the '
+               'interval excludes zero and the sign-flip test over seeds agrees.')
+    return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in r.columns())), lines, caption, label)
 
 def table_records(r:Results, url:str)->str: # Address of the repository; Markdown
     "Provenance and state of every record."

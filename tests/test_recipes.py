@@ -62,8 +62,10 @@ def test_a_teacher_without_a_head_teaches_hidden_states(tiny, corpus, tmp_path, 
     AutoTokenizer.from_pretrained(tiny.models['T0']).save_pretrained(tmp_path/'encoder')
     distil(str(tmp_path/'encoder'), str(corpus), str(tmp_path/'s'), tokens='5K', max_len=32, dry_run=True)
     assert 'objective = hidden: the teacher has no head' in capsys.readouterr().out and not (tmp_path/'s').exists()
+    *_, load, _ = distil(str(tmp_path/'encoder'), str(corpus), str(tmp_path/'s'), tokens='5K', max_len=32)
+    assert 'AutoModel.from_pretrained' in load and 'feature-extraction' in (tmp_path/'s'/'README.md').read_text('utf-8')
     with pytest.raises(SettingsError, match='no head that could predict'):
-        distil(str(tmp_path/'encoder'), str(corpus), str(tmp_path/'s'), objective='distilbert', dry_run=True)
+        distil(str(tmp_path/'encoder'), str(corpus), str(tmp_path/'other'), objective='distilbert', dry_run=True)
 
 
 def test_hours_are_a_budget(tiny, corpus, tmp_path, capsys, monkeypatch):
@@ -98,8 +100,9 @@ def test_each_kind_of_file_gives_the_same_examples(ending, examples, tmp_path):
 
 @pytest.mark.parametrize(('name', 'content', 'message'), [
     ('a.tsv', 'text\tlabel\na\n', 'row 2: 2 fields'), ('a.csv', '', 'no examples'), ('a.csv', 'text,label\n"a,b\n', 'cannot be read'),
-    ('a.jsonl', '{"text": "a"}\n', 'has no label; it has text'), ('a.jsonl', '[1]\n', 'has no text'), ('a.jsonl', '{\n', 'cannot be read'),
-    ('a.parquet', 'PAR1', 'cannot be read'), ('a.xls', 'x', 'can be read'), ('b.tsv', None, 'no file')])
+    ('a.jsonl', '{"text": "a"}\n', 'has no label; it has text'), ('a.jsonl', '[1]\n', 'wanted is an object'),
+    ('a.jsonl', 'NaN\n', 'example 1 is nan'), ('a.jsonl', '{\n', 'cannot be read'), ('a.parquet', 'PAR1', 'cannot be read'),
+    ('a.xls', 'x', 'can be read'), ('b.tsv', None, 'no file')])
 def test_bad_files_are_named(name, content, message, tmp_path):
     if content is not None: (tmp_path/name).write_text(content)
     with pytest.raises(TaskError, match=message) as e: read_rows(tmp_path/name, ['text', 'label'])
