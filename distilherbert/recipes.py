@@ -58,7 +58,7 @@ def distil_settings(
     objective:str='', # A preset; chosen when empty
 )->tuple[Profile, Scenario, list[str]]: # And a line for each setting that was chosen, with the reason
     "Settings of a distillation."
-    width, reasons = config.hidden_size, {}
+    width, reasons, fixed = config.hidden_size, {}, dict(fixed)
     def choose(name, value, why):
         if name not in fixed: fixed[name], reasons[name] = value, why
         return fixed[name]
@@ -74,7 +74,6 @@ def distil_settings(
     choose('micro_rows', min(rows, 16), 'fits most devices')
     choose('lr_trained', round(3e-4*(384/width)**0.5, 6), f'falls with the width of the teacher, {width}')
     choose('dropout', 0.0, 'no text is seen more than a few times')
-    choose('precision', 'auto', 'bf16 where the hardware is fast at it')
     choose('threads', min(8, os.cpu_count() or 1), 'cores of this machine, up to eight')
     chosen, source = objective or ('distilbert' if has_head else 'hidden'), 'T0' if has_head else 'E0'
     if not objective:
@@ -139,6 +138,7 @@ def distil(
     from distilherbert.runs import resolve_precision
     from distilherbert.student import load_masked_lm
     out = new_folder(output or f'{Path(teacher).name}-student')
+    if hours < 0: raise SettingsError(f'--hours {hours} should be above 0.')
     if tokens and hours: raise SettingsError('--tokens and --hours both set the budget; give one of them.')
     if layers and layer_map: raise SettingsError('--layers and --layer-map both choose layers; give one of them.')
     if vocab not in ('', 'trim', 'keep'): raise unknown_name('--vocab', vocab, ['trim', 'keep'])
@@ -155,7 +155,7 @@ def distil(
         raise SettingsError(f'--layers {layers}: the teacher has {config.num_hidden_layers}.')
     if not re.fullmatch(r'(\d+(,\d+)*)?', layer_map): raise SettingsError(f'--layer-map {layer_map!r} should be numbers, as 0,2,4.')
     chosen = [int(i) for i in layer_map.split(',') if i] or [i*config.num_hidden_layers//layers for i in range(layers)]
-    def settings(): return distil_settings(config, not new_head, size, dict(fixed), chosen, objective)
+    def settings(): return distil_settings(config, not new_head, size, fixed, chosen, objective)
     profile, scenario, reasons = settings()
     known, rows, kind = teacher_config(profile)[0], profile.micro_rows*profile.max_len, resolve_precision(precision)
     pace = TRAINING_SHARE*matrix_pace(rows, known.hidden_size, known.intermediate_size, profile.threads, kind)

@@ -99,7 +99,7 @@ def check_command(words):
     program, *rest = words
     for option, name in re.findall(r'(scenario|profile) (\S+)', ' '.join(rest)):
         if not name.endswith('.toml'): assert name in (SCENARIOS if option == 'scenario' else PROFILES), words
-        elif name != 'mine.toml': (get_scenario if option == 'scenario' else get_profile)(name)
+        elif not name.startswith('mine'): (get_scenario if option == 'scenario' else get_profile)(name)
     if program == 'distilherbert': parse(rest)
     elif program == 'make': assert set(rest) <= set(re.findall(r'^([a-z-]+):', (TOP/'Makefile').read_text('utf-8'), re.M)), words
     elif program == 'papermill': assert [(TOP/w).is_file() for w in rest if w.startswith('nbs/')] == [True], words
