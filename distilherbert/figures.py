@@ -119,14 +119,17 @@ def draw_grid(r:Results | None=None): # Not used: the grid is the same for every
     return figure, 'Who is copied from whom (solid) and who teaches whom (dashed).', f'Diagram of the grid. {"; ".join(said)}.'
 
 # %% ../nbs/15_figures.ipynb #0000000c
+def _overall(r:Results)->str: return 'mean of the tasks' if r.overall() == 'mean' else r.title(r.overall())
+
 @_draws('retention', 'comparisons', 'model-')
 def draw_retention(r:Results): # Records with `comparisons` and `model-…`; figure, caption, alternative text
     "Retention of each student, by task and on the mean."
     names = [s for s in SCENARIOS if r.retained(s)]
-    useful = [t for t in r.tasks() if (p := r.pair('T0', 'S0', t)) and verdict(p) == 'better']
-    small, large, best = r.get('model-S4', 'parameters'), r.get('model-T0', 'parameters'), r.retained()
+    useful = [t for t in r.tasks() if r.overall() == 'mean' and (p := r.pair('T0', 'S0', t)) and verdict(p) == 'better']
+    best = max(names, key=lambda s: r.retained(s)['share'], default='S4')
+    small, large = r.get(f'model-{best}', 'parameters'), r.get('model-T0', 'parameters')
     size = f' with {100*small/large:.0f} % of its parameters' if small and large else ''
-    title = f'S4 retains {100*best["share"]:.1f} % of T0{size}' if best else 'What students retain of T0'
+    title = f'{best} retains {100*r.retained(best)["share"]:.1f} % of T0{size}' if names else 'What students retain of T0'
     figure, (ax,) = _panels(title, 1.1 + 0.4*len(names))
     for i, s in enumerate(names):
         x = r.retained(s)
@@ -139,9 +142,9 @@ def draw_retention(r:Results): # Records with `comparisons` and `model-…`; fig
     if useful: figure.legend(frameon=False, ncols=2, loc='outside lower center', handletextpad=0.1, columnspacing=1.0)
     ends = {s: [100*r.retained(s)[k] for k in ('share', 'low', 'high')] for s in names}
     said = '; '.join(f'{s} {a:.1f} %, interval {b:.1f} to {c:.1f}' for s, (a, b, c) in ends.items())
-    caption = ('Share of the score of T0 that each student retains: mean of the tasks with its 95 % interval'
+    caption = (f'Share of the score of T0 that each student retains: {_overall(r)} with its 95 % interval'
                + (', and each task on which T0 is better than S0.' if useful else '.'))
-    return figure, caption, f'Dot plot of retention on the mean of the tasks: {said}.'
+    return figure, caption, f'Dot plot of retention on {_overall(r)}: {said}.'
 
 # %% ../nbs/15_figures.ipynb #0000000e
 @_draws('differences', 'comparisons')
@@ -157,7 +160,7 @@ def draw_differences(r:Results): # Records with `comparisons`; figure, caption, 
             ax.errorbar(p['difference'], i, xerr=_error(p, 'difference'), fmt='o', color=colour, markersize=8, capsize=3, linewidth=1.8,
                         markerfacecolor=colour if p['claim'] else 'white', zorder=3)
         ax.axvline(0, color='#444444', linestyle=':', linewidth=1.4)
-        ax.set(xlabel='Difference on the mean of the tasks [points]', yticks=range(len(names)), yticklabels=names,
+        ax.set(xlabel=f'Difference on {_overall(r)} [points]', yticks=range(len(names)), yticklabels=names,
                ylim=(len(names) - 0.4, -0.6))
     said = '; '.join(f'{n} {signed(p["difference"])}, interval {signed(p["low"])} to {signed(p["high"])}' for n, p in found.items())
     caption = 'The questions of the grid as paired differences with 95 % intervals. Filled: significant by both tests.'
@@ -180,9 +183,9 @@ def draw_scores(r:Results): # Records with `klej-…`; figure, caption, alternat
         if floor is not None: ax.axvline(floor, color='#444444', linestyle=':', linewidth=1.6)
         ax.set(title=r.title(task), xlabel='Score [%]', yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     for ax in axes[len(tasks):]: ax.remove()
-    said = '; '.join(f'{s} {v["mean"]:.1f} %' for s in names if (v := r.get(f'klej-{s}', 'mean', 'selections', how)))
+    said = '; '.join(f'{s} {v["mean"]:.1f} %' for s in names if (v := r.get(f'klej-{s}', r.overall(), 'selections', how)))
     caption = 'Score of every scenario on dev with its 95 % interval; dotted: always the most frequent class.'
-    return figure, caption, f'Dot plots by task. Mean of the tasks: {said}.'
+    return figure, caption, f'Dot plots by task, {_overall(r)}: {said}.'
 
 # %% ../nbs/15_figures.ipynb #00000010
 def _heldout(r:Results, field:str, scale:float=1.0)->dict[str, list[tuple[float, float]]]: # Scenario to points
@@ -219,7 +222,7 @@ def draw_losses(r:Results): # Records with `model-…`; figure, caption, alterna
 def draw_loyalty(r:Results): # Records with `model-…` of distilled scenarios, and `comparisons`; figure, caption, alternative text
     "Agreement with the teacher, while training and on the tasks."
     curves = _heldout(r, 'agreement', 100)
-    labels = {x['student']: x for x in r.get('comparisons', 'loyalty', default=[]) if (x['teacher'], x['task']) == ('T0', 'mean')}
+    labels = {x['student']: x for x in r.get('comparisons', 'loyalty', default=[]) if (x['teacher'], x['task']) == ('T0', r.overall())}
     names = [s for s in SCENARIOS if s in labels]
     low = 0.7 + 0.26*len(names)
     figure, axes = _panels('How often student and teacher predict the same', 2.7 + low, 2, height_ratios=(2.3, low))
@@ -228,7 +231,7 @@ def draw_loyalty(r:Results): # Records with `model-…` of distilled scenarios, 
     for i, s in enumerate(names):
         spread = _error(labels[s], 'agreement', 100)
         axes[1].errorbar(100*labels[s]['agreement'], i, xerr=spread, fmt=MARKERS[s], color=COLOURS[s], markersize=7, capsize=3)
-    axes[1].set(xlabel='Equal labels on dev, mean of the tasks [%]', yticks=range(len(names)), yticklabels=names,
+    axes[1].set(xlabel=f'Equal labels on dev, {_overall(r)} [%]', yticks=range(len(names)), yticklabels=names,
                 ylim=(len(names) - 0.4, -0.6))
     said = '; '.join(f'{s} {points[0][1]:.0f} to {points[-1][1]:.0f} %' for s, points in curves.items())
     equal = '; '.join(f'{s} {100*labels[s]["agreement"]:.1f} %' for s in names)
@@ -239,7 +242,7 @@ def draw_loyalty(r:Results): # Records with `model-…` of distilled scenarios, 
 @_draws('curve', 'curve')
 def draw_curve(r:Results): # Records with `curve`; figure, caption, alternative text
     "Scores over the training budget: from which budget on does the teacher help?"
-    points = [p for p in r.get('curve', 'points', default=[]) if p['task'] == 'mean']
+    points = [p for p in r.get('curve', 'points', default=[]) if p['task'] == r.overall()]
     curves = {s: sorted((p['tokens']/1e6, p['mean']) for p in points if p['scenario'] == s) for s in SCENARIOS}
     curves = {s: found for s, found in curves.items() if found}
     figure, (ax,) = _panels('Score by training budget', 3.2)
@@ -251,9 +254,9 @@ def draw_curve(r:Results): # Records with `curve`; figure, caption, alternative 
         if p['scenario'] in curves and p.get('low') is not None:
             ax.errorbar(p['tokens']/1e6, p['mean'], yerr=_error(p, 'mean'), color=COLOURS[p['scenario']], capsize=3, linewidth=1.2)
     _draw_curves(ax, curves)
-    ax.set(xlabel='Tokens seen [millions, logarithmic]', ylabel='Mean of the tasks [%]')
+    ax.set(xlabel='Tokens seen [millions, logarithmic]', ylabel=f'Score, {_overall(r)} [%]')
     said = '; '.join(f'{s} ' + ', '.join(f'{y:.1f} % after {x:g} M' for x, y in found) for s, found in curves.items())
-    caption = 'Mean of the tasks on dev over the tokens that a student was trained on, with few fine-tuning seeds.'
+    caption = f'Score on dev, {_overall(r)}, over the tokens that a student was trained on, with few fine-tuning seeds.'
     return figure, caption, f'Line chart of scores: {said}.'
 
 # %% ../nbs/15_figures.ipynb #00000012

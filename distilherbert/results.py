@@ -152,6 +152,10 @@ class Results:
         tasks = self.tasks() or list(next(iter(PUBLISHED.values())))
         return [*tasks, 'mean'] if len(tasks) > 1 else tasks
 
+    def overall(self)->str: # "mean", or the only task
+        "What stands for all tasks."
+        return self.columns()[-1]
+
     def title(self, task:str)->str: # `task`: a task, or "mean"
         "The display name of a task."
         return 'Mean' if task == 'mean' else next((v[task]['title'] for v in self.scores().values() if task in v), task)
@@ -163,7 +167,7 @@ class Results:
 
     def pair(self, a:str, b:str, task:str='mean', selection:str='')->dict | None: # Points of a − b; None without a record
         "The paired comparison of two scenarios, in either order."
-        wanted = task, selection or self.selection()
+        wanted = self.overall() if task == 'mean' else task, selection or self.selection()
         for p in self.get('comparisons', 'pairs', default=[]):
             if (p['task'], p['selection']) != wanted or {p['a'], p['b']} != {a, b}: continue
             return p if p['a'] == a else {**p, 'a': a, 'b': b, 'difference': -p['difference'], 'low': -p['high'], 'high': -p['low']}
@@ -172,6 +176,7 @@ class Results:
     def retained(self, student:str='S4', teacher:str='T0', task:str='mean')->dict | None: # `share`, `low` and `high`, of 1
         "The share of the teacher's score that a student retains."
         found = {(x['student'], x['teacher'], x['task']): x for x in self.get('comparisons', 'retention', default=[])}
+        task = self.overall() if task == 'mean' else task
         return x if (x := found.get((student, teacher, task))) and x['share'] is not None else None
 
     def kept(self, student:str='S4', teacher:str='T0', task:str='mean')->str: # As "97.3 % [96.1–98.4]"; a dash without a record
