@@ -149,8 +149,8 @@ class Results:
 
     def columns(self)->list[str]: # Their names, as in `title`
         "The tasks of a table, and the mean where there are several."
-        tasks = self.tasks() or list(next(iter(PUBLISHED.values())))
-        return [*tasks, 'mean'] if len(tasks) > 1 else tasks
+        tasks = self.tasks()
+        return tasks if len(tasks) == 1 else [*tasks, 'mean']
 
     def overall(self)->str: # "mean", or the only task
         "What stands for all tasks."
@@ -247,7 +247,8 @@ def table_grid(label:str='tbl-grid')->str: # Identifier for cross-references; Ma
 
 def table_scores(r:Results, label:str='')->str: # Markdown
     "Table 2: scores on dev, with intervals, published figures and the majority baseline."
-    scores, how, tasks = r.scores(), r.selection(), r.columns()
+    scores, how = r.scores(), r.selection()
+    tasks = r.columns() if scores else [*next(iter(PUBLISHED.values())), 'mean']
     def cell(s, t):
         v, theirs = scores.get(s, {}).get(t), PUBLISHED.get(s, {}).get(t)
         ours = r.number('.1f', f'klej-{s}', t, 'selections', how, 'mean')
