@@ -198,10 +198,10 @@ def _draw_curves(ax, curves:Mapping[str, list[tuple[float, float]]])->None: # A 
     for s, points in curves.items():
         x, y = zip(*points, strict=True)
         ax.plot(x, y, color=COLOURS[s], dashes=DASHES[s] or (None, None), marker=MARKERS[s], markersize=4, linewidth=1.6)
-    (low, high), (left, right), last = ax.get_ylim(), ax.get_xlim(), float('-inf')
+    (low, high), (left, right), last = ax.get_ylim(), ax.get_xlim(), {}
     for y, x, name in sorted((points[-1][1], points[-1][0], s) for s, points in curves.items()):
-        last = max(y, last + 0.062*(high - low))
-        ax.annotate(name, (x, last), (5, 0), textcoords='offset points', va='center', color=COLOURS[name])
+        y = last[round(x, 1)] = max(y, last.get(round(x, 1), float('-inf')) + 0.062*(high - low))
+        ax.annotate(name, (x, y), (5, 0), textcoords='offset points', va='center', color=COLOURS[name])
     if ax.get_xscale() == 'linear': ax.set_xlim(left, right + 0.1*(right - left))
 
 @_draws('losses', 'model-')
