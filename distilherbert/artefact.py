@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['digest_unchanged', 'PACKAGES', 'log', 'MANIFEST', 'MEMORY_RAN_OUT', 'DISK_IS_FULL', 'EXPECTED', 'digest',
-           'fingerprint', 'commit', 'machine', 'provenance', 'flush', 'write_json', 'publish', 'DamagedArtefact',
-           'read_manifest', 'read_metrics', 'verify', 'Artefact', 'duration', 'Interrupted', 'interruptible', 'guarded',
-           'start_worker', 'worker_pool', 'Progress']
+           'fingerprint', 'commit', 'machine', 'provenance', 'flush', 'write_json', 'publish', 'check_new',
+           'new_folder', 'DamagedArtefact', 'read_manifest', 'read_metrics', 'verify', 'Artefact', 'duration',
+           'Interrupted', 'interruptible', 'guarded', 'start_worker', 'worker_pool', 'Progress']
 
 # %% ../nbs/10_artefact.ipynb #00000002
 import hashlib
@@ -114,6 +114,24 @@ def publish(
     for p in (*work.rglob('*'), work): flush(p)
     os.replace(work, final)
     flush(final.parent)
+
+def check_new(out:Path)->Path: # Absolute; raises `SettingsError` when it exists
+    "A folder that a command will write."
+    out = out.expanduser().absolute()
+    if out.exists(): raise SettingsError(f'{out} is there already; name another folder with --output, or remove it.')
+    return out
+
+@contextmanager
+def new_folder(out:Path)->Iterator[Path]: # For a `with`: a folder to fill
+    "A folder that gets its name `out` at the end; after an error, or by the next attempt after a kill, it is removed."
+    work = out.with_name(f'.{out.name}.partial')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+        publish(work, out)
+    finally: shutil.rmtree(work, ignore_errors=True)
 
 
 # %% ../nbs/10_artefact.ipynb #0000000d

@@ -15,7 +15,6 @@ import inspect
 import json
 import logging
 import os
-import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BertForSequenceClassification
 
-from .artefact import log, publish, read_manifest, write_json
+from .artefact import check_new, log, new_folder, read_manifest, write_json
 from .klej import DeviceExamples, FineTuning, encode, exact, load_classifier, logits_of, to_prediction, token_ids
 from .pack import reading
 from .pipeline import build_classifier, build_submission
@@ -336,7 +335,7 @@ def _check_export(model:BertForSequenceClassification, file:Path)->None: # Raise
 
 def _check_output(out:Path)->None: # Raises `SettingsError`
     "Check that the folder to write does not exist yet and that the libraries are installed."
-    if out.exists(): raise SettingsError(f'{out.absolute()} is there already; name another folder with --output, or remove it.')
+    check_new(out)
     for module in EXTRA: needed(module)
 
 def export_onnx(
@@ -351,11 +350,8 @@ def export_onnx(
     if (folder/'model.onnx').is_file(): raise SettingsError(f'{folder} is an exported model already.')
     classifier = open_classifier(folder)
     model, tokenizer = load_classifier(folder, max(1, len(classifier.about['labels'])), None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work, bits = out.with_name(f'.{out.name}.partial'), ' with weights of 8 bits' if int8 else ''
-    shutil.rmtree(work, ignore_errors=True)  # Of an export that was killed
-    work.mkdir()
-    try:
+    bits = ' with weights of 8 bits' if int8 else ''
+    with new_folder(out) as work:
         _write_onnx(model.eval(), work/'model.onnx')
         _check_export(model, work/'model.onnx')
         if int8: _quantize(work/'model.onnx')
@@ -372,8 +368,6 @@ def export_onnx(
         (work/'requirements.txt').write_text('numpy\nonnxruntime\ntokenizers\n', 'utf-8')
         card = (folder/'README.md').read_text('utf-8') if (folder/'README.md').is_file() else ''
         (work/'README.md').write_text(card + EXPORT_CARD.format(bits), 'utf-8')
-        publish(work, out)
-    finally: shutil.rmtree(work, ignore_errors=True)
     return out
 
 def export(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOTES', 'TRAINING_SHARE', 'size_text', 'text_table', 'with_required', 'folder_bytes', 'status', 'task_notes',
            'teacher_config', 'config_of', 'parameters_of', 'training_flops', 'classifier_flops', 'tuning_flops',
-           'matrix_pace', 'free_memory', 'Cost', 'scenario_cost', 'data_bytes', 'cost']
+           'matrix_pace', 'training_pace', 'free_memory', 'Cost', 'scenario_cost', 'data_bytes', 'cost']
 
 # %% ../nbs/19_status.ipynb #00000002
 import contextlib
@@ -186,6 +186,12 @@ def matrix_pace(
     timer = Timer('a @ b', globals={'a': a, 'b': b}, num_threads=threads)
     return 2*rows*inner*outer/min(timer.blocked_autorange(min_run_time=0.3).times)
 
+def training_pace(profile:Profile, config)->float: # `BertConfig` of the teacher; operations per second
+    "The pace that a training reaches on this machine, from a matrix product of its size."
+    from distilherbert.runs import resolve_precision
+    sizes = profile.micro_rows*profile.max_len, config.hidden_size, config.intermediate_size
+    return TRAINING_SHARE*matrix_pace(*sizes, profile.threads, resolve_precision(profile.precision))
+
 def free_memory()->int: # Bytes
     "Memory that the device has left."
     import torch
@@ -248,8 +254,7 @@ def cost(
     "The estimated cost of scenarios on this machine."
     from distilherbert.runs import resolve_precision
     (config, assumed), precision = teacher_config(profile), resolve_precision(profile.precision)
-    sizes = profile.micro_rows*profile.max_len, config.hidden_size, config.intermediate_size
-    pace = pace or TRAINING_SHARE*matrix_pace(*sizes, profile.threads, precision)
+    pace = pace or training_pace(profile, config)
     costs = [scenario_cost(profile, s, config, pace) for s in with_required(profile, scenarios)]
     def time_text(seconds): return '-' if not seconds else duration(seconds) if seconds < 360_000 else f'{seconds/86400:,.0f} days'
     cells = [[c.scenario, *(f'{n:,}' if n else '-' for n in (c.tokens, c.steps, c.parameters)), size_text(c.disk),

@@ -70,7 +70,7 @@ def test_a_teacher_without_a_head_teaches_hidden_states(tiny, corpus, tmp_path, 
 
 def test_hours_are_a_budget(tiny, corpus, tmp_path, capsys, monkeypatch):
     "Twice the time, twice the tokens, at a pace that is the same."
-    monkeypatch.setattr(recipes, 'matrix_pace', lambda *a: 1e9)
+    monkeypatch.setattr(recipes, 'training_pace', lambda *a: 5e8)
     found = []
     for hours in (0.1, 0.2):
         distil(str(tiny.models['T0']), str(corpus), str(tmp_path/'s'), hours=hours, max_len=32, dry_run=True)
@@ -96,6 +96,12 @@ def test_numbers(text, number): assert parse_number(text) == number
 @pytest.mark.parametrize('ending', ['tsv', 'csv', 'jsonl', 'parquet'])
 def test_each_kind_of_file_gives_the_same_examples(ending, examples, tmp_path):
     assert read_rows(tmp_path/f'x.{ending}', ['sentence', 'target']) == examples
+
+
+def test_a_long_text_is_read(tmp_path):
+    "Longer than the limit that Python's reader has by itself."
+    (tmp_path/'a.csv').write_text(f'text,label\n{"a"*200_000},b\n')
+    assert [len(text) for text, _ in read_rows(tmp_path/'a.csv', ['text', 'label'])] == [200_000]
 
 
 @pytest.mark.parametrize(('name', 'content', 'message'), [
