@@ -139,8 +139,9 @@ def distil(
     if vocab: fixed |= {'vocab': vocab.replace('keep', ''), 'vocab_size': TRIMMED}
     if max_len: fixed['max_len'] = max_len
     if tokens: fixed['tokens'] = parse_number(tokens)
+    size = text_size(text)  # Before the teacher, which may have to be downloaded
     model, new_head = load_masked_lm(teacher_source(Profile('teacher', text=str(folder), tokenizer='teacher', teacher=source)))
-    config, size = model.config, text_size(text)
+    config = model.config
     del model
     if layers and not 0 < layers <= config.num_hidden_layers:
         raise SettingsError(f'--layers {layers}: the teacher has {config.num_hidden_layers}.')
