@@ -31,7 +31,7 @@ from .pack import Sequences, load_tokenizer, pad_sequences
 from .runs import Run, gather, make_accelerator, parameter_groups, rank_slice, unwrapped
 from .scenario import HELDOUT, Objective, SettingsError, get_profile, get_scenario
 from distilherbert.student import (
-    belong_together, bert_config, check_layer_map, count_parameters, load_config, load_masked_lm, part, random_model, save_model,
+    FAMILIES, belong_together, bert_config, check_layer_map, count_parameters, load_config, load_masked_lm, part, random_model, save_model,
     trim_model, truncate,
 )
 
@@ -151,6 +151,11 @@ class MicroBatch:
         if self.documents is not None: return document_mask(self.documents)
         return None if self.attention is None else self.attention[:, None, None, :]
 
+    def texts(self)->torch.Tensor: # int64 `(B, T)`; tokens with the same number attend to each other; negative for padding
+        "The text of each token, one for a whole sequence where documents are not separate."
+        if self.documents is not None: return self.documents
+        return torch.zeros_like(self.ids) if self.attention is None else self.attention.long() - 1
+
 @dataclass(frozen=True)
 class Batch:
     "The sequences of a step in micro-batches."
@@ -185,7 +190,7 @@ def make_batch(
 # %% ../nbs/05_distill.ipynb #00000018
 class MaskedPredictor(nn.Module):
     "A masked language model (shared, not copied) that computes only the outputs that an objective needs."
-    def __init__(self, model:nn.Module, needs:Sequence[str]=('logits',), layers:Sequence[int]=()): # `needs`: "logits", "hidden", "layers"
+    def __init__(self, model:nn.Module, needs:Sequence[str]=('logits',), layers:Sequence[int]=()): # `needs`: as of the entries of `LOSSES`
         super().__init__()
         self.model, self.needs, self.layers = model, frozenset(needs), tuple(layers)
 
@@ -196,8 +201,13 @@ class MaskedPredictor(nn.Module):
         out = encoder(micro.ids, attention_mask=micro.mask(), position_ids=micro.places, output_hidden_states=bool(self.layers))
         features = part(self.model, 'transform')(at(out.last_hidden_state, micro.positions)) if 'logits' in self.needs else None
         hidden = at(out.last_hidden_state, micro.tokens) if 'hidden' in self.needs else None
-        layers = tuple(at(out.hidden_states[i + 1], micro.tokens) for i in self.layers)
-        return Outputs(features, decoder.weight, decoder.bias, hidden, layers)
+        layers = tuple(at(out.hidden_states[i + 1], micro.tokens) for i in self.layers if 'layers' in self.needs)
+        relations = ()
+        if 'relations' in self.needs:
+            last = self.layers[-1]
+            family, layer = FAMILIES[self.model.config.model_type], part(self.model, 'layers')[last]
+            relations = *family.projections(layer, out.hidden_states[last]), micro.texts()
+        return Outputs(features, decoder.weight, decoder.bias, hidden, layers, relations)
 
 # %% ../nbs/05_distill.ipynb #0000001d
 class UnfitTeacher(RuntimeError):
@@ -232,10 +242,9 @@ def _heldout_sums(run:Run, i:int, micro:MicroBatch)->dict[str, torch.Tensor]: # 
     student, objective = unwrapped(run.student)(micro), run.objective
     if student.features is None:
         teacher = run.teacher(micro)
-        def states(outputs, loss): return outputs.layers if loss.needs == 'layers' else outputs.hidden
-        return {n: loss.function(states(student, loss), states(teacher, loss), micro.labels, objective.temperature).double()
+        return {n: loss.function(getattr(student, loss.needs), getattr(teacher, loss.needs), micro.labels, objective.temperature).double()
                 for n, loss in losses_of(objective).items()}
-    if run.teacher_model and i not in run.cache: run.cache[i] = replace(run.teacher(micro), hidden=None, layers=())
+    if run.teacher_model and i not in run.cache: run.cache[i] = replace(run.teacher(micro), hidden=None, layers=(), relations=())
     teacher, chunk, sums = run.cache.get(i), chunk_size(len(student.weight), 'cuda'), dict.fromkeys(run.measures, 0)
     for a in range(0, len(micro.labels), chunk):
         some = slice(a, a + chunk)
@@ -276,9 +285,10 @@ def open_run(
     checkpoint_minutes:float=10.0, # Time between checkpoints [minutes]
 )->Run: # For a `with`; raises `SettingsError`
     "Prepare a training run, to start or to resume."
-    s, acc, objective = settings, make_accelerator(settings.precision, settings.threads, settings.clip, zero), settings.loss()
-    needs, mine, theirs = {loss.needs for loss in losses_of(objective).values()}, (), ()
-    if 'layers' in needs:
+    s, objective, mine, theirs = settings, settings.loss(), (), ()
+    needs = {loss.needs for loss in losses_of(objective).values()}
+    acc = make_accelerator(s.precision, s.threads, s.clip, zero, partial=needs == {'relations'})
+    if needs & {'layers', 'relations'}:
         mine = range(student.config.num_hidden_layers)
         theirs = check_hidden_map(objective.hidden_map, len(mine), teacher.config.num_hidden_layers)
     encoder = {id(p) for p in part(student, 'encoder').parameters()}

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DeepSpeedPlugin, DistributedType, broadcast_object_list
+from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, DistributedType, broadcast_object_list
 from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
@@ -94,6 +94,7 @@ def make_accelerator(
     threads:int, # CPU threads of this process
     clip:float, # Largest gradient norm
     zero:int=0, # 0 for DDP, 2 for ZeRO-2
+    partial:bool=False, # Are there parameters that the loss does not reach?
 )->Accelerator: # On the GPU where there is one; raises `SettingsError`
     "Set the threads and the number type of a run, and join the other processes."
     kind = resolve_precision(precision)
@@ -103,7 +104,9 @@ def make_accelerator(
     AcceleratorState._reset_state()
     join_processes(zero)
     torch.set_num_threads(threads)
-    if not wanted_zero(zero): return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed)
+    if not wanted_zero(zero):
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=partial)]
+        return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed, kwargs_handlers=handlers)
     plugin = DeepSpeedPlugin(zero_stage=2, gradient_accumulation_steps=1, gradient_clipping=clip)
     plugin.deepspeed_config |= {'train_micro_batch_size_per_gpu': 1, 'steps_per_print': 10**9}  # The loop counts its sequences itself
     return Accelerator(deepspeed_plugin=plugin, mixed_precision=mixed)

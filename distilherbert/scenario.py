@@ -92,6 +92,7 @@ PRESETS:Mapping[str, Objective] = MappingProxyType({o.name: o for o in (
     Objective('distilbert-all', {'mlm': 2.0, 'soft': 5.0, 'cosine': 1.0}, temperature=3.0, soft_targets_on='all'),
     Objective('released', {'mlm': 1/3, 'soft_ce': 1/3, 'cosine_logits': 1/3}, temperature=3.0),
     Objective('hidden', {'cosine': 1.0, 'hidden': 1.0}),
+    Objective('relations', {'relations': 1.0}),
 )})
 
 # %% ../nbs/00_scenario.ipynb #00000010

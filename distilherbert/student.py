@@ -12,7 +12,7 @@ import copy
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -49,10 +49,12 @@ class Family:
     decoder:str # The output layer, H to V, tied to the embeddings
     bias:str # The parameter that is the bias of the output layer
     pooler:str # The dense layer that fine-tuning applies to the first position
+    projections:Callable # Of a layer and its input `(B, T, H)`: queries, keys and values, `(B, T, H)` each
 
 FAMILIES = {'bert': Family(
     BertForMaskedLM, BertModel, BertForSequenceClassification, 'bert', 'bert.encoder.layer', 'bert.embeddings.word_embeddings', 'cls',
-    'cls.predictions.transform', 'cls.predictions.decoder', 'cls.predictions.bias', 'bert.pooler')}
+    'cls.predictions.transform', 'cls.predictions.decoder', 'cls.predictions.bias', 'bert.pooler',
+    lambda layer, x: [getattr(layer.attention.self, n)(x) for n in ('query', 'key', 'value')])}
 
 def part(
     model:PreTrainedModel, # A masked language model of one of `FAMILIES`

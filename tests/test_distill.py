@@ -259,6 +259,21 @@ def test_hidden_states_of_a_step_are_those_of_transformers(loss):
     assert value == pytest.approx(wanted.item(), abs=1e-5)
 
 
+def test_relations_of_a_step_are_those_of_transformers():
+    "Whole and cut; queries, keys and values as they leave transformers' own projections in the last layers."
+    o, seen = PRESETS['relations'], {}
+    value, gradient, micro, *models = one_step(o, 7, ('relations',), ((0,), (1,)), 'nowhere')
+    assert torch.allclose(gradient, one_step(o, 3, ('relations',), ((0,), (1,)), 'nowhere')[1], atol=1e-6)
+    for i, model in enumerate(models):
+        attention = part(model, 'layers')[-1].attention.self
+        for n in ('query', 'key', 'value'):
+            getattr(attention, n).register_forward_hook(lambda m, x, out, i=i: seen.setdefault(i, []).append(out))
+        model(micro.ids, attention_mask=micro.attention)
+    texts = micro.attention.long() - 1
+    wanted = objective.relation_loss((*seen[0], texts), (*seen[1], texts))/micro.attention.sum()
+    assert value == pytest.approx(wanted.item(), rel=1e-4) and value > 0
+
+
 def test_padding_never_influences_a_result():
     student, losses = D.MaskedPredictor(random_model(bert_config(SMALL, 40, 1), seed=0)), []
     for width in (12, 5):

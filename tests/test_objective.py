@@ -32,6 +32,18 @@ def unit(v): return [x/math.sqrt(sum(y*y for y in v)) for x in v]
 def square(a, b): return sum((x - y)**2 for x, y in zip(a, b))
 
 
+TEXTS = [[0, 0, 0, 1, 1], [0, 0, 0, 0, -1]]  # The text of each token; the second sequence ends in padding
+
+
+def relations(student, teacher):
+    "Divergence of the distributions over a token's own text, with one head; queries, keys and values are 1, 2 and 3 times the states."
+    def total(factor, i):
+        there = [j for j in range(10) if i//5 == j//5 and TEXTS[i//5][i%5] == TEXTS[j//5][j%5]]
+        p, q = (softmax([factor**2*sum(x*y for x, y in zip(h[i], h[j]))/math.sqrt(H) for j in there]) for h in (teacher, student))
+        return sum(a*math.log(a/b) for a, b in zip(p, q))
+    return sum(total(factor, i) for factor in (1, 2, 3) for i in A)/3
+
+
 def literal(o, s, t, hs, ht, labels):
     "The formulas of PAPER and DESIGN, a loop over positions and tokens in double precision; hidden states by layer, the last one last."
     T, P = o.temperature, A if o.soft_targets_on == 'all' else M
@@ -44,7 +56,8 @@ def literal(o, s, t, hs, ht, labels):
         'cosine_logits': sum(1 - cosine(s[i], t[i]) for i in M)/len(M),
         'cosine': sum(1 - cosine(hs[-1][i], ht[-1][i]) for i in A)/len(A),
         'hidden': sum(square(a, b) for a, b in pairs)/(K*len(A)*H),
-        'hidden_directions': sum(square(unit(a), unit(b)) for a, b in pairs)/(K*len(A))}
+        'hidden_directions': sum(square(unit(a), unit(b)) for a, b in pairs)/(K*len(A)),
+        'relations': relations(hs[-1], ht[-1])/len(A)}
     assert list(values) == list(LOSSES)
     return sum(w*values[n] for n, w in o.weights.items())
 
@@ -54,7 +67,8 @@ def example(o, seed=0):
     g = torch.Generator().manual_seed(seed)
     both = [[torch.randn(*shape, generator=g).requires_grad_() for shape in ((10, H), (V, H), (V,), *[(10, H)]*K)] for _ in range(2)]
     labels, positions = torch.randint(0, V, (10,), generator=g), torch.tensor(A if o.soft_targets_on == 'all' else M)
-    outputs = [Outputs(x[positions], w, b, h[-1][A], tuple(l[A] for l in h)) for x, w, b, *h in both]
+    def related(h): return *((n*h).view(2, 5, H) for n in (1, 2, 3)), torch.tensor(TEXTS)
+    outputs = [Outputs(x[positions], w, b, h[-1][A], tuple(l[A] for l in h), related(h[-1])) for x, w, b, *h in both]
     there = torch.where(torch.isin(positions, torch.tensor(M)), labels[positions], -100)
     return both, labels, outputs, there
 
@@ -75,9 +89,11 @@ def test_the_gradient_in_chunks_is_that_of_autograd(name, chunk, monkeypatch):
     "Through all logits at once, for the inputs, the weights and the biases of the output layer, and for the hidden states."
     o, totals = OBJECTIVES[name], Totals(len(M), len(A))
     (mine, _), labels, (student, teacher), there = example(o, chunk)
-    frozen = [t.detach() for t in (teacher.logits(), teacher.hidden)] + [tuple(t.detach() for t in teacher.layers)]
+    frozen = [t.detach() for t in (teacher.logits(), teacher.hidden)]
+    frozen += [tuple(t.detach() for t in some) for some in (teacher.layers, teacher.relations)]
     sizes = {'masked': len(M), 'tokens': len(A), 'prediction': len(there)}
-    inputs = {'logits': (student.logits(), frozen[0]), 'hidden': (student.hidden, frozen[1]), 'layers': (student.layers, frozen[2])}
+    names = ('hidden', 'layers', 'relations')
+    inputs = {'logits': (student.logits(), frozen[0]), **{n: (getattr(student, n), f) for n, f in zip(names, frozen[1:], strict=True)}}
     wanted = sum(o.weights[n]*l.function(*inputs[l.needs], there, o.temperature)/sizes[l.positions] for n, l in losses_of(o).items())
     expected = torch.autograd.grad(wanted, mine, retain_graph=True, allow_unused=True)
     monkeypatch.setattr(objective, 'chunk_size', lambda vocab_size, device: chunk)
@@ -86,6 +102,24 @@ def test_the_gradient_in_chunks_is_that_of_autograd(name, chunk, monkeypatch):
     assert got['loss'].item() == pytest.approx(wanted.item(), rel=1e-5)
     for a, e in zip(torch.autograd.grad(got['loss'], mine, allow_unused=True), expected, strict=True):
         assert (a is None) == (e is None) and (a is None or torch.allclose(a, e, atol=1e-6))
+
+
+@pytest.mark.parametrize('memory', [1, 2**24])
+def test_relations_compare_models_of_different_width(memory, monkeypatch):
+    "Head by head, token by token, and with a gradient for the student; one sequence at a time, or all."
+    monkeypatch.setitem(objective.CHUNK_BYTES, 'cpu', memory)
+    g, texts, total = torch.Generator().manual_seed(0), torch.tensor(TEXTS), 0
+    mine = [torch.randn(2, 5, 32, generator=g).requires_grad_() for _ in range(3)]
+    theirs = [torch.randn(2, 5, 64, generator=g) for _ in range(3)]
+    for s, t in zip(mine, theirs, strict=True):
+        for b, i, head in np.ndindex(2, 5, 2):  # Two heads of 16, the greatest common divisor being 32
+            there = texts[b] == texts[b, i]
+            heads = [x[b].double().chunk(2, -1)[head] for x in (t, s)]
+            p, q = ((h[there] @ h[i]/h.shape[-1]**0.5).softmax(0) for h in heads)
+            if texts[b, i] >= 0: total = total + (p*(p/q).log()).sum()/6
+    got = objective.relation_loss((*mine, texts), (*theirs, texts))
+    assert got.item() == pytest.approx(total.item(), rel=1e-5)
+    for a, e in zip(torch.autograd.grad(got, mine), torch.autograd.grad(total, mine), strict=True): assert torch.allclose(a, e, atol=1e-6)
 
 
 def test_a_part_without_a_masked_position_adds_nothing():

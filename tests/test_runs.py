@@ -103,6 +103,15 @@ def test_accelerate_launches_processes(alone, tiny, tmp_path, options, processes
 
 
 @pytest.mark.slow
+def test_relations_follow_the_curve_of_one_process(alone, tiny, tmp_path):
+    "Although they do not reach what follows the last projections."
+    scenario = tmp_path/'relations.toml'
+    scenario.write_text('init = "truncated"\nsource = "T0"\nteacher = "T0"\nobjective = "relations"')
+    check_curve(*(train(link_inputs(tiny, tmp_path/n, alone[1]), alone[0], str(scenario), launcher=launcher)
+                  for n, launcher in (('one', (sys.executable,)), ('two', TORCHRUN))))
+
+
+@pytest.mark.slow
 @DEEPSPEED
 def test_zero_follows_the_curve_of_one_and_survives_a_kill(alone, tiny, tmp_path, monkeypatch):
     "Soft targets, hidden states and MLM by two processes with ZeRO-2; 16 sequences, because each needs as many micro-batches."
