@@ -6,7 +6,7 @@
 __all__ = ['TYPES', 'PRESETS', 'INITS', 'SCENARIOS', 'HELDOUT', 'BELOW_1', 'ABOVE_0', 'AT_LEAST', 'ONE_OF', 'PROFILES',
            'DATA_LAYOUT', 'SettingsError', 'unknown_name', 'Objective', 'Scenario', 'Profile', 'check_profile',
            'as_typed', 'required', 'get_scenario', 'checkout', 'runs_dir', 'data_dir', 'teacher_source', 'data_workers',
-           'hub_client', 'hub_answers', 'get_profile']
+           'hub_client', 'hub_answers', 'with_sources', 'get_profile']
 
 # %% ../nbs/00_scenario.ipynb #00000002
 import difflib
@@ -383,6 +383,14 @@ def hub_answers()->bool: # Behind a proxy always True, because only the client c
     return True
 
 # %% ../nbs/00_scenario.ipynb #0000002a
+def with_sources(
+    p:Profile, # May leave its sources open ("auto")
+    local:bool, # Are there local data?
+)->Profile: # The same, or a copy
+    "A profile with its sources of text and tasks decided."
+    if p.text == 'auto': p = replace(p, **({'text': 'local', 'text_lines': 0} if local else {'text': 'cc100', 'text_without': ()}))
+    return replace(p, task_source='local' if local else 'hub') if p.task_source == 'auto' else p
+
 def get_profile(name:'str | Path')->Profile: # Raises `SettingsError` for an unknown name or field, and where there is no data
     "A profile by its name, as 'demo', or from a TOML file, with its sources resolved."
     p = _get_settings(name, PROFILES, Profile)
@@ -392,8 +400,7 @@ def get_profile(name:'str | Path')->Profile: # Raises `SettingsError` for an unk
         raise SettingsError(f'The profile {p.name} needs text and tasks, and the hub cannot be reached to download them. Get Polish text '
                             'and the KLEJ tasks (https://klejbenchmark.com) where there is a network, put them into a folder as '
                             f'{DATA_LAYOUT}, and set DISTILHERBERT_DATA to that folder.')
-    if p.text == 'auto': p = replace(p, **({'text': 'local', 'text_lines': 0} if local else {'text': 'cc100', 'text_without': ()}))
-    if p.task_source == 'auto': p = replace(p, task_source='local' if local else 'hub')
+    p = with_sources(p, local)
     for part, source in (('text', p.text), ('klej', p.task_source)):
         if source == 'local': data_dir(part)
     return p

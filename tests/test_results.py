@@ -15,8 +15,8 @@ from pages import PAGES
 from distilherbert import cards, figures, pipeline, results
 from distilherbert.artefact import provenance, read_manifest
 from distilherbert.pipeline import record_key
-from distilherbert.results import QUESTIONS, Results, load_results, write_record
-from distilherbert.scenario import PROFILES, SCENARIOS, SettingsError
+from distilherbert.results import QUESTIONS, Results, load_results, read_records, write_record
+from distilherbert.scenario import PROFILES, SCENARIOS, SettingsError, with_sources
 from distilherbert.scores import INTERVAL
 
 MADE = {'commit': '0123456789ab', 'machine': 'an invented machine', 'versions': {}, 'date': '2026-01-01T00:00:00Z'}
@@ -40,8 +40,9 @@ def invent(profile='real', means=MEANS):
         v = {'mean': x, 'low': x - 1, 'high': x + 1.2, 'seeds': {str(i): x for i in range(6)}}
         return {'selections': dict.fromkeys(('heldout', 'last', 'best_on_dev'), v)}
     def gap(x): return {'difference': x, 'low': x - 1.2, 'high': x + 1.2, 'claim': abs(x) > 1.2, 'detectable': 1.0}
-    run = json.loads(json.dumps(asdict(PROFILES[profile])))
-    write('settings', {'profile': run, 'scenarios': [], 'stages': {}}, key=results.settings_key(profile))
+    run = json.loads(json.dumps(asdict(with_sources(PROFILES[profile], local=True))))
+    grid = json.loads(json.dumps([asdict(SCENARIOS[s]) for s in means]))
+    write('settings', {'profile': run, 'scenarios': grid, 'stages': {'text': pipeline.TEXT_VERSION}})
     part = {'lines_read': 100, 'rejected': {'short': 20}, 'duplicates': 5, 'kept': 75}
     write('clean', {'parts': {'old': part, 'ccsub': part}})
     write('vocabulary', {'before': 250_002, 'after': 32_000})
@@ -166,7 +167,13 @@ def test_a_record_of_other_code_is_stale():
     r = change('demo', 'klej-S4', key='abcdefabcdef')
     assert [w for w, why in r.stale.items() if why] == ['klej-S4'] and r.linked('klej-S4', '72.6').startswith('[72.6⚠]')
     assert '⚠ key abcdefabcdef then' in results.table_records(r, 'https://x')
-    assert all(change('demo', 'settings', key='abc').stale[w] for w in ('settings', 'comparisons'))
+    settings = read_records('demo')['settings']['values']
+    for change_of, named in (({'profile': {**settings['profile'], 'lr_trained': 1.0}}, 'lr_trained'), ({'stages': {'text': 0}}, 'text'),
+                             ({'scenarios': [{**settings['scenarios'][0], 'init': 'copy'}]}, 'S0')):
+        r = change('demo', 'settings', values={**settings, **change_of})
+        assert r.stale['settings'] == r.stale['comparisons'] == f'changed since: {named}' and r.stale['klej-T0'] is not None
+    more = {'profile': {n: v for n, v in settings['profile'].items() if n != 'zero'} | {'scenarios': ['S4']}, 'scenarios': []}
+    assert change('demo', 'settings', values={**settings, **more}).stale['settings'] == '', 'a field and a scenario have been added'
 
 
 def test_records_of_real_data_need_no_data_and_no_network(monkeypatch):
@@ -175,7 +182,8 @@ def test_records_of_real_data_need_no_data_and_no_network(monkeypatch):
     invent('real')
     r = change('real', 'klej-S4', key='abcdefabcdef')
     assert r.stale['klej-S4'] == '' == r.stale['settings'], 'what the key stands for is not here; the settings are the same'
-    assert change('real', 'settings', key='abc').stale['klej-S4'].startswith('key abc then')
+    settings = read_records('real')['settings']['values']
+    assert change('real', 'settings', values={**settings, 'stages': {'scores': 0}}).stale['klej-S4'] == 'changed since: scores'
 
 
 # --- claims and tables
