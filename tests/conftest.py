@@ -1,12 +1,14 @@
 "What all tests share: a clean environment, how programs are run, and one tiny profile that is built once."
+import csv
 import json
 import os
-import re
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ TOP = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TOP/'tools'))  # For `import pages`
 NOTEBOOKS = sorted((TOP/'nbs').glob('*.ipynb'))
 # `--dist loadfile` gives each file to one process: the files that take longest start first.
-LONGEST = ('readme', 'guides', 'bench', 'papermill', 'runs', 'cli', 'paper', 'package', 'distill', 'classify', 'klej', 'pages')
+LONGEST = ('commands', 'bench', 'papermill', 'runs', 'cli', 'paper', 'package', 'distill', 'classify', 'klej', 'pages')
 
 needs_data = pytest.mark.skipif('DISTILHERBERT_DATA' not in os.environ, reason='DISTILHERBERT_DATA names no folder of real data')
 
@@ -55,14 +57,51 @@ def run():
     return run_program
 
 
-def wait_for_steps(runs, process, steps, scenario='T0'):
-    "Wait until the log of a training in progress has more than so many lines; True while the process still runs."
-    end = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < end:
-        logs = list((Path(runs)/'model').glob(f'.{scenario}-*.partial/metrics.jsonl'))
-        if logs and logs[0].read_bytes().count(b'\n') > steps: return True
+def training(profile, scenario, *more, launcher=()):
+    "The command that trains a scenario, for `python` or for a launcher of several processes."
+    return sys.executable, *launcher, '-m', 'distilherbert.distill', '--scenario', scenario, '--profile', str(profile), *more
+
+
+def begin_training(runs, steps, *args, **launcher):
+    "A training in a folder of artefacts that has logged more than so many lines, and still runs."
+    env = os.environ | {'DISTILHERBERT_RUNS': str(runs), 'OMP_NUM_THREADS': '1'}
+    process = subprocess.Popen(training(*args, **launcher), cwd=TOP, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end, lines = time.monotonic() + 300, 0
+    while lines <= steps:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.01)
-    return False
+        lines = sum(f.read_bytes().count(b'\n') for f in (Path(runs)/'model').glob(f'.{args[1]}-*.partial/metrics.jsonl'))
+    return process
+
+
+def end_training(runs, *args, **launcher):
+    "Train to the end: what is printed, and the folder of the model."
+    done = run_program(*training(*args, **launcher), env={'DISTILHERBERT_RUNS': runs, 'OMP_NUM_THREADS': 1})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, Path(done.stdout.strip().splitlines()[-1])
+
+
+def check_saved(runs, scenario):
+    "After SIGTERM: the checkpoint has the last step of the log, which is returned."
+    log, = (runs/'model').glob(f'.{scenario}-*.partial/metrics.jsonl')
+    last = json.loads(log.read_text().splitlines()[-1])['step']
+    assert int(sorted(log.parent.glob('checkpoints/*.pt'))[-1].name.split('-')[0]) == last
+    return last
+
+
+SENTENCE = 'Numer {} ma swoje zdanie, a w nim kilka słów.'
+
+
+def noisy_corpus(documents=300, seed=0):
+    "Documents with markup, short lines, duplicates within and across corpora, and odd gaps."
+    rng, lines = random.Random(seed), []
+    for _ in range(documents):
+        for _ in range(rng.randrange(1, 6)):
+            s = SENTENCE.format(rng.randrange(900))
+            lines.append(rng.choice([s, s, s, f'<p>{s}</p>', f'{s} http://a.example/b', 'Menu', '*** ### ***', f'  {s}\t',
+                                     s.replace(' ', '&nbsp;'), unicodedata.normalize('NFD', s)]))
+        lines.append(rng.choice(['', '', ' ', '\t']))
+    return '\n'.join(lines)
 
 
 def link_inputs(tiny, folder, *models):
@@ -90,22 +129,15 @@ def write_tiny(folder, **changes):
     return file
 
 
-def check_command(words):
-    "Would a command of README or of a guide be understood? Its program, target, files, options and names exist."
-    from distilherbert.reproduce import parse
-    from distilherbert.scenario import PROFILES, SCENARIOS, get_profile, get_scenario
-    words = [w for w in words if not re.match(r'\w+=', w) and w != '&']
-    if not words or words[0] in ('export', 'wait', 'head', 'ls', 'source', 'pip'): return
-    program, *rest = words
-    for option, name in re.findall(r'(scenario|profile) (\S+)', ' '.join(rest)):
-        if not name.endswith('.toml'): assert name in (SCENARIOS if option == 'scenario' else PROFILES), words
-        elif not name.startswith('mine'): (get_scenario if option == 'scenario' else get_profile)(name)
-    if program == 'distilherbert': parse(rest)
-    elif program == 'make': assert set(rest) <= set(re.findall(r'^([a-z-]+):', (TOP/'Makefile').read_text('utf-8'), re.M)), words
-    elif program == 'papermill': assert [(TOP/w).is_file() for w in rest if w.startswith('nbs/')] == [True], words
-    elif words[:2] == ['python', '-m']: assert (TOP/'distilherbert'/f'{rest[1].partition(".")[2]}.py').is_file(), words
-    elif program == 'python': assert Path(rest[0]).is_file() or (TOP/rest[0]).is_file(), words
-    else: assert program in ('sbatch', 'bash') and Path(rest[0]).is_file(), f'who would check {words}?'
+def write_task(root, name, splits):
+    "An official folder of a task: rows (dicts) for each split."
+    from pandas import DataFrame
+
+    from distilherbert.tasks import TASKS
+    (place := root/f'klej_{name}').mkdir(parents=True, exist_ok=True)
+    quoting = {'quoting': csv.QUOTE_MINIMAL} if TASKS[name].quoted else {'quoting': csv.QUOTE_NONE, 'quotechar': '\0'}
+    for split, rows in splits.items(): DataFrame(rows).to_csv(place/f'{split}.tsv', sep='\t', index=False, **quoting)
+    return root
 
 
 @pytest.fixture(scope='session')

@@ -56,7 +56,7 @@ def test_a_key_depends_on_everything_behind_it_and_asking_for_it_writes_nothing(
     assert len(set(keys)) == len(keys) and not runs.exists()
 
 
-def test_a_fingerprint_knows_names_and_contents_but_not_the_place(tmp_path):
+def test_a_fingerprint_has_names_and_contents_but_not_the_place(tmp_path):
     one, two = tmp_path/'one', tmp_path/'two'
     for folder in (one, two): write(folder)
     before = fingerprint(one)
@@ -67,14 +67,17 @@ def test_a_fingerprint_knows_names_and_contents_but_not_the_place(tmp_path):
     with pytest.raises(FileNotFoundError, match='There is no file'): fingerprint(tmp_path/'three')
 
 
-def test_a_manifest_states_everything_and_what_is_there_is_not_made_again():
+def test_a_manifest_states_everything_and_what_is_there_is_not_made_again(monkeypatch):
+    monkeypatch.setattr(artefact, 'PACKAGES', ('numpy', 'no-such-package'))
     made = stage(inputs=(source := stage(label='source'),), note='demo')
     assert made.state() == 'absent' and made.build() == made.path and made.state() == source.state() == 'current'
     m = read_manifest(made.path)
     assert {k: m[k] for k in made.identity()} == made.identity() and (m['note'], m['key'], m['counts']) == ('demo', made.key, {'files': 2})
     assert m['inputs'] == {'text/source': source.key} and set(m['files']) == {'a.txt', 'sub/b.txt'} and m['seconds'] >= 0
     assert set(m['provenance']) == {'commit', 'machine', 'versions', 'date'} and not (made.path/'.note').exists()
-    assert replace(made, make=never).build() == made.path
+    assert set(m['provenance']['versions']) == {'python', 'numpy'} and replace(made, make=never).build() == made.path
+    with pytest.raises(ValueError): artefact.write_json(made.path/'manifest.json', float('nan'))
+    assert read_manifest(made.path) == m and verify(made.path) == [] and not list(made.path.glob('.*')), 'the old file stays'
 
 
 @pytest.mark.parametrize('resumable', [False, True])
@@ -142,17 +145,6 @@ def test_a_group_builds_together_and_the_first_writes(parallel):
     for t in threads: t.start()
     for t in threads: t.join()
     assert folders == [a.path]*2 and made == ['source', *[a.partial]*(1 + parallel)] and verify(a.path) == []
-
-
-def test_provenance_goes_without_what_is_not_installed(monkeypatch):
-    monkeypatch.setattr(artefact, 'PACKAGES', ('numpy', 'no-such-package'))
-    assert set(artefact.provenance()['versions']) == {'python', 'numpy'}
-
-
-def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
-    artefact.write_json(file := tmp_path/'a.json', 'ż')
-    with pytest.raises(ValueError): artefact.write_json(file, float('nan'))
-    assert file.read_text('utf-8') == '"ż"\n' and list(tmp_path.glob('*')) == [file]
 
 
 @pytest.mark.parametrize('error, code, words', [

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import needs_data
+from conftest import SENTENCE, needs_data, noisy_corpus
 from hub import Server
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -35,8 +35,6 @@ MESSY = st.lists(st.sampled_from(PIECES), max_size=30).map(''.join) | st.tuples(
 LINES = st.lists(st.sampled_from([*PIECES, WORDS, '\n\n', '\n \n', 'ww.', '://', '§', '½', '\u0378', '\u200b']) | st.text(max_size=20),
                  max_size=40).map(''.join)
 
-
-# The rules, against the plain way
 
 def slow_clean(text):
     "Every rule on every text, in order, symbols counted one by one."
@@ -121,6 +119,9 @@ def test_limits_are_exact_and_measured_on_the_cleaned_text():
             assert clean_text(letter*(n - n//10 - 1) + symbol*(n//10 + 1)) is None
     assert clean_text(' , .'.join('abcdefg')) is not None, 'space, comma and full stop are not counted against a text'
     assert clean_text('a_b_c_d_e_f_g_h') is None, 'an underscore is a symbol'
+    assert clean_text('<p ' + ' '.join(f'a{i}="b / c"' for i in range(clean.WIDEST)) + f'>{WORDS}') == WORDS
+    assert clean_text('<img src="data:image/png;base64,' + 'a/b+'*1_000_000 + f'">{WORDS}') == WORDS, 'one attribute, however long'
+    assert not clean.is_too_deep(f'<b>{WORDS}</b>'*50_000 + '<p>a<br><img src="b"><div></div>'*10_000)
 
 
 HOSTILE = """
@@ -145,14 +146,6 @@ def test_hostile_texts_take_little_time_and_memory(run):
     assert done.returncode == 0 and done.stdout.split() == ['markup']*8, done.stdout + done.stderr
 
 
-def test_markup_up_to_the_limits_is_kept():
-    assert clean_text('<p ' + ' '.join(f'a{i}="b / c"' for i in range(clean.WIDEST)) + f'>{WORDS}') == WORDS
-    assert clean_text('<img src="data:image/png;base64,' + 'a/b+'*1_000_000 + f'">{WORDS}') == WORDS, 'one attribute, however long'
-    assert not clean.is_too_deep(f'<b>{WORDS}</b>'*50_000 + '<p>a<br><img src="b"><div></div>'*10_000)
-
-
-# Deduplication
-
 HALVES = st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**64 - 1, 2**63, 2**40])
 
 
@@ -164,8 +157,6 @@ def test_first_occurrences_are_those_of_a_set(keys, sorted_at_a_time):
         found = clean.first_occurrences(np.array(keys, np.uint64).reshape(-1, 2)).tolist()
     assert found == [key not in keys[:i] for i, key in enumerate(keys)]
 
-
-# Blocks and documents
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(['a', 'bb\n', '\n\n', '\n', '\r\n\r\n', 'ż', '   ']), max_size=60).map(''.join), st.integers(1, 40),
@@ -191,9 +182,6 @@ def test_an_overlong_document_is_cut_at_a_line_end_and_an_overlong_line_ends_the
     assert len(given) < 50, 'reading stops at the limit'
 
 
-# The whole stage, on folders
-
-SENTENCE = 'Numer {} ma swoje zdanie, a w nim kilka słów.'
 GOOD = ('\n'.join(SENTENCE.format(i) for i in range(3000)) + '\n').encode()
 
 
@@ -215,17 +203,6 @@ def content(folder): return {f.name: f.read_bytes() for f in sorted(folder.glob(
 
 
 def every_text(folder): return [t for part in clean.PARTS if list(folder.glob(f'{part}-*')) for t in read_texts(folder, part)]
-
-
-def noisy_corpus(documents=300, seed=0):
-    rng, lines = random.Random(seed), []
-    for _ in range(documents):
-        for _ in range(rng.randrange(1, 6)):
-            s = SENTENCE.format(rng.randrange(900))
-            lines.append(rng.choice([s, s, s, f'<p>{s}</p>', f'{s} http://a.example/b', 'Menu', '*** ### ***', f'  {s}\t',
-                                     s.replace(' ', '&nbsp;'), unicodedata.normalize('NFD', s)]))
-        lines.append(rng.choice(['', '', ' ', '\t']))
-    return '\n'.join(lines)
 
 
 @pytest.fixture
@@ -312,8 +289,6 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(tmp_path, corpus, monke
     assert finished or after in (0, 5)
 
 
-# Bad input: each is an error that names the file and the place, or is counted
-
 def build_from(tmp_path, **files):
     "Clean files in a folder of their own; a fresh result each time."
     folder, work = tmp_path/'bad', tmp_path/f'work-{len(list(tmp_path.glob("work-*")))}'
@@ -394,13 +369,8 @@ def test_of_a_file_that_is_broken_at_its_end_nothing_is_kept(tmp_path, monkeypat
     assert content(tmp_path/'made') == content(tmp_path/'alone') and made['parts'] == alone['parts']
     assert made['sources'] == ['a.txt', 'z.txt'] and len(made['bad_files']) == 1 and f'Left out: {made["bad_files"][0]}' in caplog.text
     assert re.search(f'{re.escape(name)}.*{error}', made['bad_files'][0])
-
-
-def test_files_of_which_all_are_bad_are_an_error(tmp_path):
-    (tmp_path/'t').mkdir()
-    for name in 'ab': (tmp_path/'t'/f'{name}.txt.xz').write_bytes(lzma.compress(GOOD)[:500])
-    with pytest.raises(BadText, match='Nothing is left of.*a.txt.xz is a truncated.*b.txt.xz is a truncated'):
-        build(tmp_path/'work', tmp_path/'t', on_bad_file='skip')
+    for good in ('a.txt', 'z.txt'): (tmp_path/'both'/good).unlink()
+    with pytest.raises(BadText, match=f'Nothing is left of.*{error}'): build(tmp_path/'none', tmp_path/'both', on_bad_file='skip')
 
 
 def test_a_disk_that_fails_in_the_middle_is_named_with_the_byte(tmp_path, corpus, monkeypatch):
@@ -416,18 +386,15 @@ def test_a_disk_that_fails_in_the_middle_is_named_with_the_byte(tmp_path, corpus
     assert 'byte 3,000' in counts['bad_files'][0] and counts['sources'] == ['b.txt.xz', 'c.txt.gz']
 
 
-@pytest.mark.skipif(not Path('/proc/self/mem').exists(), reason='needs a file that the system refuses to read')
-def test_a_file_that_cannot_be_opened_for_its_fingerprint_is_still_named(tmp_path, corpus):
-    (corpus/'b.txt').symlink_to('/proc/self/mem')
-    with pytest.raises(BadText, match=r'^b\.txt cannot be read from byte 0 on: Input/output error'): build(tmp_path/'work', corpus)
-
-
-@pytest.mark.parametrize('ending', ['.txt', '.md'])
-def test_a_name_that_is_not_utf8_is_named_where_the_file_is_read(tmp_path, corpus, ending):
-    (corpus/os.fsdecode(b'g\xb3\xbb' + ending.encode())).write_bytes(GOOD)
-    if ending == '.md': assert build(tmp_path/'work', corpus)['unread_files'][0].startswith(r'g\udcb3\udcbb.md: ')
-    else:
-        with pytest.raises(SettingsError, match=r"'g\\udcb3\\udcbb\.txt' is not UTF-8"): build(tmp_path/'work', corpus)
+def test_files_that_cannot_be_opened_or_named_are_named(tmp_path, corpus):
+    if Path('/proc/self/mem').exists():  # A file that the system refuses to read, for its fingerprint too
+        (file := corpus/'b.txt').symlink_to('/proc/self/mem')
+        with pytest.raises(BadText, match=r'^b\.txt cannot be read from byte 0 on: Input/output error'): build(tmp_path/'work', corpus)
+        file.unlink()
+    (corpus/os.fsdecode(b'g\xb3\xbb.md')).write_bytes(GOOD)
+    assert build(tmp_path/'other', corpus)['unread_files'][0].startswith(r'g\udcb3\udcbb.md: ')
+    (corpus/os.fsdecode(b'g\xb3\xbb.txt')).write_bytes(GOOD)
+    with pytest.raises(SettingsError, match=r"'g\\udcb3\\udcbb\.txt' is not UTF-8"): build(tmp_path/'last', corpus)
 
 
 def test_files_that_are_not_read_are_named(tmp_path, corpus, caplog):
@@ -442,8 +409,6 @@ def test_files_that_are_not_read_are_named(tmp_path, corpus, caplog):
     assert all(f'Not read: {file}' in caplog.text for file in unread)
     assert clean.unread_files('world') == clean.unread_files('cc100') == []
 
-
-# CC-100 over HTTP
 
 @pytest.fixture
 def server(monkeypatch):
@@ -503,8 +468,6 @@ def test_a_local_copy_comes_before_the_address(tmp_path, monkeypatch):
         else:
             with pytest.raises(SettingsError, match=message): text_sources('cc100')
 
-
-# Real text
 
 @needs_data
 def test_real_lines_are_cleaned_like_the_slow_way():

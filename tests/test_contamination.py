@@ -2,8 +2,10 @@
 import csv
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from conftest import write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,14 +74,9 @@ def klej(tmp_path, monkeypatch):
     monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
     rng, folder = random.Random(0), tmp_path/'klej'
     for task in TASKS.values():
-        (folder/f'klej_{task.name}').mkdir(parents=True)
-        for name in [name for name, size in zip(FILES.values(), task.sizes, strict=True) if size]:
-            with open(folder/f'klej_{task.name}'/name, 'w', encoding='utf-8', newline='') as f:
-                quoting = {'quoting': csv.QUOTE_ALL} if task.quoted else {'quoting': csv.QUOTE_NONE, 'quotechar': None}
-                rows = csv.writer(f, delimiter='\t', lineterminator='\n', **quoting)
-                rows.writerow([*task.texts, 'target'])
-                for i in range(4):
-                    rows.writerow([*(('"' if i == 0 else '') + sentence(rng, 20 if i < 3 else 8) + ' .' for _ in task.texts), 'x'])
+        def row(i, task=task): return {c: '"'*(i == 0) + sentence(rng, 20 if i < 3 else 8) + ' .' for c in task.texts} | {'target': 'x'}
+        files = [Path(name).stem for name, size in zip(FILES.values(), task.sizes, strict=True) if size]
+        write_task(folder, task.name, {file: list(map(row, range(4))) for file in files})
     return folder
 
 

@@ -3,19 +3,17 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TOP, link_inputs, log_of, run_program, wait_for_steps, write_tiny
+from conftest import begin_training, check_saved, end_training, link_inputs, log_of, run_program, training, write_tiny
 from torch.nn import functional as F
 from transformers import BertForMaskedLM, BertModel, get_cosine_schedule_with_warmup
 
@@ -55,15 +53,17 @@ def few_run(folder, teacher=True, dropout=0.0, sequences=SEQUENCES, **changes):
 
 
 def trained(folder, **changes):
-    "The same, trained to its end."
-    with few_run(folder, **changes) as run: D.train(run)
+    "The same, trained to its end, which never moves the teacher."
+    run = few_run(folder, **changes)
+    first, teacher = weights(run).clone(), run.teacher_model and {k: v.clone() for k, v in run.teacher_model.state_dict().items()}
+    with run: D.train(run)
+    assert teacher is None or all(torch.equal(teacher[k], v) for k, v in run.teacher_model.state_dict().items())
+    assert teacher is None or all(p.grad is None for p in run.teacher_model.parameters()) and not torch.equal(first, weights(run))
     return run
 
 
 def weights(run): return torch.cat([p.detach().flatten() for p in run.student.parameters()])
 
-
-# Programs that are killed, stopped, or run out of disk
 
 @pytest.fixture(scope='module')
 def undisturbed(tiny, tmp_path_factory):
@@ -72,36 +72,23 @@ def undisturbed(tiny, tmp_path_factory):
     return file, pipeline.build_model(get_profile(file), SCENARIOS['S4'])
 
 
-def program(profile): return [sys.executable, '-m', 'distilherbert.distill', '--scenario', 'S4', '--profile', str(profile)]
-
-
-def begin(profile, folder, monkeypatch):
-    monkeypatch.setenv('DISTILHERBERT_RUNS', str(folder))
-    return subprocess.Popen(program(profile), cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_stopped_and_killed_it_ends_with_the_same_weights(undisturbed, tiny, tmp_path, monkeypatch):
+def test_stopped_and_killed_it_ends_with_the_same_weights(undisturbed, tiny, tmp_path):
     "SIGTERM early: it saves, says so, and leaves. SIGKILL later. The folder of its teacher stays as it was."
     profile, calm = undisturbed
     folder, teacher, lines = link_inputs(tiny, tmp_path/'runs', tiny.models['T0']), tiny.models['T0'], len(D.read_metrics(calm))
     before = {f.name: (digest(f), f.stat().st_mtime_ns) for f in teacher.iterdir()}
-    process = begin(profile, folder, monkeypatch)
-    assert wait_for_steps(folder, process, 10, 'S4'), process.communicate()
+    process = begin_training(folder, 10, profile, 'S4')
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    log, = (folder/'model').glob('.S4-*.partial/metrics.jsonl')
-    last = json.loads(log.read_text().splitlines()[-1])['step']
-    assert process.returncode == 128 + signal.SIGTERM and f'Stopped after step {last} of ' in err and 'Traceback' not in err
-    assert int(sorted(log.parent.glob('checkpoints/*.pt'))[-1].name.split('-')[0]) == last
-    process = begin(profile, folder, monkeypatch)
-    assert wait_for_steps(folder, process, int(0.6*lines), 'S4'), process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in err
+    assert f'Stopped after step {check_saved(folder, "S4")} of ' in err
+    process = begin_training(folder, int(0.6*lines), profile, 'S4')
     time.sleep(random.Random(1).random()/20)
     process.kill()
     process.communicate()
-    done = run_program(*program(profile))
-    assert done.returncode == 0 and 'Resumes after step' in done.stdout, done.stdout + done.stderr
-    made = Path(done.stdout.strip().splitlines()[-1])
-    assert (made/'model.safetensors').read_bytes() == (calm/'model.safetensors').read_bytes() and log_of(made) == log_of(calm)
+    said, made = end_training(folder, profile, 'S4')
+    assert 'Resumes after step' in said and log_of(made) == log_of(calm)
+    assert (made/'model.safetensors').read_bytes() == (calm/'model.safetensors').read_bytes()
     assert {f.name: (digest(f), f.stat().st_mtime_ns) for f in teacher.iterdir()} == before
     assert read_manifest(calm)['inputs']['model/T0'] == read_manifest(teacher)['key']
 
@@ -116,17 +103,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(undisturbed, tiny, tmp_path)
               f'DISTILHERBERT_RUNS={tmp_path}/disk "$@"; code=$?; cp -r {tmp_path}/disk {tmp_path}/after; exit $code')
     if subprocess.run(['unshare', '-Urm', 'mount', '-t', 'tmpfs', 'tmpfs', tmp_path/'disk'], capture_output=True).returncode:
         pytest.skip('a small file system needs `unshare -Urm`, which this system does not allow')
-    done = run_program('unshare', '-Urm', 'sh', '-c', inside, 'sh', *program(profile))
+    done = run_program('unshare', '-Urm', 'sh', '-c', inside, 'sh', *training(profile, 'S4'))
     assert done.returncode and 'The disk is full' in done.stderr and 'same command' in done.stderr, done.stderr
     partial, = (tmp_path/'after'/'model').glob('.S4-*.partial')
     kept = runs.load_checkpoint(partial/'checkpoints')
     assert kept['step'] > 0 and not (partial/'checkpoints'/'part').exists()
-    finished = run_program(*program(profile), env={'DISTILHERBERT_RUNS': tmp_path/'after'})
-    assert finished.returncode == 0 and f'Resumes after step {kept["step"]} of' in finished.stdout
-    assert log_of(Path(finished.stdout.strip().splitlines()[-1])) == log_of(calm)
+    said, made = end_training(tmp_path/'after', profile, 'S4')
+    assert f'Resumes after step {kept["step"]} of' in said and log_of(made) == log_of(calm)
 
-
-# Runs that are interrupted in this process
 
 @pytest.mark.parametrize('number, name, calls, step, changes', [
     (signal.SIGTERM, 'distillation_loss', 5*7 + 3, 5, {'dropout': 0.1}), (signal.SIGINT, '_heldout_sums', 1, 0, {}),
@@ -203,12 +187,10 @@ def test_batches_are_prepared_in_the_background_once_each(tmp_path, monkeypatch)
         made.append(threading.current_thread())
         return right(*args)
     monkeypatch.setattr(D, 'make_batch', noted)
-    run = trained(tmp_path)
+    run = trained(tmp_path, attention='text')
     assert made[0] is threading.main_thread(), 'the held-out part'
     assert threading.main_thread() not in made[1:] and run.steps <= len(made) - 1 <= run.steps + 1
 
-
-# Steps and their definition
 
 def one_step(o, micro_rows, needs=('logits', 'hidden'), layers=((), ()), predict='masked'):
     "Loss and gradient of one step over all sequences, and both models."
@@ -325,17 +307,6 @@ def test_a_step_of_the_optimiser_is_torchs_own(tmp_path):
     for a, b in zip(run.student.model.parameters(), mine.parameters(), strict=True): assert torch.allclose(a, b, atol=1e-4)
 
 
-# Objectives, teachers, heads
-
-@pytest.mark.parametrize('attention', ['row', 'text'])
-def test_training_never_moves_the_teacher(tmp_path, attention):
-    run = few_run(tmp_path, attention=attention)
-    before, first = {k: v.clone() for k, v in run.teacher_model.state_dict().items()}, weights(run).clone()
-    with run: D.train(run)
-    assert all(torch.equal(before[k], v) for k, v in run.teacher_model.state_dict().items())
-    assert all(p.grad is None for p in run.teacher_model.parameters()) and not torch.equal(first, weights(run))
-
-
 def test_an_objective_on_hidden_states_needs_no_head(tiny, tmp_path, monkeypatch):
     "S4h: from an encoder without a prediction head, whose student has none either: neither is trained, and the folder says so."
     encoder = tmp_path/'encoder'
@@ -352,8 +323,9 @@ def test_an_objective_on_hidden_states_needs_no_head(tiny, tmp_path, monkeypatch
     assert counts['parameters'] == counts['encoder_parameters']
     assert load_masked_lm(tmp_path/'S4h')[1] and BertModel.from_pretrained(tmp_path/'S4h').config.num_hidden_layers == 1
     monkeypatch.undo()
-    with pytest.raises(D.UnfitTeacher, match='objective = "hidden"'): # For soft targets an untrained head is refused
-        make('X', settings | {'objective': asdict(PRESETS['distilbert'])})
+    words = 'The teacher is not fit to teach.*`teacher_margin` asks for 0.1 less.*teacher_tokens.*objective = "hidden"'
+    with pytest.raises(D.UnfitTeacher, match=words): make('X', settings | {'objective': asdict(PRESETS['distilbert'])})
+    assert D.read_metrics(tmp_path/'X') == [], 'for soft targets an untrained head is refused before the first step'
 
 
 def test_a_new_head_has_a_learning_rate_of_its_own(tmp_path):
@@ -367,12 +339,6 @@ def test_a_new_head_has_a_learning_rate_of_its_own(tmp_path):
         assert groups == ({1.0: set(names.values()) - head, 10.0: head} if new else {1.0: set(names.values())})
     with run: D.train(run)
     assert max(line.get('lr', 0) for line in D.read_metrics(tmp_path)) <= 2e-3
-
-
-def test_an_unfit_teacher_is_refused_before_the_first_step(tmp_path):
-    with pytest.raises(D.UnfitTeacher, match='The teacher is not fit to teach.*`teacher_margin` asks for 0.1 less.*teacher_tokens'):
-        trained(tmp_path, teacher_margin=0.1)
-    assert D.read_metrics(tmp_path) == []
 
 
 def test_the_teachers_heldout_outputs_are_computed_once(tmp_path, monkeypatch):
@@ -430,8 +396,6 @@ def test_a_compiled_run_is_the_same_to_rounding(tmp_path, monkeypatch, name):
     assert list(made[0].student.model.state_dict()) == list(made[1].student.model.state_dict())
 
 
-# Models
-
 def test_first_weights(tiny, tmp_path):
     "Random ones in the shape of the profile or of a source, and copied ones; what does not belong together is refused."
     shape = {f: getattr(tiny.profile, f) for f in ('layers', 'hidden', 'heads', 'intermediate', 'init_std', 'max_len')}
@@ -472,8 +436,3 @@ def test_sequences_longer_than_the_model_are_refused(tiny, tmp_path):
     with pytest.raises(SettingsError, match='34 positions, too few for sequences of 64'):
         first = D.initial_model('copy', tiny.models['T0'], tiny.tokenizer)
         D.make_model(tmp_path, tiny.tokenizer, *first, tiny.sequences['ccsub'], settings=settings)
-
-
-def test_the_command_line(tiny, capsys):
-    assert D.main(['--profile', str(tiny.file)]) == 0 and capsys.readouterr().out.strip().endswith(str(tiny.models['S4']))
-    assert D.main(['--scenario', 's4', '--profile', str(tiny.file)]) and 'Did you mean S4' in capsys.readouterr().err

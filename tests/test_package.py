@@ -127,7 +127,8 @@ def in_environment(python, *args, cwd):
 
 
 @pytest.mark.slow
-def test_modules_import_without_nbdev_and_papermill(environment, tmp_path):
+def test_the_wheel_works_alone_outside_a_checkout(environment, tmp_path):
+    "Text, tokenizer, teacher, student and scores, with nothing but the wheel and what it requires; only `reproduce` needs the notebooks."
     code = f'''
 import importlib, sys, warnings
 warnings.simplefilter("error", UserWarning)
@@ -137,13 +138,7 @@ for tool in ("nbdev", "papermill", "fastcore", "IPython", "jupyter_client", "pyt
     assert importlib.util.find_spec(tool) is None, tool
 '''
     done = in_environment(environment, '-c', code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert str(TOP) not in done.stdout, 'the wheel itself was imported'
-
-
-@pytest.mark.slow
-def test_a_scenario_is_run_outside_a_checkout(environment, tmp_path):
-    "Text, tokenizer, teacher, student and scores, with nothing but the wheel and what it requires; only `reproduce` needs the notebooks."
+    assert done.returncode == 0 and str(TOP) not in done.stdout, done.stderr
     program, file = environment.with_name('distilherbert'), write_tiny(tmp_path, world_size=150, tasks=['nkjp-ner'])
     for args in (['--help'], ['status'], ['cost', 'S4'], ['run', 'S4', '--profile', file]):
         done = in_environment(program, *args, cwd=tmp_path)

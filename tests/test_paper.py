@@ -71,10 +71,6 @@ def folder_of(found, kind, name):
     return folder
 
 
-def test_the_text_is_the_beginning_of_cc100(found):
-    assert read_manifest(folder_of(found, 'text', 'cc100'))['counts']['lines'] == LINES < found.text.count('\n')
-
-
 def test_the_teacher_is_that_of_the_hub_and_the_student_half_of_it(found):
     ids = torch.tensor([[0, 9, 8, 7, 2]])
     t0, s4 = (AutoModelForMaskedLM.from_pretrained(folder_of(found, 'model', n)).eval() for n in ('T0', 'S4'))
@@ -86,11 +82,9 @@ def test_the_teacher_is_that_of_the_hub_and_the_student_half_of_it(found):
     assert tokenizer('czysty.')['input_ids'][0] == 0 and tokenizer.tokenize('czysty.')[-1] == '.</w>'
 
 
-def test_all_tasks_are_scored_on_the_whole_dev(found):
+def test_text_and_tasks_are_whole_and_the_second_time_needs_neither_server(found):
+    assert read_manifest(folder_of(found, 'text', 'cc100'))['counts']['lines'] == LINES < found.text.count('\n')
     dev = [read_manifest(folder_of(found, 'scores', f'S4-{group}-42'))['counts']['dev'] for group in ('nkjp-ner', 'polemo2.0')]
     assert dev == [{'nkjp-ner': 1941}, {'polemo2.0-in': 723, 'polemo2.0-out': 494}]
-
-
-def test_the_second_time_needs_neither_server(found):
     assert found.again.returncode == 0, found.again.stderr
     assert found.before and found.before == {f: f.stat().st_mtime_ns for f in found.runs.rglob('*.safetensors')}

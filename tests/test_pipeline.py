@@ -24,22 +24,18 @@ def folder_of_text(folder):
     return str(folder)
 
 
-# Keys
 
 @pytest.mark.parametrize('changes, changed', [
     ({'name': 'x', 'checkpoint_minutes': 1.0, 'zero': 2, 'task_lr': 1e-3, 'tasks': ('nkjp-ner',), 'teacher_margin': 0.5}, set()),
     ({'teacher_tokens': 5}, GRID - {'S0', 'S1'}), ({'teacher_mask_share': 0.3}, GRID - {'S0', 'S1'}),
     ({'tokens': 5}, GRID - {'S0', 'S2', 'T0'}), ({'lr_trained': 1e-5}, {'S3', 'S4', 'S5', 'T1'}),
     ({'heldout_share': 0.1}, GRID - {'S0'}), ({'micro_rows': 8}, GRID - {'S0'}), ({'hidden': 32}, GRID), ({'world_size': 20}, GRID),
-    ({'vocab_size': 900}, GRID), ({'data_seed': 1}, GRID), ({'dropout': 0.1}, GRID), ({'seed': 1}, GRID)])
+    ({'vocab_size': 900}, GRID), ({'data_seed': 1}, GRID), ({'dropout': 0.1}, GRID), ({'seed': 1}, GRID),
+    ({'init_std': 0.05}, {'S0', 'S1'})])
 def test_a_key_depends_on_what_decides_the_model(changes, changed):
-    before, after = keys(DEMO), keys(replace(DEMO, **changes))
+    "The spread of random weights decides only random students where the teacher comes from a source."
+    before, after = (keys(replace(HUB if 'init_std' in changes else DEMO, **more)) for more in ({}, changes))
     assert {n for n in GRID if before[n] != after[n]} == changed
-
-
-def test_the_spread_of_random_weights_is_in_the_keys_of_random_students_of_a_teacher_from_a_source():
-    wider = keys(replace(HUB, init_std=0.05))
-    assert {n for n, key in keys(HUB).items() if wider[n] != key} == {'S0', 'S1'}
 
 
 def test_the_key_of_scores_depends_on_model_data_and_settings():
@@ -69,7 +65,7 @@ def test_a_record_has_the_key_of_what_it_measures(monkeypatch):
     assert changed(DEMO) == {'comparisons'}
 
 
-def test_a_description_has_no_side_effects(run, tmp_path):
+def test_a_description_has_no_side_effects_and_inputs_come_first(run, tmp_path):
     program = """import sys
 from distilherbert.pipeline import record_key, scenario_artefacts, submission_artefact
 from distilherbert.scenario import PROFILES, SCENARIOS
@@ -78,16 +74,13 @@ for s in map(SCENARIOS.get, p.scenarios): print(*(a.state() for a in scenario_ar
 print(record_key(p, 'comparisons'), 'torch' in sys.modules)"""
     done = run(sys.executable, '-c', program, env={'WORLD_SIZE': '2', 'RANK': '1', 'DISTILHERBERT_RUNS': tmp_path/'runs'})
     assert done.stdout.endswith('False\n') and 'current' not in done.stdout and not (tmp_path/'runs').exists(), done.stderr
-
-
-def test_inputs_come_before_what_is_made_of_them():
     found = scenario_artefacts(DEMO, SCENARIOS['S5'])
     order = [a.key for a in found]
     assert len(order) == len(set(order)) and all(order.index(i.key) < order.index(a.key) for a in found for i in a.inputs)
     assert [a.stage for a in scenario_artefacts(replace(DEMO, tasks=('my-task',)), SCENARIOS['S0'])] == ['text', 'tokenizer', 'model']
 
 
-# What is refused
+
 
 @pytest.mark.parametrize('changes, scenario, words', [
     ({'tokens': 0}, 'S4', '`tokens` = 0, but S4'), ({'tokens': 0}, 'T1', '`tokens` = 0, but T1'), ({}, 'E0', 'E0 is an unchanged'),
@@ -108,21 +101,10 @@ def test_a_text_without_a_part_for_the_teacher_is_refused_where_the_part_is_need
     assert model_artefact(replace(HUB, text=str(tmp_path), old_share=0.0, teacher_tokens=0), SCENARIOS['S4']).key
 
 
-def test_sequences_longer_than_the_teacher_reads_are_refused_where_it_is_trained(teacher):
-    p = replace(HUB, teacher=str(teacher), max_len=35)
+def test_too_long_sequences_unknown_parts_and_absent_scores_are_named(teacher):
+    S0, p = SCENARIOS['S0'], replace(HUB, teacher=str(teacher), max_len=35)
     with pytest.raises(SettingsError, match='34 positions, .* max_len = 35 tokens. Lower `max_len`'): model_artefact(p, SCENARIOS['S1'])
     assert model_artefact(replace(p, teacher_tokens=0), SCENARIOS['S2']).key, 'it is never trained on sequences'
-
-
-@pytest.mark.parametrize('share, words', [(0.001, 'none is held out'), (0.999, 'none is left to train on')])
-def test_too_few_sequences_show_before_anything_is_trained(tmp_path, monkeypatch, share, words):
-    monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path))
-    few = replace(DEMO, world_size=20, vocab_size=200, heldout_share=share)
-    with pytest.raises(SettingsError, match=words): pipeline.build_sequences(few)
-
-
-def test_unknown_parts_and_absent_scores_are_named():
-    S0 = SCENARIOS['S0']
     with pytest.raises(SettingsError, match='Did you mean old'): pipeline.sequences_artefact(DEMO, 'odl')
     with pytest.raises(TaskError, match='No scores yet: S0-nkjp-ner-10.*distilherbert run S0 --profile demo'):
         pipeline.scores_folders(DEMO, S0)
@@ -142,7 +124,6 @@ def test_rates_and_masks_of_the_teacher_are_its_own():
     assert trained_part(replace(real, teacher_tokens=0), SCENARIOS['T0']) == ''
 
 
-# Building
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):

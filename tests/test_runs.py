@@ -1,14 +1,10 @@
 "Several processes: the same curve as one, killed, stopped, and with ZeRO-2."
 import importlib.util
-import json
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TOP, link_inputs, log_of, run_program, wait_for_steps, write_tiny
+from conftest import begin_training, check_saved, end_training, link_inputs, log_of, write_tiny
 
 from distilherbert import distill as D
 from distilherbert import pipeline, runs
@@ -17,26 +13,19 @@ from distilherbert.runs import rank_slice, wanted_zero
 from distilherbert.scenario import SCENARIOS, SettingsError, get_profile
 
 DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None, reason='needs DeepSpeed: pip install -e ".[deepspeed]"')
-TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2')
+TORCHRUN = ('-m', 'torch.distributed.run', '--nproc-per-node', '2')
 LONGER = dict(micro_rows=4, tokens=15_000, teacher_tokens=15_000, checkpoint_minutes=0.001)
-LAUNCH = (sys.executable, '-m', 'accelerate.commands.launch')
 
 
-def program(profile, scenario, *more): return ['-m', 'distilherbert.distill', '--scenario', scenario, '--profile', str(profile), *more]
+def train(folder, *args, launcher=TORCHRUN): return end_training(folder, *args, launcher=launcher)[1]
 
 
-def train(folder, profile, scenario, *more, launcher=TORCHRUN):
-    "The finished model's folder."
-    done = run_program(*launcher, *program(profile, scenario, *more), env={'DISTILHERBERT_RUNS': folder, 'OMP_NUM_THREADS': 1})
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Path(done.stdout.strip().splitlines()[-1])
-
-
-def begin(folder, profile, scenario, monkeypatch, *more):
-    monkeypatch.setenv('DISTILHERBERT_RUNS', str(folder))
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    command = [*TORCHRUN, *program(profile, scenario, *more)]
-    return subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def kill_in_the_middle(folder, one, *args):
+    "SIGKILL to the launcher and both processes at once; torchrun gives each process a session of its own."
+    process = begin_training(folder, len(D.read_metrics(one))//2, *args, launcher=TORCHRUN)
+    for p in (*psutil.Process(process.pid).children(recursive=True), process): p.kill()
+    process.communicate()
+    assert list((folder/'model').glob('.S4-*.partial/checkpoints/*.pt'))
 
 
 def content(folder): return (folder/'model.safetensors').read_bytes(), log_of(folder)
@@ -58,36 +47,29 @@ def alone(tiny, tmp_path_factory):
     return file, *(pipeline.build_model(get_profile(file), SCENARIOS[s]) for s in ('T0', 'S4'))
 
 
-def test_two_processes_killed_follow_the_curve_of_one(alone, tiny, tmp_path, monkeypatch):
-    "SIGKILL to the launcher and both processes at once, in the middle of S4; resumed, it ends with the bytes of an undisturbed run."
+def test_two_processes_killed_follow_the_curve_of_one(alone, tiny, tmp_path):
+    "Resumed, S4 ends with the bytes of an undisturbed run."
     profile, teacher, one = alone
     calm, rough = (link_inputs(tiny, tmp_path/name, teacher) for name in ('calm', 'rough'))
     undisturbed = train(calm, profile, 'S4')
     check_curve(one, undisturbed)
-    process = begin(rough, profile, 'S4', monkeypatch)
-    assert wait_for_steps(rough, process, len(D.read_metrics(one))//2, 'S4'), process.communicate()
-    for p in (*psutil.Process(process.pid).children(recursive=True), process): p.kill()  # torchrun gives each process a session of its own
-    process.communicate()
-    assert list((rough/'model').glob('.S4-*.partial/checkpoints/*.pt'))
+    kill_in_the_middle(rough, one, profile, 'S4')
     resumed = train(rough, profile, 'S4')
     assert content(resumed) == content(undisturbed) and read_manifest(resumed)['counts']['processes'] == 2
     assert not list((rough/'model').glob('.*.partial'))
 
 
 @pytest.mark.slow
-def test_sigterm_stops_both_processes_and_one_goes_on(alone, tiny, tmp_path, monkeypatch):
+def test_sigterm_stops_both_processes_and_one_goes_on(alone, tiny, tmp_path):
     profile, teacher, _ = alone
     folder = link_inputs(tiny, tmp_path/'runs')
-    process = begin(folder, profile, 'T0', monkeypatch)
-    assert wait_for_steps(folder, process, 5)
+    process = begin_training(folder, 5, profile, 'T0', launcher=TORCHRUN)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    log, = (folder/'model').glob('.T0-*.partial/metrics.jsonl')
-    last = json.loads(log.read_text().splitlines()[-1])['step']
-    assert int(sorted(log.parent.glob('checkpoints/*.pt'))[-1].name.split('-')[0]) == last
-    done = run_program(sys.executable, *program(profile, 'T0'))
-    assert done.returncode == 0 and 'So far 2 processes trained it, now 1: the same to rounding' in done.stdout
-    check_curve(teacher, Path(done.stdout.strip().splitlines()[-1]))
+    check_saved(folder, 'T0')
+    said, made = end_training(folder, profile, 'T0')
+    assert 'So far 2 processes trained it, now 1: the same to rounding' in said
+    check_curve(teacher, made)
 
 
 @pytest.mark.slow
@@ -97,7 +79,7 @@ def test_sigterm_stops_both_processes_and_one_goes_on(alone, tiny, tmp_path, mon
 def test_accelerate_launches_processes(alone, tiny, tmp_path, options, processes):
     "On a processor, too, `--multi_gpu` starts several; with `--cpu` it is one process, whatever number is given."
     profile, teacher, _ = alone
-    made = train(link_inputs(tiny, tmp_path/'runs'), profile, 'T0', launcher=(*LAUNCH, *options))
+    made = train(link_inputs(tiny, tmp_path/'runs'), profile, 'T0', launcher=('-m', 'accelerate.commands.launch', *options))
     check_curve(teacher, made)
     assert read_manifest(made)['counts'].get('processes', 1) == processes
 
@@ -108,7 +90,7 @@ def test_relations_follow_the_curve_of_one_process(alone, tiny, tmp_path):
     scenario = tmp_path/'relations.toml'
     scenario.write_text('init = "truncated"\nsource = "T0"\nteacher = "T0"\nobjective = "relations"')
     check_curve(*(train(link_inputs(tiny, tmp_path/n, alone[1]), alone[0], str(scenario), launcher=launcher)
-                  for n, launcher in (('one', (sys.executable,)), ('two', TORCHRUN))))
+                  for n, launcher in (('one', ()), ('two', TORCHRUN))))
 
 
 @pytest.mark.slow
@@ -118,38 +100,26 @@ def test_zero_follows_the_curve_of_one_and_survives_a_kill(alone, tiny, tmp_path
     _, teacher, _ = alone
     profile, zero = write_tiny(tmp_path, batch_rows=16, **LONGER), ('--zero', '2')
     monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path/'compiled'))
-    one = train(link_inputs(tiny, tmp_path/'one'), profile, 'S4', launcher=(sys.executable,))
+    one = train(link_inputs(tiny, tmp_path/'one'), profile, 'S4', launcher=())
     built = next((tmp_path/'one'/'model').glob('T0-*'))
     calm = train(link_inputs(tiny, tmp_path/'calm', built), profile, 'S4', *zero)
     check_curve(one, calm)
     rough = link_inputs(tiny, tmp_path/'rough', built)
-    process = begin(rough, profile, 'S4', monkeypatch, *zero)
-    assert wait_for_steps(rough, process, len(D.read_metrics(one))//2, 'S4'), process.communicate()
-    for p in (*psutil.Process(process.pid).children(recursive=True), process): p.kill()
-    process.communicate()
+    kill_in_the_middle(rough, one, profile, 'S4', *zero)
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(rough))
     with pytest.raises(SettingsError, match='saved with ZeRO-2 by 2 processes.*go on in the same way'):
         pipeline.build_model(get_profile(profile), SCENARIOS['S4'])
     assert content(train(rough, profile, 'S4', *zero)) == content(calm)
     assert not (tmp_path/'compiled').exists(), 'nothing is compiled on a processor'
 
 
-def test_slices_cover_a_step_evenly():
+def test_slices_cover_a_step_evenly_and_zero_is_refused_where_it_cannot_work(monkeypatch):
     for sequences, world in ((7, 1), (7, 2), (8, 3), (2100, 16)):
         slices = [range(sequences)[rank_slice(sequences, rank, world)] for rank in range(world)]
         assert [i for s in slices for i in s] == list(range(sequences)) and max(map(len, slices)) - min(map(len, slices)) <= 1
-
-
-def test_zero_is_refused_where_it_cannot_work(monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setattr(runs, 'find_spec', lambda name: None)
     with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[deepspeed\]'"): wanted_zero(2)
     monkeypatch.setenv('ACCELERATE_USE_DEEPSPEED', 'true')
     monkeypatch.setenv('ACCELERATE_DEEPSPEED_ZERO_STAGE', '3')
     with pytest.raises(SettingsError, match='ZeRO stage 3 is not supported'): wanted_zero(0)
-
-
-def test_describing_joins_no_process_group(tiny, monkeypatch):
-    "Asking for a key under a launcher that has started several processes waits for none."
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    monkeypatch.setattr(runs, 'join_processes', lambda zero: pytest.fail('joined'))
-    assert pipeline.model_artefact(tiny.profile, SCENARIOS['S4']).path == tiny.models['S4']

@@ -3,7 +3,6 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,8 +43,6 @@ def correct(right, seeds=None):
     return TaskPredictions(TASKS['nkjp-ner'], np.ones(right.shape[1], int), right, tuple(range(len(right))) if seeds is None else seeds)
 
 
-# --- metrics -------------------------------------------------------------------------------------------------------------
-
 @pytest.mark.parametrize('metric', METRICS)
 @given(data=some.data())
 @settings(max_examples=12, deadline=None)
@@ -72,8 +69,6 @@ def test_constant_predictions_score_as_they_should_and_no_number_is_an_error(met
     with pytest.raises(TaskError, match=rf'score .*{value}'): score(metric, np.array(gold, float), np.array(pred, float))
 
 
-# --- epochs --------------------------------------------------------------------------------------------------------------
-
 def test_the_epoch_is_chosen_without_dev():
     run = {'train_loss': np.zeros(4), 'validation_loss': np.array([1.0, 0.9, 0.8, 0.8]), 'gold/validation': np.array([0, 1]),
            'gold/nkjp-ner': np.array([0, 1, 1]), 'pred/validation': np.array([[0, 1], [0, 0], [0, 1], [0, 1]]),
@@ -83,8 +78,6 @@ def test_the_epoch_is_chosen_without_dev():
     assert scores.select_epochs({**run, 'gold/test/nkjp-ner': np.array([1])}, TASKS['nkjp-ner']) == {**chosen, 'test': 2}
     assert 'heldout' not in scores.select_epochs({**run, 'gold/validation': np.zeros(0)}, TASKS['nkjp-ner'])
 
-
-# --- intervals -----------------------------------------------------------------------------------------------------------
 
 def brute_force(r, b):
     "One bootstrap sample, drawn and scored with loops."
@@ -147,8 +140,6 @@ def test_intervals_cover_what_they_should(monkeypatch):
     assert 136 <= inside['accuracy'] <= 149 and inside[1] < 75 and 133 <= inside[3] and 133 <= inside[5] <= 149
 
 
-# --- claims --------------------------------------------------------------------------------------------------------------
-
 @given(some.lists(some.floats(-5, 5).map(lambda x: round(x, 3)), min_size=2, max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_the_permutation_test_counts_sign_vectors(differences):
@@ -198,8 +189,6 @@ def test_the_mean_of_tasks_is_compared_too_and_only_like_with_like():
         with pytest.raises(TaskError, match='differ in their examples or seeds'): compare({'nkjp-ner': one}, {'nkjp-ner': other})
 
 
-# --- retention, loyalty, bias --------------------------------------------------------------------------------------------
-
 def test_retention_is_a_share_with_an_interval():
     a, b = predictions('nkjp-ner', 1, right=0.5), predictions('nkjp-ner', 2, right=0.7)
     v = scores.retention(a.estimate, b.estimate)
@@ -240,9 +229,7 @@ def test_selection_bias_is_paired_over_scenarios_and_tasks():
     assert scores.selection_bias({'S0': {'last': runs['S0']['heldout']}}) == []
 
 
-# --- records -------------------------------------------------------------------------------------------------------------
-
-def test_records_of_scores(tiny):
+def test_records_of_scores(tiny, monkeypatch):
     folders = {name: {g: {seed: tiny.scores[name, g, seed] for seed in (1, 2)} for g in ('nkjp-ner', 'polemo2.0')} for name in ('S4', 'T0')}
     values = json.loads(json.dumps(scores.klej_values(folders['S4'])))
     assert list(values) == ['nkjp-ner', 'polemo2.0-in', 'polemo2.0-out', 'mean']
@@ -267,13 +254,8 @@ def test_records_of_scores(tiny):
     assert p == {'a': 'T0', 'b': 'S4', 'task': 'nkjp-ner', 'selection': 'last'} | d
     assert [k['task'] for k in c['retention']] == list(values) and [k['task'] for k in c['loyalty']] == list(values)[:3]
     assert all((k['student'], k['teacher'], k['selection']) == ('S4', 'T0', 'heldout') for k in c['retention'] + c['loyalty'])
-
-
-def test_a_collapsed_model_is_scored_and_listed(monkeypatch):
-    r = TaskPredictions(TASKS['nkjp-ner'], np.array([0, 1, 0, 1]), np.array([[0, 0, 0, 0], [0, 1, 1, 1]]), (1, 2), (0, 0))
-    counts = {'dev': {'nkjp-ner': 4}, 'train': 1, 'validation': 0, 'dropped': 0, 'cut': {'nkjp-ner': 0, 'train': 0}, 'max_len': 9,
-              'constant': {'nkjp-ner': 50.0}, 'test': {}}
-    monkeypatch.setattr(scores, 'read_scores', lambda *a: {'last': {'nkjp-ner': r}})
-    monkeypatch.setattr(scores, 'read_manifest', lambda f: {'counts': counts, 'seconds': 1.0})
-    v = scores.klej_values({'nkjp-ner': {1: Path(), 2: Path()}})['nkjp-ner']['selections']['last']
-    assert v['collapsed'] == [1] and v['mean'] == 62.5
+    only, right, name = {'nkjp-ner': folders['S4']['nkjp-ner']}, scores.load_run, 'pred/nkjp-ner'
+    def first_constant(f): return right(f) | {name: 0*right(f)[name] + np.arange(2000) % 2*(f == only['nkjp-ner'][2])}
+    monkeypatch.setattr(scores, 'load_run', first_constant)
+    last = scores.klej_values(only)['nkjp-ner']['selections']['last']
+    assert last['collapsed'] == [1] and last['mean'] > 0

@@ -1,7 +1,6 @@
 "Spark makes what one machine makes: local[2], a few files, the same set of texts and sequences that hold them."
 import gzip
 import os
-import random
 import re
 import runpy
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from conftest import SENTENCE, noisy_corpus
 
 from distilherbert import spark
 from distilherbert.artefact import read_manifest
@@ -21,19 +21,6 @@ from distilherbert.pipeline import sequences_artefact, text_artefact
 from distilherbert.scenario import SettingsError, get_profile
 from distilherbert.spark import _clean_batches, open_session, spark_artefacts
 
-SENTENCE = 'Numer {} ma swoje zdanie, a w nim kilka zwykłych słów.'
-
-
-def noisy(documents, seed):
-    "Documents with markup, short lines, duplicates within and across files, odd gaps."
-    rng, text = random.Random(seed), []
-    for _ in range(documents):
-        for _ in range(rng.randrange(1, 5)):
-            s = SENTENCE.format(rng.randrange(500))
-            text.append(rng.choice([s, s, f'<p>{s}</p>', f'{s} http://a.example/b', 'Menu', '*** ### ***', f'  {s}\t']))
-        text.append(rng.choice(['', '', '\n', ' ']))
-    return '\n'.join(text) + '\n'
-
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
@@ -41,7 +28,7 @@ def corpus(tmp_path_factory):
     top = tmp_path_factory.mktemp('spark')
     folder, tokenizer = top/'text', top/'tokenizer'
     for d in (folder, tokenizer): d.mkdir()
-    for i in range(2): (folder/f'{i}.txt').write_text(noisy(150, i) + ('Ostatnia linia nie ma końca.' if i else '\n\n'), 'utf-8')
+    for i, end in enumerate(('\n\n', '\nOstatnia linia nie ma końca.')): (folder/f'{i}.txt').write_text(noisy_corpus(150, i) + end, 'utf-8')
     write_tokenizer(tokenizer, train_tokenizer([SENTENCE.format(i) for i in range(100)], 150), 64)
     fields = {'text': str(folder), 'old_share': 0.4, 'tokenizer': str(tokenizer), 'max_len': 64, 'heldout_share': 0.1}
     with pytest.MonkeyPatch.context() as patch:
@@ -49,15 +36,13 @@ def corpus(tmp_path_factory):
         yield replace(get_profile('demo'), name='spark', **fields), sorted(folder.glob('*.txt'))
 
 
-# Without Spark: what runs on a worker, and what is checked before Java starts
-
 def batch_of(*documents, files=('a.txt',)):
     documents = [d if isinstance(d, bytes) else d.encode() for d in documents]
     return pa.record_batch({'value': documents, 'file': (list(files)*len(documents))[:len(documents)]})
 
 
 def test_batches_are_cleaned_as_blocks():
-    documents = noisy(50, 3).split('\n\n')
+    documents = noisy_corpus(50, 3).split('\n\n')
     out = pa.Table.from_batches(_clean_batches([batch_of(*documents[i:i + 7]) for i in range(0, len(documents), 7)], 0.4)).to_pylist()
     whole, texts, counts = clean_block(Block('\n\n'.join(documents)), 0.4), [row for row in out if row['text'] is not None], {}
     assert [row['text'] for row in texts] == whole.texts and bytes(row['part'] for row in texts) == whole.parts
@@ -88,8 +73,6 @@ def test_settings_are_checked_before_java_starts(corpus, monkeypatch, tmp_path, 
     monkeypatch.setitem(sys.modules, 'pyspark.sql', None)
     with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[spark\]'"): open_session()
 
-
-# With Spark
 
 @pytest.fixture(scope='module')
 def session():
@@ -129,7 +112,7 @@ def test_bad_files_are_errors_with_their_names(corpus, session, tmp_path):
     p, files = corpus
     (tmp_path/'2.txt').write_bytes((SENTENCE.format(1) + '\n\n').encode()*200 + 'gęś i żółw'.encode('iso-8859-2'))
     (tmp_path/'3.txt').write_bytes('Ala ma kota, a kot ma psa.\n'.encode('utf-16-le')*20)
-    (tmp_path/'4.txt.gz').write_bytes(gzip.compress(noisy(100, 9).encode())[:-20])
+    (tmp_path/'4.txt.gz').write_bytes(gzip.compress(noisy_corpus(100, 9).encode())[:-20])
     for names, message in ((('2.txt', '3.txt'), r'2\.txt is not UTF-8: byte at offset.*\n.*3\.txt is not text: .* are NUL'),
                            (('4.txt.gz',), r'^Spark cannot read 4\.txt\.gz to its end')):
         text, _ = spark_artefacts(p, [*files, *(tmp_path/name for name in names)], session)
