@@ -28,7 +28,7 @@ from transformers import BertForSequenceClassification
 
 from .artefact import check_new, log, new_folder, read_manifest, write_json
 from .klej import DeviceExamples, FineTuning, encode, exact, load_classifier, logits_of, to_prediction, token_ids
-from .pack import reading
+from .pack import as_text, openings, reading
 from .pipeline import build_classifier, build_submission
 from .scenario import Profile, Scenario, SettingsError, get_scenario
 from .scores import TaskPredictions, load_run, score, select_epochs
@@ -291,8 +291,12 @@ RUNNER = '''"""Classify texts without PyTorch: needs only onnxruntime, tokenizer
 
     python run.py "a text" "another"       or a text a line on standard input; two texts of a pair have a tab between them
 """
+from __future__ import annotations
+
 import json
 import sys
+import unicodedata
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -310,7 +314,7 @@ if __name__ == '__main__':
     print(*answers, sep='\\n')
     if note: print(note, file=sys.stderr)
 '''
-RUNNER_FUNCTIONS = (token_ids, load_runner, checked, runner_logits, split_texts, answers_of, answer_lines)
+RUNNER_FUNCTIONS = (openings, as_text, token_ids, load_runner, checked, runner_logits, split_texts, answers_of, answer_lines)
 
 # %% ../nbs/17_classify.ipynb #00000015
 TOLERANCE = 1e-3 # Largest difference before quantization, as a share of the largest logit (or of 1)

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import BertForSequenceClassification
 
 from .distill import learning_rate
-from .pack import load_tokenizer, reading
+from .pack import as_text, load_tokenizer, reading
 from .runs import attend, parameter_groups, resolve_precision
 from .scores import score, select_epochs
 from .student import FAMILIES, belong_together, load_config, load_weights, quiet
@@ -38,21 +39,19 @@ class Encoded:
     unknown:int # Tokens that are `<unk>`
 
 def token_ids(
-    rules, # A `tokenizers.Tokenizer`
-    texts, # One or two texts per example, the same number for all
-    special_ids, # Ids of `<s>` and `</s>`
-    max_len, # Maximum number of tokens of an example
-    token_types=2, # Number of token types of the model
-): # Ids and token types of each example `(T,)`, and how many examples were cut
-    "Token ids with the special tokens that BERT expects. Without annotations, because its source is copied into exported models."
+    rules:Tokenizer, # Splits texts into tokens
+    texts:Sequence[tuple[str, ...]], # One or two texts per example, the same number for all
+    special_ids:tuple[int, int], # Ids of `<s>` and `</s>`
+    max_len:int, # Maximum number of tokens of an example
+    token_types:int=2, # Number of token types of the model
+)->tuple[list[np.ndarray], list[np.ndarray], int]: # Ids and token types of each example `(T,)`, and how many examples were cut
+    "Token ids with the special tokens that BERT expects; those that are written in a text are ordinary text."
     rules.no_truncation()
     rules.no_padding()
     cls, sep = special_ids
     pair = len(texts) > 0 and len(texts[0]) == 2
     columns, ids, types, cut = [list(texts) for texts in zip(*texts, strict=True)], [], [], 0
-    for special in (t.content for t in rules.get_added_tokens_decoder().values() if t.special): # written in a text, it is ordinary text
-        columns = [[t.replace(special, f'{special[0]} {special[1:]}') for t in column] for column in columns]
-    columns = [[e.ids for e in rules.encode_batch_fast(column, add_special_tokens=False)] for column in columns]
+    columns = [[e.ids for e in rules.encode_batch_fast(as_text(rules, column), add_special_tokens=False)] for column in columns]
     for tokens in zip(*columns, strict=True):
         room = max_len - 2 - pair
         keep = [min(len(tokens[0]), max(room - sum(map(len, tokens[1:])), room - room//2) if pair else room)]

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'END', 'NORMALIZER', 'SPLITTER', 'MARKS', 'MODEL_FILE', 'BATCH', 'CACHED_WORDS', 'WORDWISE', 'BINS',
            'train_tokenizer', 'special_ids', 'word_boundaries', 'Packer', 'pack_texts', 'write_tokenizer', 'reading',
-           'load_tokenizer', 'make_tokenizer', 'as_text', 'splits_at_spaces', 'WordEncoder', 'is_heldout',
+           'load_tokenizer', 'make_tokenizer', 'openings', 'as_text', 'splits_at_spaces', 'WordEncoder', 'is_heldout',
            'open_tokenizer', 'pack_shard', 'sum_counts', 'describe_tokens', 'pack_corpus', 'SequenceSet', 'Sequences',
            'pad_sequences']
 
 # %% ../nbs/02_pack.ipynb #00000002
+import codecs
 import heapq
 import io
 import json
 import re
+import shlex
 import shutil
 import string
 import unicodedata
@@ -215,6 +217,9 @@ def _find_damage(folder:Path)->str: # Its name and what is wrong with it; empty 
         with open(f, 'rb') as opened: start = opened.read(40)
         if not start: return f'{f.name} is empty'
         if start.startswith(b'version https://git-lfs'): return f'{f.name} is a pointer of Git LFS, not the file; `git lfs pull` fetches it'
+        if f.suffix == '.json' and start.startswith(codecs.BOM_UTF8):
+            return (f'{f.name} begins with a byte-order mark, which transformers does not read; '
+                    rf"`sed -i '1s/^\xEF\xBB\xBF//' {shlex.quote(str(f))}` removes it")
         try:
             if f.name == 'tokenizer.json': Tokenizer.from_file(str(f))
             elif f.suffix == '.json':
@@ -301,7 +306,7 @@ def _text_batches(file:Path)->Iterator[list[str]]: # About `BATCH` characters at
         while lines := f.readlines(BATCH): yield [line.rstrip('\n') for line in lines]
 
 @cache
-def _openings(special:tuple[str, ...])->list[str]:
+def openings(special:tuple[str, ...])->list[str]: # `special`: the special tokens
     "The first characters of special tokens, and those that compatibility normalisation (NFKC) turns into such a one."
     first = {s[0] for s in special}
     return [c for c in map(chr, range(0x10000)) if first & set(unicodedata.normalize('NFKC', c))]
@@ -319,7 +324,7 @@ def as_text(
     def plain(text):
         text = split(text)
         return text if (normal := normalize(text)) == split(normal) else split(normal)
-    return [plain(t) if any(c in t for c in _openings(special)) else t for t in texts]
+    return [plain(t) if any(c in t for c in openings(special)) else t for t in texts]
 
 
 # %% ../nbs/02_pack.ipynb #000001b2
@@ -353,7 +358,7 @@ class WordEncoder:
     ):
         self.tokenizer, self.first, self.later = tokenizer, {}, {}
         added = tuple(t.content for t in tokenizer.get_added_tokens_decoder().values())
-        self.plain = _plain_texts(_openings(added)) if splits_at_spaces(json.loads(tokenizer.to_str())) else None
+        self.plain = _plain_texts(openings(added)) if splits_at_spaces(json.loads(tokenizer.to_str())) else None
         if self.plain is None: log.info('This tokenizer does not treat words separately: whole texts are encoded, which takes longer.')
 
     def whole(

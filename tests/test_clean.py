@@ -85,9 +85,9 @@ def line_by_line(text, old_share):
             cleaned, rule, changes = explain_text(line)
             counts[part].update(['lines_read', *([f'rejected {rule}'] if cleaned is None else [f'changed {c}' for c in changes])])
             if cleaned is not None:
-                texts.append(cleaned.encode())
+                texts.append(cleaned)
                 parts.append(clean.PARTS.index(part))
-    return texts, bytes(parts), clean.text_keys(texts).tobytes(), counts
+    return [t.encode() for t in texts], bytes(parts), clean.text_keys(texts).tobytes(), counts
 
 
 @settings(max_examples=500, deadline=None)
@@ -156,6 +156,14 @@ def test_first_occurrences_are_those_of_a_set(keys, sorted_at_a_time):
         patch.setattr(clean, 'SORTED', sorted_at_a_time)
         found = clean.first_occurrences(np.array(keys, np.uint64).reshape(-1, 2)).tolist()
     assert found == [key not in keys[:i] for i, key in enumerate(keys)]
+
+
+def test_characters_that_cannot_be_seen_make_no_other_text():
+    "Soft hyphens and zero-width characters; the first copy stays as it was."
+    lines = [f'W Szczebrze{c}szynie chrząszcz brzmi w trzcinie.' for c in ('\u00ad', '', '\u200b', '\u2060', '\ufeff', 'x')]
+    done = clean.clean_block(clean.Block('\n'.join(lines)), 0)
+    first = clean.first_occurrences(np.frombuffer(done.keys, np.uint64).reshape(-1, 2))
+    assert [t.decode() for t, new in zip(done.texts, first, strict=True) if new] == [lines[0], lines[-1]]
 
 
 @settings(deadline=None)

@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 
 from distilherbert import pack
 from distilherbert.clean import clean_text
+from distilherbert.klej import token_ids
 from distilherbert.pack import Packer, is_heldout, load_tokenizer, make_tokenizer, pack_corpus, pack_texts, train_tokenizer, word_boundaries
 from distilherbert.scenario import SettingsError
 from distilherbert.wheel import TOKENIZER_FILES, tokenizer_folder, unigram_tokenizer
@@ -177,8 +178,11 @@ def test_special_tokens_that_are_written_in_a_text_are_text(layout, opening, clo
     "As they are, or as Unigram's compatibility normalisation would make them."
     t, written = LAYOUTS[layout](), [opening + n[1:-1] + closing for n in NAMES]
     ids, plain = pack.WordEncoder(t).encode([' '.join(f'Ala{s} {s}{s}' for s in written), 'Ala ma < kota'])
-    assert not {t.token_to_id(n) for n in NAMES if n != '<unk>'} & set(array('I', ids))
+    special = {t.token_to_id(n) for n in NAMES if n != '<unk>'}
+    assert not special & set(array('I', ids))
     assert list(array('I', plain)) == t.encode('Ala ma < kota', add_special_tokens=False).ids
+    (example,), _, _ = token_ids(t, [(' '.join(written),)], (t.token_to_id('<s>'), t.token_to_id('</s>')), 999)
+    assert not special & set(example[1:-1]), 'nor in an example of a task'
 
 
 def as_whole(tokenizer, texts):

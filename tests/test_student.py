@@ -241,6 +241,7 @@ FULL = 'model.safetensors'
     (FULL, pickle.dumps(Evil()), f'{FULL} is damaged'), ('pytorch_model.bin', LFS, 'pytorch_model.bin is a pointer of Git LFS'),
     ('pytorch_model.bin', pickle.dumps(Evil(), 2), 'pytorch_model.bin is damaged, or holds more than weights'),
     ('model.safetensors.index.json', b'{}', 'index.json is damaged'), ('config.json', LFS, 'config.json is a pointer'),
+    *((f, b'\xef\xbb\xbf{}', f'{f} begins with a byte-order mark.*sed -i') for f in ('config.json', 'tokenizer.json')),
     ('config.json', b'[1]', 'config.json is damaged'), ('config.json', b'['*100_000, 'config.json is damaged'),
     ('tokenizer.json', LFS, 'tokenizer.json is a pointer'), ('tokenizer.json', b'{}', 'tokenizer.json is damaged'),
     ('tokenizer_config.json', b'{"tokenizer_class": 5}', 'tokenizer_config.json'),
