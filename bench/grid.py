@@ -1,7 +1,6 @@
-"""The whole grid of a profile on one GPU, in two commands of a few minutes.
+"""The whole grid of a profile on one GPU, in a few minutes.
 
     python bench/grid.py pack _grid                             at home: what the GPU needs, in one file of less than 60 MiB
-    python bench/grid.py rates _grid out --minutes 2            there: learning rates, tried on a small budget
     python bench/grid.py run _grid out --minutes 8              there: models, scores, the curve over tokens
     python bench/grid.py unpack out/grid.tar.xz                 at home: the record of the curve, and what `distilherbert collect` needs
 
@@ -34,12 +33,6 @@ from distilherbert.tasks import get_task, task_groups
 from distilherbert.wheel import read_layout, wheel_file
 
 CURVE = (1_000_000, 2_000_000, 5_000_000, 10_000_000) # Tokens of the shorter runs of S3 and S4
-FACTORS = (0.5, 1.0, 2.0) # Of the profile's learning rates
-RATES = {'T0': 'lr_teacher', 'S1': 'lr_scratch', 'S3': 'lr_trained', 'S4': 'lr_trained', 'S4h': 'lr_trained'}
-TUNED = ('E0', 'S2') # Scenarios with which rates of fine-tuning are tried
-SMALL = {'teacher_tokens': 1_000_000, 'tokens': 500_000} # Budget of a tried rate
-RATE_SEEDS = (101,) # Fine-tuning seeds of the tried rates, and of no other result
-COMMAND = 'python bench/grid.py'
 CRITICAL = 4 # Processes while models that others wait for are trained
 
 
@@ -123,23 +116,21 @@ def prepare(folder):
 
 @dataclass(frozen=True)
 class Job:
-    "A model, or one fine-tuning of it, of a profile with some changes."
+    "A model, or one fine-tuning of it."
     scenario: str
-    changes: tuple = () # Pairs of a field of the profile and its value
+    tokens: int = 0 # Budget of a shorter run; 0 for the profile's
     group: str = '' # Of the fine-tuning; empty for the model
     seed: int = 0
 
     def artefact(self, folder):
-        p, s = replace(prepare(folder), **dict(self.changes)), get_scenario(self.scenario)
+        p, s = prepare(folder), get_scenario(self.scenario)
+        if self.tokens: p = replace(p, tokens=self.tokens)
         if not self.group: return pipeline.model_artefact(p, s)
         return pipeline.all_scores(replace(p, task_seeds=(self.seed,)), s)[self.group][self.seed]
 
     def needs(self):
-        "Jobs that must be done first, each with the changes that it knows."
-        names = (self.scenario,) if self.group else required(get_scenario(self.scenario))
-        known = {'E0': (), 'T0': ('teacher_tokens', 'lr_teacher')}
-        def knows(n, field): return field in known.get(n, (field,)) and not field.startswith('task_')
-        return tuple(Job(n, tuple(c for c in self.changes if knows(n, c[0]))) for n in names)
+        "Jobs that must be done first; those of the curve need only T0, which has a budget of its own."
+        return (Job(self.scenario, self.tokens),) if self.group else tuple(map(Job, required(get_scenario(self.scenario))))
 
 
 def carry_out(job, folder):
@@ -175,43 +166,19 @@ def carry_out_all(jobs, folder, workers, until):
     return done
 
 
-def unpack_data(folder):
-    if not (folder/'described.json').is_file():
-        with tarfile.open(folder/'data.tar.xz') as tar: tar.extractall(folder, filter='data')
-    return prepare(folder)
-
-
-def rates(folder, out, workers, until):
-    "Learning rates by held-out loss, and those of fine-tuning by the slice of train that is held out."
-    p, small = unpack_data(folder), tuple(SMALL.items())
-    models = [Job(s, (*small, (f, getattr(p, f)*x))) for s, f in RATES.items() for x in FACTORS]
-    tuned = [Job(s, (*small, ('task_lr', p.task_lr*x)), g, seed)
-             for s in TUNED for x in FACTORS for g in task_groups(p.tasks) for seed in RATE_SEEDS]
-    carry_out_all([*models, *tuned], folder, workers, until)
-    tried = []
-    for job in (*models, *tuned):
-        if (a := job.artefact(folder)).state() != 'current': continue
-        row = {'scenario': job.scenario, 'group': job.group, 'seed': job.seed, **dict(job.changes)}
-        if not job.group: row['heldout'] = read_manifest(a.path)['counts']['heldout']
-        else:
-            with np.load(a.path/'predictions.npz') as f:
-                row['validation'] = [float(np.mean(x == f['gold/validation'])) for x in f['pred/validation']]
-        tried.append(row)
-        print(json.dumps(row), flush=True)
-    write_json(out/'rates.json', {'factors': FACTORS, 'tried': tried})
-
-
 def run(folder, out, workers, until):
     "Models, scores and the curve; whatever is there at the end is collected and kept."
-    p = unpack_data(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (folder/'described.json').is_file():
+        with tarfile.open(folder/'data.tar.xz') as tar: tar.extractall(folder, filter='data')
+    p = prepare(folder)
     scenarios = [s for s in ('T0', 'E0', 'S0', 'S2', 'S4', 'S3', 'S4h', 'S1', 'T1', 'S5') if s in p.scenarios]
-    jobs = [Job(s, (), g, seed) for seed in p.task_seeds for s in scenarios for g in task_groups(p.tasks)]
-    curve = [Job(s, (('tokens', n),), g, seed)
-             for n in CURVE if n < p.tokens for s in ('S3', 'S4') for g in task_groups(p.tasks) for seed in p.task_seeds[:2]]
+    def tuned(names, tokens, seeds): return [Job(s, tokens, g, seed) for seed in seeds for s in names for g in task_groups(p.tasks)]
+    curve = [job for n in CURVE if n < p.tokens for job in tuned(('S3', 'S4'), n, p.task_seeds[:2])]
     start = time.perf_counter()
-    done = carry_out_all([*jobs, *curve], folder, workers, until)
+    done = carry_out_all([*tuned(scenarios, 0, p.task_seeds), *curve], folder, workers, until)
     write_json(out/'grid.json', {'seconds': time.perf_counter() - start, 'workers': workers, 'machine': artefact.machine(),
-                                 'jobs': [[j.scenario, dict(j.changes), j.group, j.seed, v] for j, v in done.items()]})
+                                 'jobs': [[j.scenario, j.tokens, j.group, j.seed, v] for j, v in done.items()]})
     with tarfile.open(out/'grid.tar.xz', 'w:xz', preset=1) as tar:
         tar.add(out/'grid.json', 'grid.json')
         for a in {j.artefact(folder).path for j, v in done.items() if v is not None}:
@@ -232,19 +199,20 @@ def unpack(archive, profile):
         write_json(file, {**manifest, 'files': {n: v for n, v in manifest['files'].items() if (file.parent/n).is_file()}})
     os.environ['DISTILHERBERT_RUNS'] = str(target)
     grid, points = json.loads((target/'grid.json').read_text('utf-8')), []
-    short = {(s, c['tokens']) for s, c, g, _, v in grid['jobs'] if c.get('tokens') and g and v is not None}
+    short = {(s, n) for s, n, g, _, v in grid['jobs'] if n and g and v is not None}
     for scenario, n in sorted(short | {(s, p.tokens) for s in ('S3', 'S4')}):
         q, s = replace(p, tokens=n, task_seeds=p.task_seeds[:2]), get_scenario(scenario)
         values = klej_values(pipeline.scores_folders(q, s))
         points += [{'scenario': scenario, 'tokens': n, 'task': t, 'seeds': 2, **v['selections']['heldout']} for t, v in values.items()]
-    write_record(profile, 'curve', {'points': points}, units={'mean': '%', 'tokens': 'tokens'}, seconds=grid['seconds'], command=COMMAND,
-                 made=read_manifest(pipeline.model_artefact(p, get_scenario('S4')).path)['provenance'])
+    made = read_manifest(pipeline.model_artefact(p, get_scenario('S4')).path)['provenance']
+    write_record(profile, 'curve', {'points': points}, units={'mean': '%', 'tokens': 'tokens'}, seconds=grid['seconds'], made=made,
+                 command='python bench/grid.py')
     print(f'DISTILHERBERT_RUNS={target} distilherbert collect --profile {profile}')
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('what', choices=('pack', 'rates', 'run', 'unpack'))
+    p.add_argument('what', choices=('pack', 'run', 'unpack'))
     p.add_argument('folder', type=Path)
     p.add_argument('out', type=Path, nargs='?')
     p.add_argument('--profile', default='real')
@@ -253,9 +221,7 @@ def main():
     a = p.parse_args()
     if a.what == 'pack': pack(a.profile, a.folder)
     elif a.what == 'unpack': unpack(a.folder, a.profile)
-    else:
-        a.out.mkdir(parents=True, exist_ok=True)
-        {'rates': rates, 'run': run}[a.what](a.folder.resolve(), a.out.resolve(), a.workers, time.monotonic() + 60*a.minutes)
+    else: run(a.folder.resolve(), a.out.resolve(), a.workers, time.monotonic() + 60*a.minutes)
 
 
 if __name__ == '__main__': main()

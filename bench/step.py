@@ -111,7 +111,7 @@ def theirs(run, published, steps=1):
     return run.losses['loss']
 
 
-def candidates(shape, precision, folder, threads, compile):
+def candidates(shape, precision, folder, threads):
     "Runs and their actions by name."
     made = {}
     for on, objective in OBJECTIVES.items():
@@ -122,7 +122,6 @@ def candidates(shape, precision, folder, threads, compile):
             for model in (run.student.model, run.teacher_model.model) if published else (): model.set_attn_implementation('eager')
             made[f'{name}, {on}'] = partial(theirs, published=published), run
     made['step, documents'] = ours, make_run(shape, 'distilbert', precision, folder, threads=threads, attention='text')
-    if compile: made['step, compiled'] = ours, make_run(shape, 'distilbert', precision, folder, threads=threads, compile=True)
     return made
 
 
@@ -137,11 +136,11 @@ def timed(action, device):
 def step_tokens(run): return run.settings.batch_rows*run.data.train.tokens/len(run.data.train)
 
 
-def compare(shape, precision, rounds, device, folder, threads, compile):
+def compare(shape, precision, rounds, device, folder, threads):
     "Medians over interleaved rounds; a baseline whose first loss is another one is refused."
     steps = 5 if device == 'cuda' else 1
     with ExitStack() as stack:
-        made = candidates(shape, precision, folder, threads, compile)
+        made = candidates(shape, precision, folder, threads)
         for _, run in made.values(): stack.enter_context(run)
         first = {name: action(run) for name, (action, run) in made.items()}
         for name, loss in first.items():
@@ -162,18 +161,18 @@ def compare(shape, precision, rounds, device, folder, threads, compile):
             'loading_share': round(statistics.median(load)/median['step, masked'], 5)}
 
 
-def sweep(shape, precision, folder, threads, compile, sizes):
+def sweep(shape, precision, folder, threads, sizes):
     "Pace and peak memory of a GPU by the sequences of a micro-batch, which is a step; until memory runs out."
     found = {}
     for rows in sizes:
         gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
         try:
-            with make_run(shape, 'distilbert', precision, folder, rows=rows, micro_rows=rows, threads=threads, compile=compile) as run:
+            with make_run(shape, 'distilbert', precision, folder, rows=rows, micro_rows=rows, threads=threads) as run:
                 ours(run, 5)
                 pace = 20*step_tokens(run)/timed(partial(ours, run, 20), 'cuda')
         except torch.OutOfMemoryError: break
         found[str(rows)] = {'tokens_per_s': round(pace), 'peak_gib': round(torch.cuda.max_memory_allocated()/2**30, 2)}
-        print(f'  micro-batch {rows}{", compiled" if compile else ""}: {found[str(rows)]}', flush=True)
+        print(f'  micro-batch {rows}: {found[str(rows)]}', flush=True)
     return found
 
 
@@ -213,7 +212,6 @@ def main():
     p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), help='default: fp32 on a processor, bf16 on a GPU')
     p.add_argument('--threads', type=int, default=os.cpu_count())
-    p.add_argument('--compile', action='store_true', help='measure compiled steps, too')
     p.add_argument('--sweep', nargs='*', type=int, default=[64, 128, 256, 512, 1024], help='sequences of a micro-batch to try on a GPU')
     p.add_argument('--no-record', action='store_true', help='only print')
     a = p.parse_args()
@@ -224,12 +222,11 @@ def main():
     for shape in a.shapes or (('real',) if a.where == 'cuda' else ('thin', 'base')):
         precision = a.precision or ('bf16' if a.where == 'cuda' else 'fp32')
         with tempfile.TemporaryDirectory() as d:
-            v = values[shape] = compare(shape, precision, a.rounds, a.where, d, a.threads, a.compile) | {'made': provenance()}
+            v = values[shape] = compare(shape, precision, a.rounds, a.where, d, a.threads) | {'made': provenance()}
             print(f'\n{shape}, {precision}, {v["sequences"]} sequences of {v["length"]}, vocabulary {v["vocabulary"]:,}')
             for k, s in v['seconds'].items(): print(f'  {k:24}{1000*s:10.1f} ms{v["tokens_per_s"][k]:>12,} tokens/s')
             for k in ('times_published', 'times_baseline', 'loading_share'): print(f'  {k}: {v[k]}')
-            for kind in ('eager', 'compiled')[:1 + a.compile] if a.where == 'cuda' else ():
-                v[f'sweep_{kind}'] = sweep(shape, precision, d, a.threads, kind == 'compiled', a.sweep)
+            if a.where == 'cuda': v['sweep'] = sweep(shape, precision, d, a.threads, a.sweep)
     if a.no_record: return
     known, where = read_records('bench').get('step', {}).get('values', {}), torch.cuda.get_device_name(0) if a.where == 'cuda' else 'cpu'
     values = known | {where: known.get(where, {}) | values}

@@ -45,8 +45,7 @@ def train(run:Run)->None: # Open: `with open_run(...) as run: train(run)`; raise
         for micro in batch.parts:                        # batch.totals: same gradient for any split
             with run.accumulate(micro) as micro:         # on the device, in the run's precision
                 outputs, targets = run.student(micro), run.teacher(micro)
-                losses = distillation_loss(outputs, targets, micro.labels, batch.totals,
-                                           run.objective, run.loss_scale, s.compile)
+                losses = distillation_loss(outputs, targets, micro.labels, batch.totals, run.objective, run.loss_scale)
                 run.backward(losses)
         run.update(learning_rate(step, run.steps, s.warmup_share, s.learning_rate))
     if run.evaluation_due(run.steps): run.log(evaluate(run))
@@ -82,7 +81,6 @@ class TrainSettings:
     objective:Mapping | None=None # Fields of an `Objective`; None for masked language modelling alone, without a teacher
     head_learning_rate:float=0.0 # Maximum for a prediction head that the source of the weights lacks; 0 for `learning_rate`
     attention:str='row' # What a token attends to: the whole sequence ("row"), or its own "text"
-    compile:bool=False # Run the encoders and the losses through torch.compile
     teacher_margin:float=0.1 # How far a teacher's held-out loss must be below the context-free baseline [nats]
     evaluations:int=20 # Evaluations on held-out sequences, in addition to the first
 
@@ -294,9 +292,6 @@ def open_run(
     encoder = {id(p) for p in part(student, 'encoder').parameters()}
     head = [p for p in part(student, 'head').parameters() if id(p) not in encoder]
     if 'logits' not in needs: head = [p.requires_grad_(False) for p in head]
-    if s.compile:
-        torch._dynamo.config.recompile_limit = 64  # Shared by teacher and student, training and evaluation, with and without masks
-        for model in filter(None, (student, teacher)): part(model, 'encoder').compile(dynamic=False)
     scale = s.head_learning_rate/s.learning_rate if new_head and s.head_learning_rate else 1.0
     groups = parameter_groups(student, s.weight_decay, head if scale != 1 else (), scale)
     optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=(0.9, s.adam_beta2), fused=True)

@@ -6,14 +6,13 @@
 __all__ = ['MASK_BLOCK', 'CHUNK_BYTES', 'RELATION_SIZE', 'POSITIONS', 'SOFTMAX', 'LOSSES', 'mix', 'position_hash', 'uniform',
            'Vocabulary', 'word_starts', 'mask_sequences', 'context_free_loss', 'mlm_loss', 'soft_target_loss',
            'cosine_distance', 'hidden_loss', 'check_hidden_map', 'relation_loss', 'Loss', 'losses_of', 'formula',
-           'Totals', 'chunk_size', 'logit_losses', 'compiled_logit_losses', 'number_type', 'ChunkedLoss', 'Outputs',
-           'distillation_loss']
+           'Totals', 'chunk_size', 'logit_losses', 'number_type', 'ChunkedLoss', 'Outputs', 'distillation_loss']
 
 # %% ../nbs/04_objective.ipynb #00000002
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -268,15 +267,6 @@ def logit_losses(
              for n, loss in losses_of(objective).items() if loss.needs == 'logits'}
     return {'loss': sum(objective.weights[n]*v for n, v in parts.items()), **parts}
 
-@cache
-def compiled_logit_losses(backend:str='inductor')->Callable: # Of `torch.compile`; same arguments and result as `logit_losses`
-    "`logit_losses` through `torch.compile`, compiled once for any number of positions."
-    compiled = torch.compile(logit_losses, dynamic=True, backend=backend)
-    def losses(objective, student, teacher, labels, totals):
-        sizes = (torch.full((), float(n), device=student.device) for n in (totals.masked, totals.tokens))  # Numbers would become constants
-        return compiled(objective, student, teacher, labels, Totals(*sizes))
-    return losses
-
 def number_type(x:torch.Tensor)->torch.dtype: # That of autocast where it is enabled, else the tensor's own
     "The number type in which a tensor enters a matrix product."
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
@@ -331,15 +321,14 @@ def distillation_loss(
     totals:Totals, # Of the whole step
     objective:Objective, # Weights and options
     scale:float=1.0, # Of the loss in float16
-    compiled:bool=False, # Run the losses on logits through `torch.compile`
 )->dict[str, torch.Tensor]: # "loss" and its parts by name: this micro-batch's contribution to the step
     "The weighted sum that a student is trained on."
-    loss, parts, chosen, of_logits = 0, {}, losses_of(objective), compiled_logit_losses() if compiled else logit_losses
+    loss, parts, chosen = 0, {}, losses_of(objective)
     if any(entry.needs == 'logits' for entry in chosen.values()):
         guide = teacher and Outputs(*(t.to(number_type(teacher.features)) for t in (teacher.features, teacher.weight, teacher.bias)))
         def loss_of(z, some):
             with torch.no_grad(): theirs = None if guide is None else guide.logits(some)
-            return of_logits(objective, z, theirs, labels[some], totals)
+            return logit_losses(objective, z, theirs, labels[some], totals)
         chunk = chunk_size(len(student.weight), student.weight.device.type)
         loss, parts = ChunkedLoss.apply(student.features, student.weight, student.bias, loss_of, chunk, scale)
     for name, entry in chosen.items():

@@ -142,7 +142,7 @@ def train_settings(p:Profile, s:Scenario)->dict: # Fields of `distill.TrainSetti
     if not tokens: raise SettingsError(f'Profile {p.name}: `{budget}` = 0, but {s.name} needs training tokens. Raise it.')
     rate = p.lr_scratch if s.init == 'random' or (teacher and scratch) else p.lr_teacher if teacher and p.lr_teacher else p.lr_trained
     names = ('batch_rows', 'micro_rows', 'max_len', 'warmup_share', 'weight_decay', 'adam_beta2', 'clip', 'precision', 'threads', 'seed',
-             'attention', 'compile', 'teacher_margin')
+             'attention', 'teacher_margin')
     return {**{f: getattr(p, f) for f in names}, 'tokens': tokens, 'learning_rate': rate, 'head_learning_rate': p.lr_head,
             'objective': asdict(s.loss) if s.teacher else None,
             'mask_share': p.teacher_mask_share if teacher and p.teacher_mask_share else p.mask_share,
@@ -167,7 +167,7 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
     shape = {f: getattr(p, f) for f in ('layers', 'hidden', 'heads', 'intermediate', 'init_std', 'max_len')}
     training = train_settings(p, s) if part else None
     settings = {'init': s.init, 'source': s.source, 'teacher': s.teacher, 'layer_map': list(s.layer_map), 'dropout': p.dropout,
-                'training': training and {k: v for k, v in training.items() if k != 'teacher_margin'}}
+                'training': training and {**{k: v for k, v in training.items() if k != 'teacher_margin'}, 'compile': False}}  # Once a field
     if source is None: settings |= {'seed': p.seed, **shape}
     elif not isinstance(source, Artefact): settings['pretrained'] = source_identity(source)
     if init == 'random': settings |= {'seed': p.seed, 'init_std': p.init_std}

@@ -187,7 +187,6 @@ class Profile:
     clip:float=3.0 # Largest gradient norm
     precision:str='fp32' # Autocast: "fp32", "bf16", "fp16", or "auto" for bf16 where the hardware is fast at it, else fp32
     attention:str='row' # What a token attends to: the whole sequence ("row"), or only its own "text"
-    compile:bool=False # Run encoders and losses through torch.compile, for a GPU; same results up to rounding, but another key
     threads:int=2 # CPU threads; results are reproducible for a fixed number
     zero:int=0 # With several processes: 0 for DDP, 2 for ZeRO-2 with DeepSpeed; not part of a key
     checkpoint_minutes:float=10.0 # Time between checkpoints [minutes]

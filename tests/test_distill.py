@@ -20,7 +20,7 @@ from transformers import BertForMaskedLM, BertModel, get_cosine_schedule_with_wa
 from distilherbert import distill as D
 from distilherbert import objective, pipeline, runs
 from distilherbert.artefact import Interrupted, digest, read_manifest
-from distilherbert.objective import Vocabulary, compiled_logit_losses, context_free_loss, distillation_loss, soft_target_loss
+from distilherbert.objective import Vocabulary, context_free_loss, distillation_loss, soft_target_loss
 from distilherbert.scenario import PRESETS, PROFILES, SCENARIOS, Objective, SettingsError, get_profile
 from distilherbert.student import bert_config, load_masked_lm, part, random_model, save_model, truncate
 
@@ -382,18 +382,6 @@ def test_a_loss_scale_is_taken_out_again(tmp_path, monkeypatch):
         D.train(run)
     assert len(asked) == run.steps and torch.allclose(weights(run), weights(plain), atol=1e-3)
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['distilbert', ''])
-def test_a_compiled_run_is_the_same_to_rounding(tmp_path, monkeypatch, name):
-    "Traced and differentiated by torch.compile, without generating code, which takes minutes on a processor. Names of weights stay."
-    right = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: right(self, backend='aot_eager', **kw))
-    monkeypatch.setattr(objective, 'compiled_logit_losses', lambda: compiled_logit_losses('aot_eager'))
-    made = [trained(tmp_path/str(c), teacher=bool(name), tokens=150, micro_rows=4, compile=c) for c in (False, True)]
-    for a, b in zip(*(log_of(r.folder) for r in made), strict=True): assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
-    assert torch.allclose(*map(weights, made), atol=1e-4) and torch._dynamo.utils.counters['stats']['unique_graphs'] > 2
-    assert list(made[0].student.model.state_dict()) == list(made[1].student.model.state_dict())
 
 
 def test_first_weights(tiny, tmp_path):

@@ -25,7 +25,7 @@ def write(file, text, encoding='utf-8'):
     ('task_examples', -1), ('task_max_len', 4), ('seed', -1), ('seed', 2**32), ('data_seed', -1), ('task_seeds', (-1,)),
     ('task_seeds', (1, 2, 1)), ('task_seeds', ()), ('tasks', ()), ('tasks', 'nkjp-ner'), ('tasks', ('nkjp-ner', 'nkjp-ner')),
     ('scenarios', ()), ('scenarios', ('S0', 'S0')), ('heads', 5), ('task_precision', 'half'), ('attention', 'all'), ('vocab', 'cut'),
-    ('zero', 1), ('compile', 1), ('name', ''), ('name', 'a/b'), ('name', '..'), ('name', 'my profile'),
+    ('zero', 1), ('name', ''), ('name', 'a/b'), ('name', '..'), ('name', 'my profile'),
     *((f.name, v) for f in fields(Profile) if f.type is float for v in (NAN, INF))], ids=str)
 def test_a_profile_that_cannot_work_names_the_field(field, value):
     with pytest.raises(SettingsError, match=rf'\b{field}\b'): replace(DEMO, **{field: value})
