@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORD', 'SPAN', 'SHORTEST', 'FACTORS', 'KINDS', 'BATCH', 'normal_words', 'runs_of', 'Example', 'RunTable', 'Index',
-           'read_examples', 'search', 'contamination', 'contamination_table', 'contamination_report', 'leave_out']
+           'read_examples', 'search', 'contamination_table', 'contamination_report', 'leave_out']
 
 # %% ../nbs/18_contamination.ipynb #00000002
 import csv
@@ -180,19 +180,8 @@ def _count_together(parts:Sequence[dict], folders:Sequence[Path])->dict: # Count
     sums = {what: sum(c[what] for c in parts) for what in parts[0] if what.startswith('texts')}
     return sums | {'tasks': tasks, 'missing': parts[0]['missing']}
 
-def contamination(profile:Profile)->dict[str, dict]: # Part to its counts, and "together" to those of both
-    "Search a profile's whole text for its examples, and record the counts."
-    folders = {part: contamination_artefact(profile, part).build() for part in text_parts(profile)}
-    made = {part: read_manifest(folder) for part, folder in folders.items()}
-    values = {part: m['counts'] for part, m in made.items()}
-    values['together'] = _count_together([*values.values()], [*folders.values()])
-    write_record(profile.name, 'contamination', values, seconds=round(sum(m['seconds'] for m in made.values()), 1),
-                 key=record_key(profile, 'contamination'), made=made['ccsub']['provenance'],
-                 command=f'distilherbert contamination --profile {as_typed(profile)}', units={'tasks': 'examples', 'texts': 'texts'})
-    return values
-
 # %% ../nbs/18_contamination.ipynb #00000016
-def contamination_table(values:dict[str, dict])->str: # `values`: part to its counts, as `contamination` returns
+def contamination_table(values:dict[str, dict])->str: # `values`: part to its counts, and "together" to those of both
     "Counts as a table."
     columns = ('n', 'searchable', *KINDS, 'found')
     lines = [f'{"part":8} {"task":14} {"split":6} ' + ''.join(f'{c:>11}' for c in ('examples', *columns[1:])) + f'{"share":>9}']
@@ -206,11 +195,17 @@ def contamination_table(values:dict[str, dict])->str: # `values`: part to its co
     if missing := next(iter(values.values()))['missing']: lines.append(f'Not searched, because files are missing: {", ".join(missing)}')
     return '\n'.join(lines)
 
-def contamination_report(profile:Profile)->str: # What the command prints
-    "Search, and report the counts and the folders that list the examples."
-    table = contamination_table(contamination(profile))
-    where = [f'{part:8} examples and places: {contamination_artefact(profile, part).path}' for part in text_parts(profile)]
-    return '\n'.join([table, *where])
+def contamination_report(profile:Profile)->str: # What the command prints: the table, and the folders that list the examples
+    "Search a profile's whole text for its examples, record the counts, and show them."
+    folders = {part: contamination_artefact(profile, part).build() for part in text_parts(profile)}
+    made = {part: read_manifest(folder) for part, folder in folders.items()}
+    values = {part: m['counts'] for part, m in made.items()}
+    values['together'] = _count_together([*values.values()], [*folders.values()])
+    write_record(profile.name, 'contamination', values, seconds=round(sum(m['seconds'] for m in made.values()), 1),
+                 key=record_key(profile, 'contamination'), made=made['ccsub']['provenance'],
+                 command=f'distilherbert contamination --profile {as_typed(profile)}', units={'tasks': 'examples', 'texts': 'texts'})
+    where = [f'{part:8} examples and places: {folder}' for part, folder in folders.items()]
+    return '\n'.join([contamination_table(values), *where])
 
 # %% ../nbs/18_contamination.ipynb #0000001b
 def leave_out(

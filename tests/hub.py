@@ -48,32 +48,28 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != 'HEAD': self.wfile.write(body)
 
-    def answer_json(self, value): self.answer(json.dumps(value).encode(), Content_Type='application/json')
-
     def entry(self, repo, file):
         return {'type': 'directory' if file.is_dir() else 'file', 'path': file.relative_to(repo).as_posix(), 'oid': tag(file),
                 'size': file.stat().st_size}
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
-        if m := re.fullmatch(r'/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/[^/]+(?:/(.*))?)?', path):
+        if m := re.fullmatch(r'/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/[^/]+(?:/(.*))?)?', path):
             kind, name, what, inside = m.groups()
             repo = self.server.folder/kind/name
             if not repo.is_dir(): return self.answer(b'', 404, X_Error_Code='RepoNotFound')
             files = sorted((repo/(inside or '')).rglob('*'))
-            if what == 'tree': return self.answer_json([self.entry(repo, f) for f in files])
-            if what == 'paths-info':
-                wanted = json.loads(self.rfile.read(int(self.headers['Content-Length'])))['paths']
-                return self.answer_json([self.entry(repo, repo/p) for p in wanted if (repo/p).exists()])
-            return self.answer_json({'id': name, 'sha': COMMIT, 'private': False, 'tags': [], 'downloads': 0, 'likes': 0,
-                             'siblings': [{'rfilename': f.relative_to(repo).as_posix()} for f in files if f.is_file()]})
+            if what == 'tree': entries = [self.entry(repo, f) for f in files]
+            else: entries = {'id': name, 'sha': COMMIT, 'private': False, 'tags': [], 'downloads': 0, 'likes': 0,
+                             'siblings': [{'rfilename': f.relative_to(repo).as_posix()} for f in files if f.is_file()]}
+            return self.answer(json.dumps(entries).encode(), Content_Type='application/json')
         if m := re.fullmatch(r'/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)', path):
             file = self.server.folder/(m[1] or 'models/')/m[2]/m[3]
             if not file.is_file(): return self.answer(b'', 404, X_Error_Code='EntryNotFound')
             return self.answer(file.read_bytes(), ETag=f'"{tag(file)}"')
         return self.answer(b'', 404)
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
 
 
 def tag(file): return hashlib.sha1(file.read_bytes() if file.is_file() else b'').hexdigest()

@@ -48,17 +48,6 @@ def test_the_search_finds_what_a_slow_one_finds(fields, texts):
     assert all(len(found[kind]) == len(as_sets(found)[kind]) for kind in ('inside', 'overlap'))
 
 
-def test_short_examples_are_found_inside_texts_from_six_words_on():
-    words = [f'słowo{i}' for i in range(40)]
-    examples = [Example('cbd', 'dev', n, (' '.join(words[:n]),)) for n in range(1, 14)]
-    texts = [' '.join(words[:n]) for n in range(1, 15)]
-    texts += ['Mówią: ' + ', '.join(words[:9]) + '!', ' '.join(words[1:40]), ' '.join([*words[:5], 'inne', *words[5:]])]
-    assert as_sets(Index(examples).find(texts)) == {
-        'exact': {(i, i) for i in range(13)}, 'overlap': {(12, 12), (13, 12)},
-        'inside': {(t, e) for t in range(14) for e in range(5, 12) if t >= e} | {(14, e) for e in range(5, 9)}}
-    assert Index(examples).searchable == set(range(5, 13))
-
-
 @pytest.mark.parametrize('same', [('kot i pies', 'KOT\xa0i – „pies”!'), ('gęś', 'ge\u0328s\u0301'), ('nie\xadwidzialny', 'niewidzialny'),
                                   ('żó\u200błw', 'żółw'), ('हिन्दी', '\u200dहिन्दी\ufeff'), ('Straße', 'STRASSE')])
 def test_copies_have_the_same_words(same): assert normal_words(same[0]) == normal_words(same[1]) != []

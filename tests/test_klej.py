@@ -17,16 +17,16 @@ from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
 from distilherbert import klej, pipeline, scores, tasks
 from distilherbert.artefact import Artefact
+from distilherbert.pack import SPECIAL, write_tokenizer
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
 from distilherbert.student import quiet
 from distilherbert.tasks import TASKS, Examples, GroupData, TaskError, TaskSettings, load_group
 
 DATA = Path(os.environ.get('DISTILHERBERT_DATA', ''))
-SPECIAL = ['<s>', '<pad>', '</s>', '<unk>', '<mask>']
 WORDS = [f'w{i}' for i in range(40)] + ['dobry', 'zły']
 SETTINGS = TaskSettings(examples=0, epochs=3, batch=16, lr=1e-2, max_len=20, precision='fp32', selection_share=0.1, warmup_share=0.1,
                         weight_decay=0.01, clip=1.0, threads=1, data_seed=0)
@@ -46,8 +46,7 @@ def make_folder(folder, words=WORDS, **shape):
     "A random BERT for masked language modelling with a whole-word tokenizer."
     rules = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *words])}, unk_token='<unk>'))
     rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names = dict(zip(['cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token'], SPECIAL, strict=True))
-    PreTrainedTokenizerFast(tokenizer_object=rules, **names).save_pretrained(folder)
+    write_tokenizer(folder, rules, 32)
     torch.manual_seed(0)
     config = BertConfig(**{'vocab_size': len(SPECIAL) + len(words), 'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2,
                            'intermediate_size': 32, 'max_position_embeddings': 32, 'pad_token_id': 1, 'initializer_range': 0.2,
@@ -80,7 +79,6 @@ def group(members=POLEMO, n=160, pair=False):
 
 GOOD, BAD = '__label__meta_plus_m', '__label__meta_minus_m'
 ROWS = [{'sentence': f'" w{i} zły' if i % 2 else f'w{i} dobry', 'target': (GOOD, BAD)[i % 2]} for i in range(20)]
-
 
 
 def resize(monkeypatch, name, *sizes, **changes):

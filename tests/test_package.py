@@ -8,7 +8,6 @@ import tarfile
 import zipfile
 from configparser import ConfigParser
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 import yaml
@@ -25,6 +24,7 @@ SETTINGS = CONFIG['DEFAULT']
 OPTIONAL = {'papermill', 'nbformat', 'nbconvert', 'nbclient', 'deepspeed', 'IPython', 'onnx', 'onnxruntime', 'pyspark', 'py4j', 'pyarrow'}
 # Used by name only: by transformers (to load models), by datasets (HTTP), and in a function of clean that few commands call.
 INDIRECT = {'aiohttp', 'accelerate', 'datasets', 'pyarrow'}
+TOOLS = ('nbdev', 'execnb', 'papermill', 'fastcore', 'IPython', 'jupyter_client', 'nbformat', 'nbclient', 'nbconvert', 'pytest')
 
 
 @pytest.fixture(scope='module')
@@ -93,62 +93,32 @@ def test_constraints_pin_every_requirement():
     assert f"torch=={pins['torch']}" in (TOP/'README.md').read_text('utf-8')
 
 
-def closure(names):
-    "The distributions that some need, with all that these need."
-    found, todo = {}, list(names)
-    while todo:
-        name = canonicalize_name(todo.pop())
-        if name in found: continue
-        try: found[name] = metadata.distribution(name)
-        except metadata.PackageNotFoundError: continue  # needed on other systems, or optional
-        for r in map(Requirement, found[name].requires or []):
-            if r.marker is None or r.marker.evaluate({'extra': ''}): todo.append(r.name)
-    return found.values()
-
-
-@pytest.fixture(scope='module')
-def environment(built, tmp_path_factory):
-    "Python in a fresh environment with the wheel, and links to exactly what its requirements bring."
-    top = tmp_path_factory.mktemp('fresh')
-    python = top/'env'/'bin'/'python'
-    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', top/'env'], check=True)
-    subprocess.run([sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-index', built[0]], check=True)
-    site = next((top/'env'/'lib').glob('*/site-packages'))
-    for d in closure(Requirement(r).name for r in SETTINGS['requirements'].split()):
-        for name in {f.parts[0] for f in d.files or [] if f.parts[0] not in ('..', '__pycache__')}:
-            if not (site/name).exists(): (site/name).symlink_to(Path(d.locate_file(name)))
-    return python
-
-
-def in_environment(python, *args, cwd):
-    env = {k: v for k, v in os.environ.items() if not k.startswith(('DISTILHERBERT', 'PYTHON'))}
+def alone(wheel, *args, cwd, code='from distilherbert.reproduce import main; sys.exit(main())'):
+    "Run the command line, or some code, from an unpacked wheel without the tools of a checkout."
+    env = {k: v for k, v in os.environ.items() if not k.startswith(('DISTILHERBERT', 'PYTHON'))} | {'PYTHONPATH': str(wheel)}
     env |= {'HOME': str(cwd), 'XDG_CACHE_HOME': str(cwd/'cache'), 'HF_HUB_OFFLINE': '1'}
-    return subprocess.run([str(a) for a in (python, *args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    code = f'import sys; sys.modules.update(dict.fromkeys({TOOLS!r})); {code}'
+    done = subprocess.run([sys.executable, '-c', code, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert 'Traceback' not in done.stderr, done.stderr
+    return done
 
 
 @pytest.mark.slow
-def test_the_wheel_works_alone_outside_a_checkout(environment, tmp_path):
-    "Text, tokenizer, teacher, student and scores, with nothing but the wheel and what it requires; only `reproduce` needs the notebooks."
-    code = f'''
-import importlib, sys, warnings
-warnings.simplefilter("error", UserWarning)
-for m in {MODULES!r}: importlib.import_module(f"distilherbert.{{m}}")
-print(importlib.import_module("distilherbert").__file__)
-for tool in ("nbdev", "papermill", "fastcore", "IPython", "jupyter_client", "pytest"):
-    assert importlib.util.find_spec(tool) is None, tool
-'''
-    done = in_environment(environment, '-c', code, cwd=tmp_path)
-    assert done.returncode == 0 and str(TOP) not in done.stdout, done.stderr
-    program, file = environment.with_name('distilherbert'), write_tiny(tmp_path, world_size=150, tasks=['nkjp-ner'])
+def test_the_wheel_works_alone_outside_a_checkout(built, tmp_path):
+    "Text, tokenizer, teacher, student and scores; only `reproduce` needs the notebooks."
+    with zipfile.ZipFile(built[0]) as z: z.extractall(wheel := tmp_path/'wheel')
+    modules = f'import importlib; print(*(importlib.import_module(f"distilherbert.{{m}}").__file__ for m in {MODULES!r}))'
+    assert all(f.startswith(str(wheel)) for f in alone(wheel, cwd=tmp_path, code=modules).stdout.split())
+    file = write_tiny(tmp_path, world_size=150, tasks=['nkjp-ner'])
     for args in (['--help'], ['status'], ['cost', 'S4'], ['run', 'S4', '--profile', file]):
-        done = in_environment(program, *args, cwd=tmp_path)
-        assert done.returncode == 0 and done.stdout and 'Traceback' not in done.stderr, done.stdout + done.stderr
+        done = alone(wheel, *args, cwd=tmp_path)
+        assert done.returncode == 0 and done.stdout, done.stdout + done.stderr
     runs = tmp_path/'cache'/'distilherbert'/'_runs'
     assert list(runs.glob('model/S4-*/model.safetensors')) and list(runs.glob('scores/S4-*/predictions.npz'))
-    status = in_environment(program, 'status', '--profile', file, cwd=tmp_path).stdout
+    status = alone(wheel, 'status', '--profile', file, cwd=tmp_path).stdout
     assert any(line.split()[:3] == ['model', 'S4', 'current'] for line in status.splitlines())
-    done = in_environment(program, 'reproduce', cwd=tmp_path)
-    assert done.returncode == 2 and 'checkout' in done.stderr and 'Traceback' not in done.stderr
+    done = alone(wheel, 'reproduce', cwd=tmp_path)
+    assert done.returncode == 2 and 'checkout' in done.stderr
 
 
 def test_without_an_installation_the_error_says_what_to_type():

@@ -18,7 +18,7 @@ def write(file, text, encoding='utf-8'):
     return file
 
 
-@pytest.mark.parametrize('field, value', [
+WRONG = [
     ('text_lines', -1), ('world_size', -1), ('world_size', 0), ('vocab_size', -1), ('vocab_size', 0), ('min_piece', -1), ('min_piece', 63),
     ('tokens', -1), ('tokens', 1e6), ('teacher_tokens', -1), ('heldout_share', 0.0), ('heldout_share', 1.0), ('weight_decay', -0.1),
     ('adam_beta2', 1.0), ('adam_beta2', -0.1), ('lr_head', -1e-3), ('lr_teacher', -1e-3), ('teacher_mask_share', 1.0),
@@ -26,12 +26,11 @@ def write(file, text, encoding='utf-8'):
     ('task_seeds', (1, 2, 1)), ('task_seeds', ()), ('tasks', ()), ('tasks', 'nkjp-ner'), ('tasks', ('nkjp-ner', 'nkjp-ner')),
     ('scenarios', ()), ('scenarios', ('S0', 'S0')), ('heads', 5), ('task_precision', 'half'), ('attention', 'all'), ('vocab', 'cut'),
     ('zero', 1), ('name', ''), ('name', 'a/b'), ('name', '..'), ('name', 'my profile'),
-    *((f.name, v) for f in fields(Profile) if f.type is float for v in (NAN, INF))], ids=str)
-def test_a_profile_that_cannot_work_names_the_field(field, value):
-    with pytest.raises(SettingsError, match=rf'\b{field}\b'): replace(DEMO, **{field: value})
+    *((f.name, v) for f in fields(Profile) if f.type is float for v in (NAN, INF))]
 
 
 @pytest.mark.parametrize('base, changes, words', [
+    *((DEMO, {field: value}, rf'\b{field}\b') for field, value in WRONG),
     *((DEMO, changes, words) for changes, words in (
         ({'teacher': 'some/bert'}, 'Write `tokenizer = "teacher"`'), ({'tokenizer': 'teacher'}, 'but teacher = "scratch"'),
         ({'vocab': 'trim'}, 'vocab = "trim" cannot'), ({'vocab': 'trim', 'vocab_size': 0, 'tokenizer': 'herbert'}, '`vocab_size` = 0'),
@@ -48,7 +47,7 @@ def test_a_profile_that_cannot_work_names_the_field(field, value):
         ({'init': 'pretrained', 'source': 'T0'}, 'has no `source`'), ({'layer_map': (0, 2)}, 'needs init "truncated"'),
         ({'teacher': 'T0'}, 'needs `mlm = true`'), ({'objective': 'distilbird'}, 'mean distilbert'),
         *(({'name': n}, '`name` of a scenario') for n in ('', 'a/b', '.S4', '-S4'))))], ids=str)
-def test_fields_that_contradict_each_other_say_what_to_write(base, changes, words):
+def test_settings_that_cannot_work_name_the_field_or_say_what_to_write(base, changes, words):
     with pytest.raises(SettingsError, match=words): replace(base, **changes)
 
 
@@ -166,7 +165,7 @@ def test_the_number_of_workers(monkeypatch):
 
 
 def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
-    "Outside a checkout they are in the user's cache; a relative one does not count, and without a home there is an answer."
+    "Outside a checkout they are in the user's cache; a relative one does not count. A teacher is a folder or a name."
     monkeypatch.delenv('DISTILHERBERT_RUNS')
     top = S.checkout()
     monkeypatch.chdir(tmp_path)
@@ -176,12 +175,9 @@ def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     for cache, folder in ((str(tmp_path/'own'), tmp_path/'own'), ('own', tmp_path/'.cache'), ('', tmp_path/'.cache')):
         monkeypatch.setenv('XDG_CACHE_HOME', cache)
         assert S.runs_dir() == folder/'distilherbert'/'_runs'
-    monkeypatch.setattr(S.os.path, 'expanduser', lambda path: path)  # As without HOME and without an entry in /etc/passwd
-    with pytest.raises(SettingsError, match='no home folder.*set DISTILHERBERT_RUNS'): S.runs_dir()
-
-
-def test_a_teacher_is_a_folder_or_a_name(tmp_path, monkeypatch):
+    with monkeypatch.context() as m, pytest.raises(SettingsError, match='no home folder.*set DISTILHERBERT_RUNS'):
+        m.setattr(S.os.path, 'expanduser', lambda path: path)  # As without HOME and without an entry in /etc/passwd
+        S.runs_dir()
     (folder := tmp_path/'bert').mkdir()
-    monkeypatch.setenv('HOME', str(tmp_path))
     for name, source in (('~/bert', folder), (str(folder), folder), ('some/bert', 'some/bert'), ('wheel:x', 'wheel:x')):
         assert S.teacher_source(replace(DEMO, tokenizer='herbert', teacher=name)) == source
