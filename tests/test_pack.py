@@ -102,8 +102,6 @@ def test_a_shortest_piece_that_fits_nowhere_is_an_error(max_len, min_piece):
     assert [s.tolist() for length in (8, 2) for s in pack_texts([[1]*2], [True]*2, length, length - 2)] == [[0, 1, 1, 2], [0, 1], [0, 1]]
 
 
-# Tokenizers
-
 def test_training_gives_the_same_tokenizer_in_every_process():
     code = f'from distilherbert.pack import train_tokenizer; print(ascii(train_tokenizer({TEXT*3!r}, 95).to_str()))'
     assert run_program(sys.executable, '-c', code).stdout == ascii(train_tokenizer(TEXT*3, 95).to_str()) + '\n'
@@ -238,14 +236,9 @@ def test_punctuation_inside_a_piece_and_marks_that_stand_alone():
     ends, starts = word_boundaries(unigram_tokenizer([*((t, 0) for t in ('<s>', '<pad>', '</s>', '<unk>')), *pieces.items()]))
     assert [p for p, e in zip(pieces, ends[4:]) if e] == ['.', '▁„', '▁(', 'ek)', '<mask>']
     assert [p for p, s in zip(pieces, starts[4:]) if s] == ['▁', '▁kot', '.', '.pl', '▁„', '▁(', '<mask>']
-
-
-def test_a_vocabulary_without_marks_is_an_error():
     bare = Tokenizer(models.WordLevel({'kot': 0, 'pies': 1}, 'kot'))
     with pytest.raises(ValueError, match='marks neither ends nor starts'): word_boundaries(bare)
 
-
-# Which tokenizer
 
 @pytest.fixture(scope='module')
 def texts(): return [t for document in world_documents('ccsub', 150) for line in document if (t := clean_text(line))]
@@ -276,7 +269,7 @@ def test_only_the_files_of_a_tokenizer_are_copied(words, tmp_path):
     assert contents(work) == contents(words) and set(contents(work)) <= set(TOKENIZER_FILES)
 
 
-def test_a_tokenizer_that_is_not_there(tmp_path, monkeypatch, run):
+def test_a_tokenizer_that_is_not_there_or_lacks_a_mask(words, tmp_path, monkeypatch, run):
     with pytest.raises(SettingsError, match="There is no tokenizer './none'"): tokenizer_folder('./none')
     with pytest.raises(SettingsError, match='holds no tokenizer'): tokenizer_folder(str(tmp_path))
     monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
@@ -284,9 +277,6 @@ def test_a_tokenizer_that_is_not_there(tmp_path, monkeypatch, run):
     done = run(sys.executable, '-c', 'from distilherbert.pack import make_tokenizer; make_tokenizer(".", "nobody/no-such-tokenizer")',
                env={'HF_HUB_OFFLINE': '1', 'HF_HOME': tmp_path})
     assert 'cannot be fetched from the hub' in done.stderr and 'give their folder as `tokenizer`' in done.stderr
-
-
-def test_a_tokenizer_without_a_mask_is_an_error(words, tmp_path):
     config = json.loads((words/'tokenizer_config.json').read_text())
     (tmp_path/'tokenizer.json').write_bytes((words/'tokenizer.json').read_bytes())
     (tmp_path/'tokenizer_config.json').write_text(json.dumps({k: v for k, v in config.items() if k != 'mask_token'}))
@@ -305,8 +295,6 @@ def test_both_layouts_of_herbert_on_the_hub_are_the_same_tokenizer(tmp_path, tex
     for text in TEXT + texts[:200]: assert whole(text)['input_ids'] == parts(text)['input_ids']
     assert all(np.array_equal(a, b) for a, b in zip(word_boundaries(whole), word_boundaries(parts), strict=True))
 
-
-# Sequences on disk
 
 SETTINGS = dict(max_len=32, min_piece=6, heldout_share=0.1, data_seed=0)
 
