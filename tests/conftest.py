@@ -57,6 +57,16 @@ def run():
     return run_program
 
 
+def wait_for_steps(runs, process, steps, scenario='T0'):
+    "Wait until the log of a training in progress has more than so many lines; True while the process still runs."
+    end = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < end:
+        logs = list((Path(runs)/'model').glob(f'.{scenario}-*.partial/metrics.jsonl'))
+        if logs and logs[0].read_bytes().count(b'\n') > steps: return True
+        time.sleep(0.01)
+    return False
+
+
 def training(profile, scenario, *more, launcher=()):
     "The command that trains a scenario, for `python` or for a launcher of several processes."
     return sys.executable, *launcher, '-m', 'distilherbert.distill', '--scenario', scenario, '--profile', str(profile), *more
@@ -66,11 +76,7 @@ def begin_training(runs, steps, *args, **launcher):
     "A training in a folder of artefacts that has logged more than so many lines, and still runs."
     env = os.environ | {'DISTILHERBERT_RUNS': str(runs), 'OMP_NUM_THREADS': '1'}
     process = subprocess.Popen(training(*args, **launcher), cwd=TOP, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end, lines = time.monotonic() + 300, 0
-    while lines <= steps:
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.01)
-        lines = sum(f.read_bytes().count(b'\n') for f in (Path(runs)/'model').glob(f'.{args[1]}-*.partial/metrics.jsonl'))
+    assert wait_for_steps(runs, process, steps, args[1]), process.communicate()
     return process
 
 
