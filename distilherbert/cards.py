@@ -56,7 +56,8 @@ def how_it_was_made(p:Profile, s:Scenario, counts:Mapping)->dict[str, str]: # Co
     steps = f'{counts.get("steps", 0):,} steps of {p.batch_rows} sequences of at most {p.max_len} tokens, {p.precision}'
     training = f'{trained:,} tokens in {steps}' if trained else 'none beyond the initial weights'
     loss_text = f'{heldout["mlm"]:.3f} nats per masked token (unigram entropy {counts["unigram_entropy"]:.3f})' if 'mlm' in heldout else ''
-    text = TEXTS.get(p.text, f'the folder `{Path(p.text).name}` ({p.language})')
+    places = [f'`{t if t.startswith("hf:") else Path(t).name}`' for t in ((p.text,) if isinstance(p.text, str) else p.text)]
+    text = TEXTS.get(p.text, f'{", ".join(places)} ({p.language})')
     return {
         'Scenario': f'{s.name} of the profile `{p.name}`',
         'Initial weights': starts[s.init],

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEEPEST', 'WIDEST', 'LARGEST', 'MOST_MARKS', 'PASSES', 'URL', 'CHANGES', 'SHORTEST', 'RULES', 'SORTED', 'INVISIBLE',
-           'CHUNK', 'CC100', 'BLOCK', 'LONGEST', 'LONGEST_LINE', 'PARTS', 'GROUP', 'ENDINGS', 'SOURCES', 'SHARD',
-           'NOTE', 'strip_markup', 'is_too_deep', 'compose', 'fold', 'remove_markup', 'count_symbols', 'explain_text',
-           'clean_text', 'text_keys', 'first_occurrences', 'BadText', 'http_chunks', 'cut_blocks', 'Block',
-           'decode_block', 'Source', 'file_source', 'cc100_source', 'text_sources', 'unread_files', 'may_change',
-           'CleanBlock', 'clean_block', 'write_whole', 'tidy_counts', 'clean_corpus', 'text_shards', 'read_texts']
+           'CHUNK', 'CC100', 'BLOCK', 'LONGEST', 'LONGEST_LINE', 'PARTS', 'Row', 'GROUP', 'TABLE', 'READ', 'ENDINGS',
+           'SOURCES', 'SHARD', 'NOTE', 'strip_markup', 'is_too_deep', 'compose', 'fold', 'remove_markup',
+           'count_symbols', 'explain_text', 'clean_text', 'text_keys', 'first_occurrences', 'BadText', 'http_chunks',
+           'cut_blocks', 'Block', 'decode_block', 'Source', 'file_source', 'cc100_source', 'text_sources',
+           'unread_files', 'may_change', 'CleanBlock', 'clean_block', 'write_whole', 'tidy_counts', 'clean_corpus',
+           'text_shards', 'read_texts']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -30,13 +31,14 @@ from functools import cache, partial
 from http.client import HTTPException
 from itertools import chain, islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from .artefact import Progress, fingerprint, flush, log, worker_pool, write_json
-from .scenario import SettingsError, data_dir
+from .scenario import SettingsError, data_dir, hub_client
 from .world import WORLD_VERSION, world_documents
 
 # %% ../nbs/01_clean.ipynb #00000006
@@ -175,9 +177,21 @@ class BadText(ValueError):
 CHUNK = 1 << 16 # Bytes read at a time
 _DECODERS:dict[str, Callable] = {'.xz': lzma.LZMADecompressor, '.gz': lambda: zlib.decompressobj(31)}
 
+def _unpack_zst(chunks:Iterator[bytes], name:str)->Iterator[bytes]: # Raises `BadText` as below
+    "Unpack an archive with Arrow, which takes pieces of up to 64 kB as they come."
+    from pyarrow import CompressedInputStream, PythonFile
+    first = next(chunks, b'')
+    if not first: raise BadText(f'{name} is a truncated archive: it is empty. Fetch it again.')
+    stored = chain([first], chunks)
+    file = PythonFile(SimpleNamespace(read=lambda size: next(stored, b''), close=lambda: None, closed=False), 'r')
+    try: yield from iter(partial(CompressedInputStream(file, 'zstd').read, CHUNK), b'')
+    except OSError as e:
+        raise BadText(f'{name} is a {"truncated" if "Truncated" in str(e) else "broken"} archive ({e}). Fetch it again.') from e
+
 def _decompress(chunks:Iterable[bytes], name:str)->Iterator[bytes]: # Raises `BadText` where the archive is broken or ends early
     "Unpack the stored pieces of an archive of one or more streams; other files, by the ending of their name, pass through."
     make, decoder, stored = _DECODERS.get(Path(name).suffix), None, 0
+    if name.endswith('.zst'): chunks = _unpack_zst(iter(chunks), name)
     for chunk in chunks:
         stored += len(chunk)
         if make is None: yield chunk
@@ -304,14 +318,74 @@ def _read_blocks(name:str, chunks:Callable[[], Iterator[bytes]])->Iterator[Block
         yield Block(decode_block(data, name, offset, lines), '', stored - counted)
         offset, lines, counted = offset + len(data), lines + data.count(b'\n'), stored
 
-def file_source(path:Path)->Source: # A local file
+Row = tuple[str, object, float] # Where it is, what it holds, and how much of the source it takes [bytes as stored]
+
+def _json_rows(name:str, chunks:Callable[[], Iterator[bytes]])->Iterator[Row]:
+    "The rows of a file of JSON lines; raises `BadText`."
+    number = 0
+    for block in _read_blocks(name, chunks):
+        lines = block.text.split('\n')
+        for i, line in enumerate(lines, number + 1):
+            try: row = json.loads(line) if line.strip() else None
+            except (ValueError, RecursionError) as e: raise BadText(f'{name}, line {i:,} is not JSON: {e}.') from e
+            if row is not None: yield f'line {i:,}', row, block.size/len(lines)
+        number += len(lines) - 1
+
+def _parquet_rows(path:Path, column:str)->Iterator[Row]:
+    "The rows of a Parquet file, with one of its columns; raises `BadText`."
+    from pyarrow import ArrowException, parquet
+    try:
+        file, number = parquet.ParquetFile(path), 0
+        columns = [column] if column in file.schema_arrow.names else None # None for all, so that an error can list them
+        for batch in file.iter_batches(1000, columns=columns):
+            for i, row in enumerate(batch.to_pylist(), number + 1): yield f'row {i:,}', row, path.stat().st_size/file.metadata.num_rows
+            number += len(batch)
+    except (ArrowException, OSError) as e: raise BadText(f'{path.name} is no Parquet file that can be read: {e}. Fetch it again.') from e
+
+def _hub_rows(name:str)->Iterator[Row]: # As "owner/name", "owner/name:configuration", or the folder of a copy; raises `BadText`
+    "The rows of a data set's split train."
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+    name, _, config = name.partition(':')
+    try:
+        with hub_client(local=Path(name).is_dir()): data = load_dataset(name, config or None, split='train', streaming=True)
+        for number, row in enumerate(data, 1): yield f'row {number:,}', row, 0.0
+    except (OSError, ValueError, RuntimeError, DatasetsError) as e:
+        raise BadText(f'The data set {name} cannot be read ({type(e).__name__}: {str(e)[:300]}). Check its name and the network. A '
+                      'configuration is written behind a colon: hf:wikimedia/wikipedia:20231101.pl.') from e
+
+def _table_blocks(name:str, rows:Iterable[Row], column:str)->Iterator[Block]: # Raises `BadText` for a row without text
+    "The texts of a table; each is a document. A missing value (null) is an empty one."
+    texts, length, size = [], 0, 0.0
+    for where, row, stored in rows:
+        if not isinstance(row, dict) or column not in row:
+            there = f'it has {", ".join(row)[:200]}' if isinstance(row, dict) else f'it is {row!r:.40}, not an object'
+            raise BadText(f'{name}, {where} has no column {column!r}; {there}. Name the column of the text: `--column NAME`, or '
+                          '`text_column = "NAME"` in a profile.')
+        if not isinstance(text := row[column] or '', str): raise BadText(f'{name}, {where}: {column!r} is {text!r:.40}, not text.')
+        texts.append(_UNWRITABLE.sub('\ufffd', _GAP.sub('\n', text)))
+        length, size = length + len(text), size + stored
+        if length >= BLOCK:
+            yield Block('\n\n'.join(texts) + '\n', '', round(size))
+            texts, length, size = [], 0, 0.0
+    if texts: yield Block('\n\n'.join(texts) + '\n', '', round(size))
+
+def file_source(
+    path:Path, # A local file
+    column:str='text', # Column of the text, in JSON lines and Parquet
+)->Source: # Raises `SettingsError` for a name that is not UTF-8
     "A source for one file. An unreadable file is identified by its name; reading it raises the error."
     def chunks():
         with open(path, 'rb') as f: yield from iter(partial(f.read, CHUNK), b'')
     if _UNWRITABLE.search(path.name): raise SettingsError(f'The name of the text file {path.name!a} is not UTF-8. Rename it.')
     try: identity = {'file': fingerprint(path)}
     except OSError: identity = {'unreadable': path.name}
-    return Source(path.name, identity, lambda: _read_blocks(path.name, chunks), path.stat().st_size)
+    def blocks():
+        if not TABLE.search(path.name): return _read_blocks(path.name, chunks)
+        rows = _parquet_rows(path, column) if path.suffix == '.parquet' else _json_rows(path.name, chunks)
+        return _table_blocks(path.name, rows, column)
+    if TABLE.search(path.name): identity['column'] = column
+    return Source(path.name, identity, blocks, path.stat().st_size)
 
 def cc100_source()->Source: # Raises `SettingsError` when DISTILHERBERT_CC100 names a missing file
     "CC-100 Polish: a local copy, or else its address."
@@ -332,43 +406,60 @@ def _world_sources(size:int, seed:int)->list[Source]:
     identity = {'world': WORLD_VERSION, 'size': size, 'seed': seed}
     return [Source(f'world/{part}', identity | {'part': part}, partial(blocks, part)) for part in PARTS]
 
-ENDINGS = ('.txt', '.txt.gz', '.txt.xz') # Text files that are read
+TABLE = re.compile(r'\.jsonl(\.gz|\.xz|\.zst)?$|\.parquet$') # Names of files with rows
+READ = re.compile(rf'\.txt$|(\.txt|^[^.]+)(\.gz|\.xz|\.zst)$|{TABLE.pattern}') # Of all that are read
+ENDINGS = '.txt or .jsonl, perhaps with .gz, .xz or .zst, or in .parquet' # The same in words
 SOURCES:dict[str, Callable[[int, int], list[Source] | Path]] = { # Name to a function of the world's size and seed
     'world': _world_sources, 'cc100': lambda size, seed: [cc100_source()], 'local': lambda size, seed: data_dir('text')}
 
 def _list_files(folder:Path, without:Sequence[str])->dict[Path, str]: # Each file and why it is not read ("" where it is)
-    "The contents of a folder, without hidden files and those that match a pattern; raises `SettingsError`."
-    if not folder.is_dir():
-        raise SettingsError(f'There is no folder {folder} to read text from. `text` of a profile is {", ".join(SOURCES)}, or the path of '
-                            f'a folder with files that end in {", ".join(ENDINGS)}.')
+    "The contents of a folder, without hidden files and those that match a pattern, or one file; raises `SettingsError`."
+    if not folder.exists():
+        raise SettingsError(f'There is no file or folder {folder} to read text from. `text` of a profile is {", ".join(SOURCES)}, a file '
+                            f'or folder of files that end in {ENDINGS}, or "hf:" and the name of a data set on the hub.')
     def why(p):
         if p.is_symlink() and not p.exists(): return 'a link to what is not there'
         if not p.is_file(): return 'a folder' if p.is_dir() else 'no file'
-        if not p.name.endswith(ENDINGS): return f'its name does not end in {", ".join(ENDINGS)}'
+        if not READ.search(p.name): return f'its name does not end in {ENDINGS}'
         return '' if p.stat().st_size else 'empty'
+    if not folder.is_dir(): return {folder: why(folder)}
     return {p: why(p) for p in sorted(folder.iterdir()) if p.name[0] != '.' and not any(fnmatch(p.name, w) for w in without)}
 
 def text_sources(
-    text:str, # A key of `SOURCES`, or a folder
+    text:'str | tuple[str, ...]', # A key of `SOURCES`; or files, folders and data sets of the hub, one or several
     without:Sequence[str]=(), # Patterns of file names that are left out
     world_size:int=0, # Documents of each part of the world
     seed:int=0, # Seed of the world
+    column:str='text', # Column of the text, in JSON lines, Parquet and data sets
 )->list[Source]: # In the order they are read; raises `SettingsError` when there is none
     "The sources of a text."
-    found = SOURCES[text](world_size, seed) if text in SOURCES else Path(text).expanduser().resolve()
-    if not isinstance(found, Path): return found
-    if files := [p for p, why in _list_files(found, without).items() if why in ('', 'empty')]: return [file_source(p) for p in files]
-    there, less = sorted(p.name for p in found.iterdir())[:5], f', other than {", ".join(without)} (`text_without`)' if without else ''
-    raise SettingsError(f'There is no text in {found}: it holds {", ".join(there) or "nothing"}; wanted are files that end in '
-                        f'{", ".join(ENDINGS)}{less}.')
+    named = SOURCES[text](world_size, seed) if text in SOURCES else text
+    if isinstance(named, list): return named
+    sources = []
+    for place in named if isinstance(named, tuple) else [str(named)]:
+        if place.startswith('hf:'):
+            folder = Path(place[3:]).expanduser()
+            name, identity = (str(folder), fingerprint(folder)) if folder.is_dir() else (place[3:], place)
+            sources.append(Source(place, {'data': identity, 'column': column}, lambda n=name: _table_blocks(n, _hub_rows(n), column)))
+            continue
+        found = Path(place).expanduser().resolve()
+        files = [p for p, why in _list_files(found, without).items() if why in ('', 'empty')]
+        sources += [file_source(p, column) for p in files]
+        if files: continue
+        there = f'it holds {", ".join(sorted(p.name for p in found.iterdir())[:5]) or "nothing"}; ' if found.is_dir() else ''
+        less = f', other than {", ".join(without)} (`text_without`)' if without else ''
+        raise SettingsError(f'There is no text in {found}: {there}wanted are files that end in {ENDINGS}{less}.')
+    return sources
 
 def unread_files(
-    text:str, # A key of `SOURCES`, or a folder
+    text:'str | tuple[str, ...]', # A key of `SOURCES`; or files, folders and data sets of the hub, one or several
     without:Sequence[str]=(), # Patterns of file names that are left out
-)->list[str]: # As "a.txt.bz2: its name does not end in .txt, .txt.gz, .txt.xz"
-    "The files of a folder that are not read, and why."
-    folder = SOURCES[text](0, 0) if text in SOURCES else Path(text).expanduser().resolve()
-    lines = [f'{p.name}: {why}' for p, why in _list_files(folder, without).items() if why] if isinstance(folder, Path) else []
+)->list[str]: # As "a.docx: its name does not end in .txt or .jsonl, …"
+    "The files of folders that are not read, and why."
+    named = SOURCES[text](0, 0) if text in SOURCES else text
+    folders = named if isinstance(named, tuple) else [] if isinstance(named, list) else [str(named)]
+    found = [Path(f).expanduser().resolve() for f in folders if not f.startswith('hf:')]
+    lines = [f'{p.name}: {why}' for f in found for p, why in _list_files(f, without).items() if why]
     return [line.encode(errors='backslashreplace').decode() for line in lines] # A name may not be UTF-8
 
 # %% ../nbs/01_clean.ipynb #00000021

@@ -36,7 +36,8 @@ SCORES_VERSION, CLASSIFIER_VERSION, SUBMISSION_VERSION, CONTAMINATION_VERSION = 
 # %% ../nbs/11_pipeline.ipynb #00000007
 def text_artefact(p:Profile)->Artefact: # Files `old-*.txt` and `ccsub-*.txt`; raises `SettingsError` where there is no source
     "The cleaned text."
-    sources, share = text_sources(p.text, p.text_without, p.world_size, p.data_seed), 0.0 if p.text == 'world' else p.old_share
+    sources = text_sources(p.text, p.text_without, p.world_size, p.data_seed, p.text_column)
+    share = 0.0 if p.text == 'world' else p.old_share
     settings = {'sources': [s.identity for s in sources], 'lines': p.text_lines, 'old_share': share, 'on_bad_file': p.on_bad_file}
     def make(work):
         return clean_corpus(work, sources, share, p.text_lines, data_workers(), p.on_bad_file, unread_files(p.text, p.text_without))

@@ -20,7 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from .artefact import MANIFEST, check_new, duration, machine, new_folder, publish, read_manifest
-from .clean import ENDINGS, text_sources
+from .clean import text_sources
 from .pipeline import build_classifier, build_model, train_settings
 from .scenario import PRESETS, Profile, Scenario, SettingsError, runs_dir, teacher_source, unknown_name
 from .scores import METRICS
@@ -41,12 +41,10 @@ def parse_number(
     return round(number)
 
 def text_size(
-    folder:str, # Folder of text files
-)->int: # Bytes, about: compressed files count four times
-    "Size of the text in a folder; raises `SettingsError` where there is none."
-    text_sources(folder)
-    files = [f for f in Path(folder).expanduser().iterdir() if f.name.endswith(ENDINGS)]
-    return sum(f.stat().st_size*(1 if f.suffix == '.txt' else 4) for f in files)
+    text:tuple[str, ...], # Files, folders and data sets of the hub
+)->int: # Bytes, about: compressed files count four times, data sets of the hub as nothing
+    "Size of a text; raises `SettingsError` where there is none."
+    return sum(s.size*(1 if s.name.endswith(('.txt', '.jsonl')) else 4) for s in text_sources(text))
 
 def distil_settings(
     config, # Configuration of the teacher
@@ -110,8 +108,10 @@ def save_settings(
 
 def distil(
     teacher:str, # A folder, a name on the hub, or "wheel:" and the name of a package
-    text:str, # A folder of text files
+    text:str | Sequence[str], # Files, folders, and "hf:" with the name of a data set; one or several
     output:str='', # Folder to write; named after the teacher when empty
+    column:str='text', # Column of the text, in JSON lines, Parquet files and data sets
+    lines:int=0, # Lines of the text to read; 0 for all
     layers:int=0, # Layers of the student, evenly spaced in the teacher; 0 for half
     layer_map:str='', # The layers to copy, as "0,2,4"
     objective:str='', # A preset; chosen by the teacher when empty
@@ -125,7 +125,7 @@ def distil(
     save:str='', # TOML file for the profile; the scenario goes beside it
     dry_run:bool=False, # Only say what would be done?
 )->list[str]: # What was made, and how to load it; raises `SettingsError`
-    "Distil a smaller model from a teacher on a folder of text."
+    "Distil a smaller model from a teacher on a text."
     from distilherbert.runs import resolve_precision
     from distilherbert.student import load_masked_lm
     out = check_new(Path(output or f'{Path(teacher).name}-student'))
@@ -133,14 +133,17 @@ def distil(
     if tokens and hours: raise SettingsError('--tokens and --hours both set the budget; give one of them.')
     if layers and layer_map: raise SettingsError('--layers and --layer-map both choose layers; give one of them.')
     if vocab not in ('', 'trim', 'keep'): raise unknown_name('--vocab', vocab, ['trim', 'keep'])
-    folder = Path(text).expanduser().absolute()
+    places = tuple(t if t.startswith('hf:') else str(Path(t).expanduser().absolute()) for t in ([text] if isinstance(text, str) else text))
     source = str(Path(teacher).absolute()) if Path(teacher).is_dir() else teacher
-    fixed = {'name': setting_name(out), 'text': str(folder), 'teacher': source, 'precision': precision, 'language': language, 'seed': seed}
+    fixed = {'name': setting_name(out), 'text': places if places[1:] else places[0], 'text_column': column, 'text_lines': lines,
+             'teacher': source, 'precision': precision, 'language': language, 'seed': seed}
     if vocab: fixed |= {'vocab': vocab.replace('keep', ''), 'vocab_size': TRIMMED}
     if max_len: fixed['max_len'] = max_len
     if tokens: fixed['tokens'] = parse_number(tokens)
-    size = text_size(text)  # Before the teacher, which may have to be downloaded
-    model, new_head = load_masked_lm(teacher_source(Profile('teacher', text=str(folder), tokenizer='teacher', teacher=source)))
+    size = text_size(places)  # Before the teacher, which may have to be downloaded
+    if not (size or tokens or hours):
+        raise SettingsError(f'The size of {", ".join(places)} is not known before it is read: give a budget with --tokens or --hours.')
+    model, new_head = load_masked_lm(teacher_source(Profile('teacher', text=places, tokenizer='teacher', teacher=source)))
     config = model.config
     del model
     if layers and not 0 < layers <= config.num_hidden_layers:
@@ -156,7 +159,7 @@ def distil(
         fixed['tokens'] = max(1, round(3600*hours*pace/work))
         profile, scenario, reasons = settings()
     c, before = scenario_cost(profile, scenario, known, pace), parameters_of(config)
-    print(f'Distil {teacher} on {folder}, into {out}. Chosen:', *(f'  {r}' for r in reasons), sep='\n')
+    print(f'Distil {teacher} on {", ".join(places)}, into {out}. Chosen:', *(f'  {r}' for r in reasons), sep='\n')
     print(f'{before:,} parameters ({size_text(4*before)}) become {c.parameters:,} ({size_text(4*c.parameters)}). In {kind} on {machine()} '
           f'{c.tokens:,} tokens in {c.steps:,} steps take about {duration(c.train_s + c.evaluate_s)} and {size_text(c.memory)} of memory.')
     if save:

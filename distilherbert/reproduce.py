@@ -182,7 +182,10 @@ TASKS = {'name': '--tasks', 'default': '', 'metavar': 'T', 'help': 'all, or name
 PRECISION = {'name': '--precision', 'default': 'auto', 'choices': ['auto', 'fp32', 'bf16', 'fp16'], 'help': 'default: auto'}
 DISTIL = (
     {'name': 'teacher', 'metavar': 'TEACHER', 'help': 'a folder, a name on the hub, or wheel:PACKAGE'},
-    {'name': '--text', 'required': True, 'metavar': 'FOLDER', 'help': 'folder of .txt, .txt.gz or .txt.xz files'},
+    {'name': '--text', 'required': True, 'nargs': '+', 'metavar': 'TEXT',
+     'help': 'files or folders (.txt, .jsonl, perhaps with .gz, .xz or .zst; .parquet), or hf:NAME for a data set on the hub'},
+    {'name': '--column', 'default': 'text', 'metavar': 'NAME', 'help': 'column of the text, where there are columns (default: text)'},
+    {'name': '--lines', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'lines of the text to read (default: all)'},
     {'name': '--layers', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'layers to copy, evenly spaced (default: half)'},
     {'name': '--layer-map', 'default': '', 'metavar': '0,2,4', 'help': 'the layers to copy'},
     {'name': '--tokens', 'default': '', 'metavar': '200M', 'help': 'budget (default: three passes over the text)'},

@@ -50,6 +50,7 @@ TYPES = { # Annotation to the expected value in words and its check; a bool is n
     str: ('a string', lambda v: isinstance(v, str)), bool: ('true or false', lambda v: isinstance(v, bool)),
     int: ('a whole number', lambda v: _is_number(v) and isinstance(v, int)), float: ('a finite number', _is_number),
     tuple[int, ...]: ('a list of whole numbers', _is_list(int)), tuple[str, ...]: ('a list of strings', _is_list(str)),
+    str | tuple[str, ...]: ('a string or a list of strings', lambda v: isinstance(v, str) or _is_list(str)(v)),
     Mapping[str, float]: ('finite numbers by name', lambda v: isinstance(v, Mapping) and all(map(_is_number, v.values()))),
     'str | Objective': ('the name of a preset or a table `[objective]`', lambda v: isinstance(v, str | Objective))}
 
@@ -149,7 +150,8 @@ HELDOUT = 512 # Held-out sequences of an evaluation, at most
 class Profile:
     "What a scenario is run on, and how much of it."
     name:str # Short name, as "demo"
-    text:str='world' # "world", "local" (DISTILHERBERT_DATA/text), "cc100", "auto" (local or cc100), or a folder of .txt, .txt.gz, .txt.xz
+    text:str | tuple[str, ...]='world' # "world", "local" (DISTILHERBERT_DATA/text), "cc100", "auto" (local or cc100), or see chapter 01
+    text_column:str='text' # Column of the text, in JSON lines, Parquet files and data sets of the hub
     language:str='pl' # Language of the text, for model cards (ISO 639-1)
     text_lines:int=0 # Lines read from the source; 0 for all
     text_without:tuple[str, ...]=() # Patterns of file names that are left out, as "*-ocr-*"
@@ -229,7 +231,7 @@ def check_profile(p:Profile)->None: # Raises `SettingsError`
         if getattr(p, f) not in known: raise unknown_name(f, getattr(p, f), list(known), f'It is the field `{f}` of a profile.')
     for s in p.scenarios:
         if s not in SCENARIOS and not s.endswith('.toml'): raise unknown_name('scenario in `scenarios`', s, list(SCENARIOS))
-    lists = {f: getattr(p, f) for f in ('scenarios', 'tasks', 'task_seeds')}
+    lists = {f: v for f in ('text', 'scenarios', 'tasks', 'task_seeds') if isinstance(v := getattr(p, f), tuple)}
     needed = ['world_size']*(p.text == 'world' and not p.world_size)
     needed += ['vocab_size']*((p.tokenizer == 'train' or p.vocab == 'trim') and not p.vocab_size)
     for wrong, message in (

@@ -10,19 +10,21 @@ import re
 import sys
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SENTENCE, needs_data, noisy_corpus
-from hub import Server
+from hub import Hub, Server
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distilherbert import clean
+from distilherbert.artefact import fingerprint
 from distilherbert.clean import BadText, Block, clean_block, clean_corpus, clean_text, explain_text, may_change, read_texts, text_sources
-from distilherbert.scenario import SettingsError
+from distilherbert.scenario import SettingsError, get_profile
 
 WORDS = 'zwykłe słowa, jakich pełno wszędzie'
 ANY = st.text(st.characters(exclude_categories=()), max_size=80)
@@ -250,7 +252,7 @@ def test_the_identity_of_a_source_is_its_content(tmp_path, corpus):
     assert identity(tmp_path/'moved') == before and identity(tmp_path/'moved', without=('a*', '*-no-such-*')) == before[1:]
     (tmp_path/'moved'/'a.txt').write_text('Inny tekst niż przedtem.', 'utf-8')
     assert identity(tmp_path/'moved') != before
-    for name, without, fault in (('moved', ('*',), r'other than \*'), ('nowhere', (), 'There is no folder')):
+    for name, without, fault in (('moved', ('*',), r'other than \*'), ('nowhere', (), 'There is no file or folder')):
         with pytest.raises(SettingsError, match=fault): text_sources(str(tmp_path/name), without)
     assert identity('world', world_size=9) != identity('world', world_size=9, seed=1) != identity('world', world_size=8, seed=1)
 
@@ -411,12 +413,113 @@ def test_files_that_are_not_read_are_named(tmp_path, corpus, caplog):
     (corpus/'empty.txt').touch()
     (corpus/'folder.txt').mkdir()
     (corpus/'gone.txt').symlink_to(corpus/'nowhere.txt')
-    unread = [*(f'{name}: its name does not end in .txt, .txt.gz, .txt.xz' for name in ('README.md', 'b.TXT', 'b.txt.bz2')),
+    unread = [*(f'{name}: its name does not end in {clean.ENDINGS}' for name in ('README.md', 'b.TXT', 'b.txt.bz2')),
               'empty.txt: empty', 'folder.txt: a folder', 'gone.txt: a link to what is not there']
     assert build(tmp_path/'work', corpus, without=('left-out*',))['unread_files'] == unread
     assert all(f'Not read: {file}' in caplog.text for file in unread)
     assert clean.unread_files('world') == clean.unread_files('cc100') == []
 
+
+# Tables
+
+ROWS = [{'id': 1, 'body': f'{SENTENCE.format(1)}\n\n{SENTENCE.format(2)}'}, {'id': 2, 'body': None}, {'id': 3, 'body': ''},
+        *({'id': n, 'body': f'  {SENTENCE.format(n)}\r\n{SENTENCE.format(-n)} \n\n'} for n in range(3, 400))]
+
+
+def write_rows(folder, name, rows=ROWS):
+    "Rows as a file of the kind that its name says."
+    import pyarrow
+    from pyarrow import parquet
+    lines = '\n'.join(json.dumps(r, ensure_ascii=False) for r in rows).encode()
+    folder.mkdir(exist_ok=True)
+    if name.endswith('.parquet'): parquet.write_table(pyarrow.Table.from_pylist(rows), folder/name, row_group_size=50)
+    else: (folder/name).write_bytes(PACK[Path(name).suffix](lines))
+    return folder/name
+
+
+def zst(data):
+    import pyarrow
+    return pyarrow.compress(data, codec='zstd', asbytes=True)
+
+
+PACK = {'.jsonl': lambda data: b'\xef\xbb\xbf' + data.replace(b'\n', b'\r\n') + b'\n\n', '.gz': gzip.compress, '.xz': lzma.compress,
+        '.zst': zst}
+
+
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.jsonl.gz', 'a.jsonl.xz', 'a.jsonl.zst', 'a.parquet', 'data set'])
+def test_a_row_is_a_document(tmp_path, name):
+    "The same texts, by hand, from each kind of table; and the file alone is its folder."
+    path = write_rows(tmp_path/'t', 'train.parquet' if name == 'data set' else name)
+    path = f'hf:{path.parent}' if name == 'data set' else str(path)
+    expected = [SENTENCE.format(1), SENTENCE.format(2), *(SENTENCE.format(k) for n in range(3, 400) for k in (n, -n))]
+    def cleaned(text, work):
+        sources = text_sources(text, column='body')
+        work.mkdir()
+        counts = clean_corpus(work, sources, 0.4)
+        found = sorted(every_text(work))
+        assert found == sorted(expected) and sum(p['documents'] for p in counts['parts'].values()) == 398
+        assert len([*sources[0].blocks()]) > 5, 'a block is no whole file'
+        size = sum(b.size for b in sources[0].blocks())
+        assert name == 'data set' or size == pytest.approx(Path(path).stat().st_size, rel=0.01)
+        return content(work)
+    whole = cleaned(path, tmp_path/'a')
+    if name != 'data set': assert cleaned(str(tmp_path/'t'), tmp_path/'b') == whole == cleaned((path,), tmp_path/'c')
+    assert [s.identity for s in text_sources(path)] != [s.identity for s in text_sources(path, column='body')]
+
+
+def test_several_places_are_read_in_order(tmp_path, corpus):
+    write_rows(tmp_path/'t', 'rows.jsonl')
+    (tmp_path/'pl.gz').write_bytes(gzip.compress(GOOD))
+    found = text_sources((str(tmp_path/'pl.gz'), str(corpus), str(tmp_path/'t'), 'hf:owner/name:pl'))
+    assert [s.name for s in found] == ['pl.gz', 'a.txt', 'b.txt.xz', 'c.txt.gz', 'rows.jsonl', 'hf:owner/name:pl']
+    assert found[1].identity == text_sources(str(corpus))[0].identity == {'file': fingerprint(corpus/'a.txt')}
+    (tmp_path/'t'/'a.tar.gz').touch()
+    assert clean.unread_files((str(corpus), str(tmp_path/'t'))) == [f'a.tar.gz: its name does not end in {clean.ENDINGS}']
+    for place in (tmp_path/'t'/'a.tar.gz', tmp_path/'empty'):
+        (tmp_path/'empty').mkdir(exist_ok=True)
+        with pytest.raises(SettingsError, match=f'no text in {place}.*wanted are files'): text_sources((str(corpus), str(place)))
+    with pytest.raises(SettingsError, match='`text` needs an entry'): replace(get_profile('demo'), text=())
+
+
+DEEP = b'{"text": ' + b'['*200_000
+@pytest.mark.parametrize(('name', 'data', 'fault'), [
+    ('a.jsonl', b'{"text": "a"}\n\n{"text": 1}\n', 'line 3: .text. is 1, not text'),
+    ('a.jsonl', b'{"id": 1}', "has no column 'text'; it has id"),
+    ('a.jsonl', b'[1]', r'line 1 has no column .*it is \[1\], not an object'), ('a.jsonl', b'{"text": "a"}\n{', 'line 2 is not JSON'),
+    ('a.jsonl', DEEP, 'line 1 is not JSON'), ('a.jsonl', b'', 'Nothing is left'),
+    ('a.jsonl', '{"text": "gęś"}'.encode('iso-8859-2'), 'not UTF-8'), ('a.parquet', b'PAR1', 'is no Parquet file'),
+    ('a.parquet', [{'id': 1, 'body': 'x'}], "row 1 has no column 'text'; it has id, body"),
+    ('a.parquet', [{'text': [1]}], r'row 1: .text. is \[1\], not text'), ('a.txt.zst', b'', 'truncated archive'),
+    ('a.txt.zst', b'no archive', 'broken archive'), ('a.jsonl.zst', zst(os.urandom(5000))[:-9], 'truncated archive')])
+def test_bad_tables_are_named_with_the_place(tmp_path, name, data, fault):
+    if isinstance(data, list): write_rows(tmp_path/'bad', name, data)
+    with pytest.raises(BadText, match=rf'{name}.*{fault}|{fault}.*{name}'):
+        build_from(tmp_path, **({} if isinstance(data, list) else {name: data}))
+
+
+def test_a_letter_that_is_no_unicode_is_replaced(tmp_path):
+    assert every_text(build_from(tmp_path, **{'a.jsonl': b'{"text": "Ala ma kota \\ud800 i psa."}'})[1]) == ['Ala ma kota \ufffd i psa.']
+
+
+def test_a_data_set_is_streamed_from_the_hub(tmp_path, run):
+    "From a hub on this machine, in a process of its own; another name, configuration or column is an error that says so."
+    (tmp_path/'hub'/'datasets'/'owner'/'texts').mkdir(parents=True)
+    write_rows(tmp_path/'hub'/'datasets'/'owner'/'texts', 'train.jsonl')
+    code = ('import sys; from distilherbert.clean import text_sources; _, name, column = sys.argv\n'
+            'print(sum(len(b.text.split()) for s in text_sources(name, column=column) for b in s.blocks()))')
+    with Hub(tmp_path/'hub') as hub:
+        env = {'HF_ENDPOINT': hub.address, 'HF_HOME': tmp_path/'cache', 'HF_HUB_OFFLINE': ''}
+        def read(name, column='body'): return run(sys.executable, '-c', code, name, column, env=env)
+        done = read('hf:owner/texts')
+        local, = text_sources(str(tmp_path/'hub'/'datasets'/'owner'/'texts'), column='body')
+        assert done.stdout.strip() == str(sum(len(b.text.split()) for b in local.blocks())), done.stderr
+        wrong = {('hf:owner/nothing', 'body'): 'owner/nothing cannot be read', ('hf:owner/texts:pl', 'body'): 'cannot be read.*pl',
+                 ('hf:owner/texts', 'text'): "has no column 'text'; it has id, body"}
+        for (name, column), fault in wrong.items():
+            assert re.search(f'BadText: .*{fault}', (done := read(name, column)).stderr, re.S), done.stderr
+
+
+# CC-100 over HTTP
 
 @pytest.fixture
 def server(monkeypatch):

@@ -81,7 +81,8 @@ def test_hours_are_a_budget(tiny, corpus, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(('given', 'message'), [
     ({'layers': 3}, 'the teacher has 2'), ({'layers': 1, 'layer_map': '0'}, 'give one of them'), ({'layer_map': '7'}, 'layer 7'),
     ({'layer_map': '0;1'}, 'should be numbers'), ({'tokens': 'many'}, '200M'), ({'tokens': '1M', 'hours': 2.0}, 'give one of them'),
-    ({'objective': 'hiden'}, 'hidden'), ({'vocab': 'cut'}, 'trim'), ({'text': 'nowhere'}, 'no folder'), ({'teacher': 'nobody'}, 'nobody')])
+    ({'objective': 'hiden'}, 'hidden'), ({'vocab': 'cut'}, 'trim'), ({'text': 'nowhere'}, 'no file or folder'),
+    ({'text': 'hf:a/b'}, 'give a budget with --tokens'), ({'teacher': 'nobody'}, 'nobody')])
 def test_wrong_settings_are_refused_before_any_work(given, message, tiny, corpus, tmp_path):
     "And nothing is written."
     with pytest.raises(SettingsError, match=message):
