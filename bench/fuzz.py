@@ -18,6 +18,9 @@ import zlib
 from collections import Counter, deque
 from pathlib import Path
 
+import pyarrow
+from pyarrow import parquet
+
 from distilherbert.artefact import DamagedArtefact, read_manifest
 from distilherbert.classify import open_classifier
 from distilherbert.clean import BadText, text_sources
@@ -65,11 +68,14 @@ def readers(work):
     text = '\n\n'.join('Pokój był czysty, a obsługa bardzo miła.\nDrugie zdanie jest też dość długie.' for _ in range(40)).encode()
     packed = zlib.compressobj(wbits=31)
     table, flat = TASKS['ar'], TASKS['nkjp-ner']
+    parquet.write_table(pyarrow.table({'text': [f'Zdanie {i}.' for i in range(50)]}), table_file := pyarrow.BufferOutputStream())
     rows = b'text\trating\n"a ""b"" c"\t3.0\nd\t1.0\n'
     def read_text(folder):
         for source in text_sources(str(folder)): deque(source.blocks(), maxlen=0)
     made = {
-        'text': ({'a.txt': text, 'b.txt.gz': packed.compress(text) + packed.flush(), 'c.txt.xz': lzma.compress(text)}, read_text),
+        'text': ({'a.txt': text, 'b.txt.gz': packed.compress(text) + packed.flush(), 'c.txt.xz': lzma.compress(text),
+                  'd.txt.zst': pyarrow.compress(text, codec='zstd', asbytes=True)}, read_text),
+        'tables of text': ({'a.jsonl': b'{"text": "a"}\n'*9, 'b.parquet': table_file.getvalue().to_pybytes()}, read_text),
         'tsv': ({'a.tsv': rows}, lambda d: read_tsv(d/'a.tsv', table, ('text', 'rating'))),
         'tsv without quotes': ({'a.tsv': b'sentence\ttarget\na b\ttime\n'*20}, lambda d: read_tsv(d/'a.tsv', flat, ('sentence', 'target'))),
         'csv': ({'a.csv': rows.replace(b'\t', b',')}, lambda d: read_rows(d/'a.csv', ('text', 'rating'))),

@@ -340,7 +340,8 @@ def _parquet_rows(path:Path, column:str)->Iterator[Row]:
         for batch in file.iter_batches(1000, columns=columns):
             for i, row in enumerate(batch.to_pylist(), number + 1): yield f'row {i:,}', row, path.stat().st_size/file.metadata.num_rows
             number += len(batch)
-    except (ArrowException, OSError) as e: raise BadText(f'{path.name} is no Parquet file that can be read: {e}. Fetch it again.') from e
+    except (ArrowException, OSError, UnicodeDecodeError) as e:
+        raise BadText(f'{path.name} is no Parquet file that can be read: {e}. Fetch it again.') from e
 
 def _hub_rows(name:str)->Iterator[Row]: # As "owner/name", "owner/name:configuration", or the folder of a copy; raises `BadText`
     "The rows of a data set's split train."
