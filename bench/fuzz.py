@@ -8,6 +8,7 @@ A fault is another exception, more than ten seconds, or code of the file that ra
 printed. Written to the record bench/fuzz.
 """
 import argparse
+import contextlib
 import lzma
 import random
 import shutil
@@ -26,11 +27,10 @@ from distilherbert.classify import open_classifier
 from distilherbert.clean import BadText, text_sources
 from distilherbert.pack import load_tokenizer
 from distilherbert.pipeline import build_classifier, build_model
-from distilherbert.recipes import read_rows
 from distilherbert.results import write_record
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
 from distilherbert.student import load_masked_lm
-from distilherbert.tasks import TASKS, TaskError, read_tsv
+from distilherbert.tasks import TASKS, TaskError, get_task, read_rows, read_tsv
 
 OURS = (SettingsError, TaskError, BadText, DamagedArtefact)
 LIMIT = 10 # Seconds for one small file
@@ -72,6 +72,8 @@ def readers(work):
     rows = b'text\trating\n"a ""b"" c"\t3.0\nd\t1.0\n'
     def read_text(folder):
         for source in text_sources(str(folder)): deque(source.blocks(), maxlen=0)
+    def read_task(folder):
+        with contextlib.chdir(folder): get_task('mine.toml:a')
     made = {
         'text': ({'a.txt': text, 'b.txt.gz': packed.compress(text) + packed.flush(), 'c.txt.xz': lzma.compress(text),
                   'd.txt.zst': pyarrow.compress(text, codec='zstd', asbytes=True)}, read_text),
@@ -82,6 +84,8 @@ def readers(work):
         'jsonl': ({'a.jsonl': b'{"text": "a", "rating": 1}\n'*9}, lambda d: read_rows(d/'a.jsonl', ('text', 'rating'))),
         'profile': ({'mine.toml': tiny.read_bytes()}, lambda d: get_profile(d/'mine.toml')),
         'scenario': ({'mine.toml': b'like = "S4"\nlayer_map = [0, 1]\n[objective]\nmlm = 1.0\n'}, lambda d: get_scenario(d/'mine.toml')),
+        'task': ({'mine.toml': b'[tasks.a]\ntrain = "a.csv"\ntext = ["text"]\nlabel = "rating"\n',
+                  'a.csv': rows.replace(b'\t', b',')}, read_task),
         'manifest': ({'manifest.json': (model/'manifest.json').read_bytes()}, read_manifest),
     }
     for name, folder, files, read in (

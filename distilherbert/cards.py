@@ -88,10 +88,11 @@ def card(
     p, s = profile, scenario
     world, (name, licence) = p.text == 'world' and p.task_source == 'world', teacher_facts(p)
     trained = any(x.mlm or x.teacher or (x.init == 'pretrained' and not name) for x in (*map(get_scenario, required(s)), s))
-    synthetic = ' (synthetic)' if p.task_source == 'world' else ''
-    scored = [EvalResult('text-classification', t, TASKS[t].title + synthetic, r['metric'], round(r['mean'], 2), dataset_split='dev')
+    own, klej = [t for t in scores if TASKS[t].files], [t for t in scores if not TASKS[t].files and p.task_source != 'world']
+    titles = {t: TASKS[t].title + ' (synthetic)'*(t not in own + klej) for t in scores}
+    scored = [EvalResult('text-classification', t, titles[t], r['metric'], round(r['mean'], 2), dataset_split='dev')
               for t, r in scores.items()]
-    datasets = [*(f'allegro/{TASKS[t].hub}' for t in scores if not synthetic), *(['cc100'] if p.text == 'cc100' and trained else [])]
+    datasets = [*(f'allegro/{TASKS[t].hub}' for t in klej), *(['cc100'] if p.text == 'cc100' and trained else [])]
     data = ModelCardData(
         language=p.language, license='apache-2.0' if world and not name else 'other', library_name='transformers', pipeline_tag=kind,
         tags=['bert', 'distillation', 'distilherbert'], base_model=name if '/' in name else None, datasets=datasets or None,
@@ -102,7 +103,7 @@ def card(
         'Key': f'`{key}`' if key else '',
         'Make it again': f'`{command or f"distilherbert run {as_typed(s)} --profile {as_typed(p)}"}`'}
     listed = '\n'.join(f'- **{k}:** {v}' for k, v in facts.items() if v)
-    said = '\n'.join(f'- {TASKS[t].title}{synthetic} on dev (n = {r["n"]:,}): {r["mean"]:.1f} % {r["metric"]}, 95 % interval over the '
+    said = '\n'.join(f'- {titles[t]} on dev (n = {r["n"]:,}): {r["mean"]:.1f} % {r["metric"]}, 95 % interval over the '
                        f'examples {r["low"]:.1f} to {r["high"]:.1f}' for t, r in scores.items())
     said = said or 'This folder is the pre-trained model; the report has its scores.'
     limits = [
@@ -111,7 +112,7 @@ def card(
         f'Texts longer than {counts.get("max_len", p.max_len)} tokens are truncated.',
         'A student inherits the biases of its text and of its teacher; nothing was done to reduce them.',
         *([f'The licence of {name} ({licence or "not known here"}) applies to models derived from it.'] if name else []),
-        *(['The scores are on dev: the test labels of KLEJ are hidden.'] if scores and not world else [])]
+        *(['The scores are on dev: the test labels of KLEJ are hidden.'] if klej else [])]
     use = f'distilherbert predict . "{"first text<TAB>second text" if counts.get("texts") == 2 else "text"}"' if scores else USE[kind]
     title = ' '.join(('distilherbert', p.name, s.name, *scores))
     return (f'---\n{data.to_yaml()}\n---\n# {title}\n\n## How it was made\n{listed}\n\n## Scores\n{said}\n\n## Limits\n'

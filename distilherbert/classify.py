@@ -200,7 +200,8 @@ def _requested(model:str, profile:Profile, task:str)->tuple: # A folder and its 
         if task: raise SettingsError(f'{model} is a folder and has a task already; --task is for scenarios, such as S4.')
         return Path(model), read_about(model)
     if os.sep in model and not model.endswith('.toml'): raise SettingsError(f'There is no folder {model}.')
-    return get_scenario(model), get_task(task or profile.tasks[0])
+    known = [get_task(t) for t in profile.tasks]  # Tasks of the profile's own are known by their names then
+    return get_scenario(model), get_task(task) if task else known[0]
 
 def predict(
     model:str, # A folder, or a scenario: name or TOML file
@@ -427,11 +428,11 @@ def submit(
     "Write the zip for KLEJ's leaderboard; everything that it needs is built first."
     words, source = tasks.replace(',', ' ').split() if isinstance(tasks, str) else tasks, profile.task_source
     if list(words) == ['all']:
-        places = {} if source == 'world' else {t.name: task_folder(t, source) for t in TASKS.values()}
+        places = {} if source == 'world' else {t.name: task_folder(t, source) for t in TASKS.values() if not t.files}
         words = [t for t, (folder, hub) in places.items() if hub or (folder/f'klej_{t}').is_dir()] or (TASKS if places else WORLD_TASKS)
         if absent := [t for t in places if t not in words]: log.warning('Left out, because %s has no files: %s.', source, ', '.join(absent))
-    wanted = {get_task(t).name for t in words or profile.tasks}
-    names = [t for t in TASKS if t in wanted]
+    names = sorted({get_task(t).name for t in words or profile.tasks}, key=list(TASKS).index)
+    if own := [t for t in names if TASKS[t].files]: raise SettingsError(f'{", ".join(own)}: no task of KLEJ. Name others with --tasks.')
     for t in names: read_split(get_task(t), 'test', source, profile.data_seed)  # missing data show before hours of work
     folder = build_submission(profile, scenario, names)
     counts = read_manifest(folder)['counts']
@@ -439,7 +440,7 @@ def submit(
     for t, c in counts.items():
         test = '—' if c['test'] is None else f'{c["test"]:.1f}'
         lines.append(f'{get_task(t).title:14} {c["examples"]:6} {c["cut"]:5} {c["seed"]:5} {c["epoch"]:5} {c["dev"]:6.1f} {test:>6}')
-    missing = [t for t in TASKS if t not in counts]
+    missing = [t for t in TASKS if t not in counts and not TASKS[t].files]
     note = (f'Not in it: {", ".join(missing)}; the leaderboard wants all nine.' if missing
             else 'All nine: ready for the leaderboard at https://klejbenchmark.com.')
     return [*lines, note, *map(str, folder.glob('*.zip'))]

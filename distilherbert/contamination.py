@@ -116,7 +116,7 @@ def read_examples(
         return [Example(task, split, i, (row['sentence'],)) for task in WORLD_TASKS for split in TASK_SIZES
                 for i, row in enumerate(world_task(task, split, seed))], []
     examples, missing = [], []
-    for task in TASKS.values():
+    for task in (t for t in TASKS.values() if not t.files):
         for (split, name), size in zip(FILES.items(), task.sizes, strict=True):
             file = Path(source)/f'klej_{task.name}'/name
             if file.is_file():

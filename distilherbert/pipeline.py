@@ -192,7 +192,8 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
 # %% ../nbs/11_pipeline.ipynb #00000011
 def with_tasks(p:Profile, tasks:Sequence[str])->Profile: # Raises `SettingsError` for an unknown task
     "A profile with additional tasks."
-    more = tuple(t for t in dict.fromkeys(get_task(t).name for t in tasks) if t not in p.tasks)
+    there = {get_task(t).name for t in p.tasks}
+    more = tuple(t for t in dict.fromkeys(get_task(t).name for t in tasks) if t not in there)
     return replace(p, tasks=p.tasks + more) if more else p
 
 def all_scores(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[int, Artefact]]: # By group of tasks and seed
@@ -230,7 +231,7 @@ def classifier_artefact(p:Profile, s:Scenario, task:str)->Artefact: # Raises `Ta
 
 def submission_artefact(p:Profile, s:Scenario, tasks:Sequence[str]=())->Artefact: # A zip of `test_pred_<task>.tsv`, and the files
     "The predictions of a scenario on the test sets of KLEJ."
-    names = [t for t in TASKS if t in {get_task(t).name for t in tasks or p.tasks}]
+    names = sorted((get_task(t).name for t in tasks or p.tasks), key=list(TASKS).index)
     by_group = {g: classifier_artefact(with_tasks(p, names), s, group[0].name) for g, group in task_groups(names).items()}
     def make(work):
         from distilherbert.classify import make_submission
@@ -251,10 +252,8 @@ def in_order(artefacts:Iterable[Artefact])->list[Artefact]: # Inputs first, none
     return list(found.values())
 
 def scenario_artefacts(p:Profile, s:Scenario)->list[Artefact]: # Inputs first
-    "The artefacts of a scenario, up to its scores on the tasks of `TASKS`; user-defined tasks exist only in the script that adds them."
-    known = tuple(t for t in p.tasks if t in TASKS)
-    scores = all_scores(replace(p, tasks=known), s) if known else {}
-    return in_order([model_artefact(p, s), *(a for runs in scores.values() for a in runs.values())])
+    "The artefacts of a scenario, up to its scores."
+    return in_order([model_artefact(p, s), *(a for runs in all_scores(p, s).values() for a in runs.values())])
 
 # %% ../nbs/11_pipeline.ipynb #00000016
 def build_text(p:Profile)->Path: # Folder with `old-*.txt` and `ccsub-*.txt`

@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['LARGE_VOCABULARY', 'TRIMMED', 'parse_number', 'text_size', 'distil_settings', 'setting_name', 'hand_over',
-           'save_settings', 'distil', 'read_rows', 'make_task', 'finetune']
+           'save_settings', 'distil', 'finetune']
 
 # %% ../nbs/29_recipes.ipynb #00000002
-import csv
-import hashlib
 import json
 import math
 import os
@@ -19,13 +17,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from .artefact import MANIFEST, check_new, duration, machine, new_folder, publish, read_manifest
+from .artefact import MANIFEST, check_new, duration, machine, new_folder, read_manifest
 from .clean import text_sources
 from .pipeline import build_classifier, build_model, train_settings
-from .scenario import PRESETS, Profile, Scenario, SettingsError, runs_dir, teacher_source, unknown_name
-from .scores import METRICS
+from .scenario import PRESETS, Profile, Scenario, SettingsError, teacher_source, unknown_name
 from .status import config_of, parameters_of, scenario_cost, size_text, teacher_config, training_flops, training_pace
-from .tasks import TASKS, Task, TaskError, read_table
+from .tasks import TASKS, make_task
 
 # %% ../nbs/29_recipes.ipynb #00000006
 LARGE_VOCABULARY = 2**16 # Entries; ids of more take four bytes, and most of a small student's weights
@@ -178,60 +175,6 @@ def distil(
     return [f'{counts["parameters"]:,} parameters in {out}', f'Held-out loss: {losses}', f'from transformers import {kind}, AutoTokenizer',
             f'model = {kind}.from_pretrained({str(out)!r})', f'tokenizer = AutoTokenizer.from_pretrained({str(out)!r})']
 
-# %% ../nbs/29_recipes.ipynb #0000000b
-def read_rows(
-    file:Path, # .tsv, .csv, .jsonl or .parquet
-    columns:Sequence[str], # What each row must have
-)->list[list[str]]: # The values of these columns, row by row; raises `TaskError`
-    "Read labelled examples."
-    if not file.is_file(): raise TaskError(f'There is no file {file}.')
-    try:
-        if file.suffix == '.parquet':
-            from pyarrow import parquet
-            rows = parquet.read_table(file).to_pylist()
-        elif file.suffix == '.jsonl':
-            rows = [json.loads(line) for line in file.read_text('utf-8-sig').splitlines() if line.strip()]
-        elif file.suffix in ('.tsv', '.csv'):
-            style = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if file.suffix == '.tsv' else {'strict': True}
-            header, lines = read_table(file, 'examples', **style)
-            rows = [dict(zip(header, line, strict=True)) for line in lines]
-        else: raise TaskError(f'{file} ends in {file.suffix!r}; .tsv, .csv, .jsonl and .parquet can be read.')
-    except (ValueError, OSError) as e:  # Of the readers
-        raise e if isinstance(e, TaskError) else TaskError(f'{file} cannot be read: {e}.') from e
-    if not rows: raise TaskError(f'{file} has no examples.')
-    for n, row in enumerate(rows, 1):
-        if not isinstance(row, dict): raise TaskError(f'{file}, example {n} is {row!r:.40}; wanted is an object with {", ".join(columns)}.')
-        lacks = [c for c in columns if row.get(c) is None]
-        if lacks: raise TaskError(f'{file}, example {n} has no {", ".join(lacks)}; it has {", ".join(map(str, row))[:200]}.')
-    return [[str(row[c]) for c in columns] for row in rows]
-
-def make_task(
-    name:str, # Short name
-    files:dict[str, Path], # "train" and perhaps "dev"
-    texts:Sequence[str], # One or two columns of text
-    label:str, # Column of the label
-    metric:str, # "accuracy", "f1", "spearman" or "wmae"
-)->tuple[Task, Path]: # The task, and the folder for `task_source`; raises `TaskError`
-    "A task from labelled examples, whose files are copied in the layout of KLEJ."
-    columns, scale = [*texts, label], ()
-    rows = {split: read_rows(file, columns) for split, file in files.items()}
-    if metric in ('spearman', 'wmae'):
-        try: numbers = [float(r[-1]) for split in rows.values() for r in split]
-        except ValueError as e: raise TaskError(f'The metric {metric} needs numbers in the column {label}: {e}.') from e
-        scale = min(numbers), max(numbers)
-    task = Task(name, name, name, metric, tuple(texts), label, (len(rows['train']), len(rows.get('dev', ())), 0), name,
-                quoted=True, scale=scale)
-    text = {split: [columns, *lines] for split, lines in rows.items()}
-    folder = runs_dir()/'tasks'/f'{name}-{hashlib.sha256(json.dumps(text).encode()).hexdigest()[:12]}'
-    if not folder.is_dir():
-        part = folder.with_name(f'.{folder.name}.{os.getpid()}')
-        (part/f'klej_{name}').mkdir(parents=True)
-        for split, lines in text.items():
-            with open(part/f'klej_{name}'/f'{split}.tsv', 'w', encoding='utf-8', newline='') as f:
-                csv.writer(f, 'excel-tab').writerows(lines)
-        publish(part, folder)
-    return task, folder
-
 # %% ../nbs/29_recipes.ipynb #0000000e
 def finetune(
     model:str, # A folder, or a name on the hub
@@ -248,17 +191,14 @@ def finetune(
 )->list[str]: # The score, and what to type next; raises `SettingsError` and `TaskError`
     "Fine-tune a model on labelled examples."
     from distilherbert.student import load_config
-    out, columns = check_new(Path(output or f'{Path(model).name}-classifier')), [c.strip() for c in text.split(',')]
-    if metric not in METRICS: raise unknown_name('metric', metric, list(METRICS))
-    if len(columns) > 2: raise SettingsError(f'--text {text}: one column of text, or two for pairs.')
+    out = check_new(Path(output or f'{Path(model).name}-classifier'))
     name = setting_name(out)
-    if name in TASKS: name = f'own-{name}'
+    if name in TASKS and not TASKS[name].files: name = f'own-{name}'
     files = {split: Path(f) for split, f in (('train', train), ('dev', dev)) if f}
-    task, folder = make_task(name, files, columns, label, metric)
-    TASKS[name] = task
+    make_task(name, files, [c.strip() for c in text.split(',')], label, metric)
     source = str(Path(model).absolute()) if Path(model).is_dir() else model
-    profile = Profile(name, text=str(folder), tokenizer='teacher', teacher=source, scenarios=('E0',), tasks=(name,), precision=precision,
-                      task_source=str(folder), task_epochs=epochs, task_seeds=tuple(range(1, seeds + 1)), task_max_len=max_len,
+    profile = Profile(name, text=str(Path(train).absolute()), tokenizer='teacher', teacher=source, scenarios=('E0',), tasks=(name,),
+                      precision=precision, task_epochs=epochs, task_seeds=tuple(range(1, seeds + 1)), task_max_len=max_len,
                       task_lr=round(5e-5*(768/load_config(source).hidden_size)**0.5, 6), threads=min(8, os.cpu_count() or 1))
     made = build_classifier(profile, Scenario('E0', 'pretrained'), name)
     hand_over(made, out)

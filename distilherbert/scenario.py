@@ -193,7 +193,7 @@ class Profile:
     zero:int=0 # With several processes: 0 for DDP, 2 for ZeRO-2 with DeepSpeed; not part of a key
     checkpoint_minutes:float=10.0 # Time between checkpoints [minutes]
     scenarios:tuple[str, ...]=('S0', 'S1', 'S2', 'S3', 'S4', 'S5', 'T0', 'T1') # Scenarios that `reproduce` runs
-    tasks:tuple[str, ...]=('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out') # KLEJ tasks
+    tasks:tuple[str, ...]=('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out') # Tasks; in a TOML file also tables `[tasks.NAME]`, see chapter 27
     task_source:str='world' # "world", "local" (DISTILHERBERT_DATA/klej), "hub", "auto" (local or else hub), or a folder
     task_examples:int=0 # Training examples per task; 0 for all
     task_epochs:int=20 # Fine-tuning epochs
@@ -275,6 +275,8 @@ def _from_table(table:dict, path:Path, known:Mapping, cls:type): # Raises `Setti
     like = table.pop('like', None)
     if not isinstance(like, str | None): raise SettingsError(f'The field `like` of {what} {path} should be a string, got {like!r}.')
     if like is not None and like not in known: raise unknown_name(f'{what} in `like` of {path}', like, list(known))
+    if cls is Profile and isinstance(tasks := table.get('tasks'), dict):
+        table['tasks'] = tuple(f'{path.resolve()}:{n}' if given else n for n, given in tasks.items())
     if cls is Objective:
         table['weights'] = {**(known[like].weights if like else {}), **{k: table.pop(k) for k in list(table) if k not in names}}
     if isinstance(table.get('objective'), dict): table['objective'] = _from_table(table['objective'], path, PRESETS, Objective)

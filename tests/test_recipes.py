@@ -3,16 +3,17 @@ import csv
 import json
 
 import pytest
-from conftest import run_program
+from conftest import link_inputs, run_program
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from distilherbert import recipes
 from distilherbert.classify import predict
 from distilherbert.pipeline import model_artefact
-from distilherbert.recipes import distil, finetune, make_task, parse_number, read_rows
+from distilherbert.recipes import distil, finetune, parse_number
+from distilherbert.reproduce import main
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
 from distilherbert.student import load_masked_lm
-from distilherbert.tasks import TASKS, TaskError, TaskSettings, load_group
+from distilherbert.tasks import TASKS, TaskError, TaskSettings, data_identity, get_task, load_group, make_task, read_rows
 from distilherbert.world import world_documents, world_task
 
 
@@ -96,13 +97,13 @@ def test_numbers(text, number): assert parse_number(text) == number
 
 @pytest.mark.parametrize('ending', ['tsv', 'csv', 'jsonl', 'parquet'])
 def test_each_kind_of_file_gives_the_same_examples(ending, examples, tmp_path):
-    assert read_rows(tmp_path/f'x.{ending}', ['sentence', 'target']) == examples
+    assert [[*r.values()] for r in read_rows(tmp_path/f'x.{ending}', ['sentence', 'target'])] == examples
 
 
 def test_a_long_text_is_read(tmp_path):
     "Longer than the limit that Python's reader has by itself."
     (tmp_path/'a.csv').write_text(f'text,label\n{"a"*200_000},b\n')
-    assert [len(text) for text, _ in read_rows(tmp_path/'a.csv', ['text', 'label'])] == [200_000]
+    assert [len(r['text']) for r in read_rows(tmp_path/'a.csv', ['text', 'label'])] == [200_000]
 
 
 @pytest.mark.parametrize(('name', 'content', 'message'), [
@@ -116,14 +117,75 @@ def test_bad_files_are_named(name, content, message, tmp_path):
     assert name in str(e.value)
 
 
-def test_a_copied_task_holds_the_same_texts(tmp_path, monkeypatch):
-    "Quotes, tabs and line ends included."
+@pytest.fixture
+def forget():
+    "What a test adds to the list of tasks is forgotten at its end."
+    before = set(TASKS)
+    yield
+    for name in set(TASKS) - before: del TASKS[name]
+
+
+def test_a_task_holds_the_texts_of_its_files(tmp_path, forget):
+    "Quotes, tabs and line ends included; other labels, or another use of the same file, are other data."
     texts = ['plain', '"quoted"', 'a\ttab', 'two\nlines', "it's \"both\"", '  blanks  ', 'comma, and; more', 'last']*4
-    (tmp_path/'t.jsonl').write_text('\n'.join(json.dumps({'t': t, 'y': str(i % 2)}) for i, t in enumerate(texts)), 'utf-8')
-    task, folder = make_task('mine', {'train': tmp_path/'t.jsonl', 'dev': tmp_path/'t.jsonl'}, ['t'], 'y', 'accuracy')
-    monkeypatch.setitem(TASKS, 'mine', task)
-    data = load_group((task,), str(folder), TaskSettings.of(get_profile('demo')))
-    assert [t for t, in data.dev['mine'].texts] == texts and data.labels == ('0', '1')
+    files = dict.fromkeys(('train', 'dev', 'test'), tmp_path/'t.jsonl')
+    def write(labels): files['dev'].write_text('\n'.join(json.dumps({'t': t, 'y': y}) for t, y in zip(texts, labels, strict=True)), 'utf-8')
+    def identity(**how): return data_identity(make_task('mine', files, ['t'], 'y', **how), '')
+    write([0, 1]*16)
+    before = identity()
+    data = load_group((TASKS['mine'],), 'world', TaskSettings.of(get_profile('demo')))
+    assert data.labels == ('0', '1') and [t for t, in data.dev['mine'].texts] == texts == [t for t, in data.test['mine'].texts]
+    assert identity() == before and len({before, identity(metric='f1'), identity(metric='wmae'), identity(labels=['0', '1', '2'])}) == 4
+    assert make_task('mine', {'train': tmp_path/'t.jsonl'}, ['t'], 'y', 'wmae').scale == (0.0, 1.0)
+    write([1, 0]*16)
+    assert identity() != before and get_task('mine').sizes == (32, 32, 32)
+
+
+@pytest.mark.parametrize(('table', 'message'), [
+    ('train = 1', '`train` of .tasks.a. should be a string, got 1'), ('text = "a"', 'with the field `train`'), ('', 'with the field'),
+    ('train = "x.tsv"\ntexts = "a"', "Unknown field of .tasks.a.* 'texts'. Did you mean text"),
+    ('train = "x.tsv"\ntext = ["sentence", 3]', 'a list of strings'), ('train = "x.tsv"\nlabels = 3', 'a list of strings, got 3'),
+    ('train = "x.tsv"\ntext = ["a", "b", "c"]', 'or two for pairs'),
+    ('train = "x.tsv"\nmetric = "f2"', 'Did you mean f1'),
+    ('train = "x.tsv"', 'x.tsv, example 1 has no text, label; it has sentence, target'),
+    ('train = "no.tsv"', 'There is no file .*no.tsv'),
+    ('train = "x.tsv"\ntext = "sentence"\nlabel = "target"\nmetric = "wmae"', 'needs numbers in the column target')])
+def test_a_wrong_table_of_a_task_is_named(table, message, examples, tmp_path, monkeypatch, forget):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'a.toml').write_text(f'like = "demo"\n[tasks.a]\n{table}\n')
+    with pytest.raises((SettingsError, TaskError), match=message):
+        get_task(get_profile('a.toml').tasks[0] if table else f'{tmp_path}/a.toml:a')
+    with pytest.raises(SettingsError, match='Did you mean a'): get_task('a.toml:ab')
+    (tmp_path/'a.toml').write_text('like = "demo"\n[tasks.ar]\ntrain = "x.tsv"\n[tasks.nkjp-ner]\n')
+    assert get_profile('a.toml').tasks == (f'{tmp_path}/a.toml:ar', 'nkjp-ner')
+    with pytest.raises(SettingsError, match='ar is a task of KLEJ'): get_task('a.toml:ar')
+
+
+def test_every_command_takes_a_task_from_a_profile(tiny, examples, tmp_path, monkeypatch, capsys, forget):
+    "Two tasks, one of KLEJ: seen in status and cost, scored, in the records, in a classifier and on its card."
+    monkeypatch.setenv('DISTILHERBERT_RUNS', str(link_inputs(tiny, tmp_path/'runs', tiny.models['T0'])))
+    monkeypatch.setenv('DISTILHERBERT_RESULTS', str(tmp_path/'results'))
+    monkeypatch.chdir(tmp_path)
+    fields = [line for line in tiny.file.read_text().splitlines() if not line.startswith('tasks')]
+    table = '[tasks.places]\ntitle = "Places"\ntrain = "x.csv"\ndev = "x.parquet"\ntest = "x.jsonl"\ntext = "sentence"\nlabel = "target"'
+    (tmp_path/'own.toml').write_text('\n'.join([*fields, 'task_epochs = 1', table, '[tasks.nkjp-ner]']).replace('task_epochs = 2\n', ''))
+    def typed(*words, code=0):
+        capsys.readouterr()
+        assert main([*words, '--profile', 'own.toml']) == code
+        return capsys.readouterr().out
+    listed = typed('status', 'T0')
+    assert 'T0-places-1' in listed and 'T0-nkjp-ner-2' in listed and 'distilherbert run S4 --profile own.toml' in listed
+    assert 'tuning' in typed('cost', 'T0')
+    typed('run', 'T0')
+    assert 'absent' not in typed('status', 'T0')
+    typed('collect', 'T0')
+    record = json.loads((tmp_path/'results'/'own'/'klej-T0.json').read_text())['values']
+    assert set(record) == {'places', 'nkjp-ner', 'mean'} and set(record['places']['selections']) > {'heldout', 'test'}
+    answer, = typed('predict', 'T0', '--task', 'places', 'Jadę do miasta .').splitlines()
+    assert answer.split('\t')[0] in {label for _, label in examples}
+    card = next((tmp_path/'runs'/'classifier').glob('T0-places-*/README.md')).read_text('utf-8')
+    assert '- Places on dev (n = 60)' in card and 'synthetic)' not in card and 'allegro/' not in card
+    assert main(['submit', 'T0', '--profile', 'own.toml']) == 2 and 'places: no task of KLEJ' in capsys.readouterr().err
 
 
 @pytest.mark.slow
