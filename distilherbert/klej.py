@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['EVAL_TOKENS', 'Encoded', 'token_ids', 'encode', 'load_classifier', 'logits_of', 'DeviceExamples', 'exact',
-           'to_prediction', 'FineTuning', 'fine_tune', 'make_scores']
+           'taught_loss', 'teacher_outputs', 'to_prediction', 'FineTuning', 'fine_tune', 'make_scores']
 
 # %% ../nbs/06_klej.ipynb #00000002
 import copy
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -193,11 +194,47 @@ def exact(
         try: yield torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         finally: torch.set_num_threads(before)
 
+def _scaled(ratings:torch.Tensor, task:Task)->torch.Tensor:
+    low, high = task.scale
+    return ((ratings - low)/(high - low)).float()
+
 def _example_loss(logits:torch.Tensor, gold:torch.Tensor, task:Task)->torch.Tensor: # Mean over the batch
     "Cross-entropy of logits `(B, C)` for classes; for ratings, scaled to 0..1, squared error of `(B, 1)`."
     if not task.scale: return F.cross_entropy(logits.float(), gold)
-    low, high = task.scale
-    return F.mse_loss(logits.float().squeeze(1), ((gold - low)/(high - low)).float())
+    return F.mse_loss(logits.float().squeeze(1), _scaled(gold, task))
+
+def taught_loss(
+    logits:torch.Tensor, # Of the student `(B, C)`
+    taught:torch.Tensor, # Of the teacher `(B, C)`
+    loss:torch.Tensor, # On the labels
+    settings:TaskSettings, # Weight of the teacher's predictions, and their temperature
+)->torch.Tensor: # Mean over the batch
+    """The loss on labels and teacher together (Hinton et al., 2015): cross-entropy with the teacher's class probabilities, times T² so that
+    gradients do not shrink with the temperature; for ratings squared error."""
+    t = settings.temperature
+    soft = t**2*F.cross_entropy(logits.float()/t, (taught/t).softmax(1)) if logits.shape[1] > 1 else F.mse_loss(logits.float(), taught)
+    return (1 - settings.teacher_weight)*loss + settings.teacher_weight*soft
+
+def teacher_outputs(
+    data:GroupData, # Training examples, and their labels
+    settings:TaskSettings, # Name the teacher's folder
+    device:torch.device, # Where to compute
+)->torch.Tensor: # Logits in the order of the labels, or ratings scaled to 0..1 `(N, C)`; raises `TaskError`
+    "The predictions of a fine-tuned classifier on the training examples."
+    folder, task, config = Path(settings.teacher), data.tasks[0], load_config(settings.teacher)
+    names = [] if config.num_labels == 1 else [name for _, name in sorted(config.id2label.items())]
+    if sorted(names) != sorted(data.labels):
+        def shown(labels): return ', '.join(labels)[:200] or 'numbers'
+        raise TaskError(f'{task.title}: the teacher {folder} predicts {shown(names)}; the labels of the examples are {shown(data.labels)}. '
+                        'Take a teacher that was fine-tuned on the same labels, or correct `id2label` in its config.json.')
+    model, tokenizer = load_classifier(folder, config.num_labels, None)
+    encoded = encode(data.train, tokenizer, min(settings.max_len, model.config.max_position_embeddings), model.config.type_vocab_size)
+    examples = DeviceExamples(encoded, tokenizer.pad_token_id, device)
+    logits = torch.from_numpy(examples.logits(model.to(device), settings.precision)).to(device)
+    if not logits.isfinite().all(): raise TaskError(f'The predictions of the teacher {folder} are NaN: its weights are damaged.')
+    if data.labels: return logits[:, [names.index(n) for n in data.labels]]
+    low, high = json.loads(file.read_text('utf-8'))['scale'] if (file := folder/'classifier.json').is_file() else (0.0, 1.0)
+    return _scaled(logits*(high - low) + low, task)
 
 def to_prediction(
     logits:np.ndarray, # `(N, C)`
@@ -213,6 +250,7 @@ class FineTuning:
     "The state of a fine-tuning run."
     def __init__(self, folder:str | Path, data:GroupData, settings:TaskSettings, seed:int, device:torch.device): # As for `fine_tune`
         self.data, self.settings, self.seed, self.device, self.step, self.epoch = data, settings, seed, device, 0, 0
+        self.taught = teacher_outputs(data, settings, device) if settings.teacher else None
         self.model, self.tokenizer = load_classifier(folder, max(1, len(data.labels)), seed)
         max_len, pad = min(settings.max_len, self.model.config.max_position_embeddings), self.tokenizer.pad_token_id
         parts = {'train': data.train, 'validation': data.validation, **data.scored}
@@ -243,6 +281,7 @@ class FineTuning:
             for g in self.optimizer.param_groups: g['lr'] = learning_rate(self.step, self.steps, s.warmup_share, s.lr)
             with _autocast(s.precision, self.device): logits = logits_of(self.model, *inputs)
             loss = _example_loss(logits, self.gold[which], self.data.tasks[0])
+            if self.taught is not None: loss = taught_loss(logits, self.taught[which], loss, s)
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)

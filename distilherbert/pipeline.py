@@ -204,7 +204,7 @@ def all_scores(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[in
         def make(work):
             from distilherbert.klej import make_scores
             return make_scores(work, model.path, group, p.task_source, settings, seed)
-        identity = {'seed': seed, 'data': {t.name: data_identity(t, p.task_source) for t in group}, **asdict(settings)}
+        identity = {'seed': seed, 'data': {t.name: data_identity(t, p.task_source) for t in group}, **settings.identity()}
         return Artefact('scores', f'{s.name}-{name}-{seed}', SCORES_VERSION, identity, (model,), make, note=p.name)
     return {name: {seed: describe(seed, name, group) for seed in p.task_seeds} for name, group in task_groups(p.tasks, tasks).items()}
 

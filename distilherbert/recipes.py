@@ -188,6 +188,9 @@ def finetune(
     seeds:int=3, # Runs, of which the best on the held-out slice is kept
     max_len:int=128, # Longest example [tokens]
     precision:str='auto', # "auto", "fp32", "bf16" or "fp16"
+    teacher:str='', # Folder of a classifier fine-tuned on the same labels, whose predictions are learnt, too
+    teacher_weight:float=0.5, # Of its predictions in the loss; the labels have the rest
+    temperature:float=2.0, # Of its class probabilities
 )->list[str]: # The score, and what to type next; raises `SettingsError` and `TaskError`
     "Fine-tune a model on labelled examples."
     from distilherbert.student import load_config
@@ -199,6 +202,7 @@ def finetune(
     source = str(Path(model).absolute()) if Path(model).is_dir() else model
     profile = Profile(name, text=str(Path(train).absolute()), tokenizer='teacher', teacher=source, scenarios=('E0',), tasks=(name,),
                       precision=precision, task_epochs=epochs, task_seeds=tuple(range(1, seeds + 1)), task_max_len=max_len,
+                      task_teacher=teacher, task_teacher_weight=teacher_weight, task_temperature=temperature,
                       task_lr=round(5e-5*(768/load_config(source).hidden_size)**0.5, 6), threads=min(8, os.cpu_count() or 1))
     made = build_classifier(profile, Scenario('E0', 'pretrained'), name)
     hand_over(made, out)

@@ -206,7 +206,11 @@ FINETUNE = (
     {'name': '--metric', 'default': 'accuracy', 'metavar': 'NAME', 'help': 'accuracy or f1 for classes, spearman or wmae for numbers'},
     {'name': '--epochs', 'type': int, 'default': 5, 'metavar': 'N', 'help': 'passes over the examples (default: 5)'},
     {'name': '--seeds', 'type': int, 'default': 3, 'metavar': 'N', 'help': 'runs, of which the best is kept (default: 3)'},
-    {'name': '--max-len', 'type': int, 'default': 128, 'metavar': 'N', 'help': 'tokens of a text (default: 128)'}, PRECISION, OUTPUT)
+    {'name': '--max-len', 'type': int, 'default': 128, 'metavar': 'N', 'help': 'tokens of a text (default: 128)'},
+    {'name': '--teacher', 'default': '', 'metavar': 'FOLDER', 'help': 'a fine-tuned classifier whose predictions are learnt, too'},
+    {'name': '--teacher-weight', 'type': float, 'default': 0.5, 'metavar': 'W', 'help': 'of its predictions in the loss (default: 0.5)'},
+    {'name': '--temperature', 'type': float, 'default': 2.0, 'metavar': 'T', 'help': 'of its class probabilities (default: 2)'},
+    PRECISION, OUTPUT)
 
 VERBS = {
     'distil': Verb('distil a teacher on a folder of text, without a profile',

@@ -14,7 +14,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -108,13 +108,24 @@ class TaskSettings:
     clip:float # Largest gradient norm
     threads:int # CPU threads; results are reproducible for a fixed number
     data_seed:int # Seed of the slices, shared by all runs
+    teacher:str='' # Folder of a fine-tuned classifier whose predictions are learnt, too; empty for none
+    teacher_weight:float=0.5 # Weight of its predictions in the loss
+    temperature:float=2.0 # Of its class probabilities
+
+    def identity(self)->dict: # JSON-ready, for keys
+        "All settings; of a teacher the content of its folder, and nothing where there is none."
+        if self.teacher: return asdict(self) | {'teacher': fingerprint(self.teacher)}
+        return {k: v for k, v in asdict(self).items() if k not in ('teacher', 'teacher_weight', 'temperature')}
 
     @classmethod
     def of(cls, profile:Profile)->'TaskSettings':
-        "The settings of a profile."
-        p = profile
+        "The settings of a profile; raises `SettingsError` where the teacher's folder is missing."
+        p, teacher = profile, profile.task_teacher and str(Path(profile.task_teacher).expanduser().resolve())
+        if teacher and not Path(teacher).is_dir():
+            raise SettingsError(f'There is no folder {teacher} with a fine-tuned teacher. Make one with `distilherbert finetune`.')
         return cls(p.task_examples, p.task_epochs, p.task_batch, p.task_lr, p.task_max_len, p.task_precision or p.precision,
-                   p.selection_share, p.warmup_share, p.weight_decay, p.clip, p.threads, p.data_seed)
+                   p.selection_share, p.warmup_share, p.weight_decay, p.clip, p.threads, p.data_seed,
+                   teacher, p.task_teacher_weight, p.task_temperature)
 
 # %% ../nbs/27_tasks.ipynb #0000000b
 def read_table(

@@ -16,7 +16,7 @@ from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from distilherbert import klej, pipeline, scores, tasks
 from distilherbert.artefact import Artefact
@@ -433,3 +433,91 @@ def test_the_reports_protocol_to_the_letter(tmp_path):
     p = get_profile(str(tmp_path/'letter.toml'))
     s = TaskSettings.of(p)
     assert (s.selection_share, p.task_seeds, s.epochs, s.batch, s.examples, p.name) == (0.0, (42,), 20, 32, 0, 'letter')
+
+
+# A fine-tuned teacher
+
+def make_teacher(folder, names, scale=None, seed=3, **shape):
+    "A random classifier of transformers; with a scale also what our own classifiers say of theirs."
+    make_folder(folder, WORDS[::-1], **shape)  # The same words have other ids
+    torch.manual_seed(seed)
+    kind = {'id2label': dict(enumerate(names)), 'label2id': {n: i for i, n in enumerate(names)}} if names else {'num_labels': 1}
+    with quiet(): BertForSequenceClassification.from_pretrained(folder, **kind).save_pretrained(folder)
+    if scale: (folder/'classifier.json').write_text(json.dumps({'scale': scale}))
+    return folder
+
+
+def plain_outputs(folder, data):
+    "The logits of transformers' own forward, text by text."
+    model, t = BertForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    ids = [[t.cls_token_id, *t.encode(text, add_special_tokens=False), t.sep_token_id] for text, in data.train.texts]
+    with torch.no_grad(): return torch.cat([model(torch.tensor([i])).logits for i in ids])
+
+
+def test_outputs_of_a_teacher_are_those_of_transformers_in_the_order_of_the_labels(tmp_path):
+    data = group()
+    folder = make_teacher(tmp_path/'t', ['1', '0'])
+    taught = klej.teacher_outputs(data, replace(SETTINGS, max_len=32, teacher=str(folder)), CPU)
+    assert not taught.requires_grad and torch.allclose(taught, plain_outputs(folder, data).flip(1), atol=1e-5)
+    data = group((TASKS['ar'],))
+    own, other = (make_teacher(tmp_path/str(scale), (), scale) for scale in ([0.0, 10.0], None))
+    for folder, ratings in ((own, 10*plain_outputs(own, data)), (other, plain_outputs(other, data))):
+        taught = klej.teacher_outputs(data, replace(SETTINGS, max_len=32, teacher=str(folder)), CPU)
+        assert torch.allclose(taught, (ratings - 1)/4, atol=1e-5), 'as ratings from 1 to 5, scaled to 0 to 1'
+
+
+@pytest.mark.parametrize(('names', 'members', 'message'), [
+    (['0', '2'], POLEMO, 'predicts 0, 2; the labels of the examples are 0, 1'), (['0', '1', '2'], POLEMO, 'predicts 0, 1, 2'),
+    ((), POLEMO, 'predicts numbers; the labels'), (['0', '1'], (TASKS['ar'],), 'predicts 0, 1; the labels of the examples are numbers')])
+def test_a_teacher_of_other_labels_is_refused(tmp_path, folder, names, members, message):
+    taught = replace(SETTINGS, teacher=str(make_teacher(tmp_path/'t', names)))
+    with pytest.raises(TaskError, match=message): klej.fine_tune(folder, group(members), taught, 1)
+    with pytest.raises(SettingsError, match='no folder .*distilherbert finetune'):
+        TaskSettings.of(replace(get_profile('demo'), task_teacher=str(tmp_path/'nowhere')))
+
+
+@settings(max_examples=50, deadline=None)
+@given(some.integers(0, 2**32 - 1), some.floats(0, 1), some.floats(0.5, 5), some.integers(1, 4))
+def test_the_loss_of_a_taught_student_by_hand(seed, weight, temperature, width):
+    rng = np.random.default_rng(seed)
+    student, taught, loss = rng.normal(size=(5, width)), 3*rng.normal(size=(5, width)), 0.7
+    def shares(x): return (e := np.exp(x/temperature))/e.sum(1, keepdims=True)
+    soft = ((student - taught)**2).mean() if width == 1 else -temperature**2*(shares(taught)*np.log(shares(student))).sum(1).mean()
+    how = replace(SETTINGS, teacher='t', teacher_weight=weight, temperature=temperature)
+    logits = torch.tensor(student, requires_grad=True)
+    found = klej.taught_loss(logits, torch.tensor(taught, dtype=torch.float32), torch.tensor(loss), how)
+    assert found.item() == pytest.approx((1 - weight)*loss + weight*soft, rel=1e-4)
+    found.backward()
+    expected = 2*(student - taught)/5 if width == 1 else temperature*(shares(student) - shares(taught))/5
+    assert np.allclose(logits.grad.numpy(), weight*expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('members', [POLEMO, (TASKS['ar'],)])
+def test_a_weight_of_zero_changes_nothing_and_a_weight_of_one_ignores_the_labels(tmp_path, folder, members):
+    "The teacher stays as it is, and has no part in the optimizer."
+    data, shuffled = group(members), group(members)
+    shuffled = replace(shuffled, train=Examples(data.train.texts, np.random.default_rng(5).permutation(data.train.gold)))
+    teacher = make_teacher(tmp_path/'t', () if members[0].scale else ['0', '1'])
+    before, taught = (teacher/'model.safetensors').read_bytes(), replace(SETTINGS, teacher=str(teacher))
+    def run(data, **how): return klej.fine_tune(folder, data, replace(taught, **how), 1)[0]
+    plain, zero = run(data, teacher=''), run(data, teacher_weight=0.0)
+    assert all(np.array_equal(plain[n], zero[n]) for n in plain)
+    only, same, half = (run(d, teacher_weight=w) for d, w in ((data, 1.0), (shuffled, 1.0), (data, 0.5)))
+    assert np.array_equal(only['train_loss'], same['train_loss']) and np.array_equal(only['pred/validation'], same['pred/validation'])
+    assert not np.array_equal(only['train_loss'], plain['train_loss']) and only['train_loss'][-1] < only['train_loss'][0]
+    assert not np.array_equal(half['train_loss'], only['train_loss'])
+    tuning = klej.FineTuning(folder, data, taught, 1, CPU)
+    assert {id(p) for g in tuning.optimizer.param_groups for p in g['params']} == {id(p) for p in tuning.model.parameters()}
+    assert (teacher/'model.safetensors').read_bytes() == before
+
+
+def test_the_key_of_a_fine_tuning_has_the_teachers_content(tmp_path):
+    "And is what it was where there is none."
+    p, s = get_profile('demo'), get_scenario('S0')
+    def key(**changes): return pipeline.all_scores(replace(p, **changes), s)['nkjp-ner'][10].key
+    a, b = (make_teacher(tmp_path/str(n), ['0', '1'], seed=n) for n in (1, 2))
+    assert key() == key(task_teacher_weight=0.1, task_temperature=9.0), 'without a teacher'
+    assert 'teacher' not in pipeline.all_scores(p, s)['nkjp-ner'][10].settings
+    with_a = key(task_teacher=str(a))
+    assert len({key(), with_a, key(task_teacher=str(b)), key(task_teacher=str(a), task_temperature=1.0)}) == 4
+    assert key(task_teacher=str(a.rename(tmp_path/'moved'))) == with_a
