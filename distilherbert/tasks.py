@@ -235,8 +235,11 @@ def read_rows(
 def _read_unchanged(file:Path, columns:tuple[str, ...], size:int, modified:int)->list[dict[str, str]]: # While size and time are the same
     return read_rows(file, columns)
 
-def own_rows(task:Task, split:str)->list[dict[str, str]]: # "train", "dev" or "test"; raises `TaskError`
-    "The labelled examples of a task of the user's own."
+def own_rows(
+    task:Task, # Of the user's own
+    split:str, # "train", "dev" or "test"
+)->list[dict[str, str]]: # Texts, label and group column by name; raises `TaskError`
+    "Labelled examples."
     if split not in task.files: raise TaskError(f'{task.title} has no file for {split}; it has one for {", ".join(task.files)}.')
     file = task.files[split]
     return _read_unchanged(file, task.columns, *((s := file.stat()).st_size, s.st_mtime_ns) if file.is_file() else (0, 0))
