@@ -53,14 +53,6 @@ def check_failure(done, code, *words):
 def lines_of(done): return [line.split() for line in done.stdout.splitlines()]
 
 
-# --- words ----------------------------------------------------------------------------------------------------------------
-
-def test_help_has_commands_examples_and_exit_codes():
-    text = reproduce.parser().format_help()
-    for word in (*reproduce.VERBS, 'examples:', 'exit codes:', '130 stopped with Ctrl-C, 143 with SIGTERM', 'DISTILHERBERT_RUNS'):
-        assert word in text
-
-
 @pytest.mark.parametrize('verb', reproduce.VERBS)
 def test_each_verb_has_help_with_an_example_that_is_understood(verb):
     example, = re.findall(r'^example: (distilherbert .+)$', reproduce.parser(verb).format_help().replace('\n  ', ' '), re.M)
@@ -68,7 +60,10 @@ def test_each_verb_has_help_with_an_example_that_is_understood(verb):
     assert all(a.help for a in reproduce.parser(verb)._actions), 'every argument is explained'
 
 
-def test_options_may_stand_between_positional_arguments():
+def test_help_has_commands_examples_and_exit_codes_and_options_may_stand_anywhere():
+    text = reproduce.parser().format_help()
+    for word in (*reproduce.VERBS, 'examples:', 'exit codes:', '130 stopped with Ctrl-C, 143 with SIGTERM', 'DISTILHERBERT_RUNS'):
+        assert word in text
     verb, words = reproduce.parse(['predict', 'S4', '--task', 'nkjp-ner', 'Jadę .', '-p', 'mine.toml', 'Nie .'])
     assert verb == 'predict' and (words['model'], words['texts'], words['profile']) == ('S4', ['Jadę .', 'Nie .'], 'mine.toml')
 
@@ -94,19 +89,12 @@ def test_wrong_settings_end_with_2_and_an_answer(typed, runs, tmp_path, monkeypa
     check_failure(typed('run', 'S0', '--profile', write_tiny(tmp_path)), 2, "DISTILHERBERT_WORKERS is 'all'")
 
 
-def test_verbose_shows_where_an_error_came_from(run):
+def test_verbose_shows_where_an_error_came_from_and_output_may_be_cut_off(run):
     done = run('distilherbert', 'run', 's4', '-v')
     assert done.returncode == 2 and 'Traceback' in done.stderr and 'Did you mean S4' in done.stderr
-
-
-# --- streams --------------------------------------------------------------------------------------------------------------
-
-def test_output_may_be_cut_off():
     done = subprocess.run(f'{" ".join(COMMAND)} status | head -1', shell=True, capture_output=True, text=True, cwd=TOP, timeout=300)
     assert done.stdout.startswith('Profile demo') and 'Traceback' not in done.stderr and 'Broken' not in done.stderr
 
-
-# --- status and cost ------------------------------------------------------------------------------------------------------
 
 def test_status_of_nothing(typed, runs):
     done = typed('status')
@@ -185,8 +173,6 @@ def test_soft_targets_everywhere_cost_logits_everywhere(tiny):
     work = [status.training_flops(s, config, t)[0] for s, t in zip((masked, everywhere, mlm, hidden), teachers, strict=True)]
     assert everywhere['tokens'] == masked['tokens'] and work[1] > work[0] > work[3] > 0 and work[0] > work[2]
 
-
-# --- running --------------------------------------------------------------------------------------------------------------
 
 def test_run_and_collect(tiny, typed, run):
     "A scenario that is there is found; records are written, and twice the same."
