@@ -124,26 +124,29 @@ def _overall(r:Results)->str: return 'mean of the tasks' if r.overall() == 'mean
 @_draws('retention', 'comparisons', 'model-')
 def draw_retention(r:Results): # Records with `comparisons` and `model-…`; figure, caption, alternative text
     "Retention of each student, by task and on the mean."
-    names = [s for s in SCENARIOS if r.retained(s)]
-    useful = [t for t in r.tasks() if r.overall() == 'mean' and (p := r.pair('T0', 'S0', t)) and verdict(p) == 'better']
-    best = max(names, key=lambda s: r.retained(s)['share'], default='S4')
-    small, large = r.get(f'model-{best}', 'parameters'), r.get('model-T0', 'parameters')
+    whole = 'E0' if any(r.retained(s, 'E0') for s in SCENARIOS) else 'T0'
+    names = [s for s in SCENARIOS if r.retained(s, whole)]
+    useful = [t for t in r.tasks() if r.overall() == 'mean' and (p := r.pair(whole, 'S0', t)) and verdict(p) == 'better']
+    best = max(names, key=lambda s: r.retained(s, whole)['share'], default='S4')
+    small, large = r.get(f'model-{best}', 'parameters'), r.get(f'model-{whole}', 'parameters')
     size = f' with {100*small/large:.0f} % of its parameters' if small and large else ''
-    title = f'{best} retains {100*r.retained(best)["share"]:.1f} % of T0{size}' if names else 'What students retain of T0'
+    title = f'{best} retains {100*r.retained(best, whole)["share"]:.1f} % of {whole}{size}' if names else f'What students retain of {whole}'
     figure, (ax,) = _panels(title, 1.1 + 0.4*len(names))
     for i, s in enumerate(names):
-        x = r.retained(s)
+        x = r.retained(s, whole)
         ax.errorbar(100*x['share'], i, xerr=_error(x, 'share', 100), fmt='o', color=COLOURS[s], markersize=8, capsize=3, linewidth=1.8)
         for t, mark in zip(useful, 'v^s<>d', strict=False):
             name = r.title(t) if s == names[0] else None
-            if x := r.retained(s, task=t): ax.plot(100*x['share'], i + 0.28, mark, color='#666666', markersize=5, label=name, zorder=2)
-    ax.axvline(100, color='#444444', linestyle=':', linewidth=1.4)
-    ax.set(xlabel='Retained of the score of T0 [%]', yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.5))
+            if x := r.retained(s, whole, t): ax.plot(100*x['share'], i + 0.28, mark, color='#666666', markersize=5, label=name, zorder=2)
+    floor, score = (r.get(f'klej-{whole}', r.overall(), *path) for path in (('majority',), ('selections', r.selection(), 'mean')))
+    for x in (100, *([100*floor/score] if floor and score else [])): ax.axvline(x, color='#444444', linestyle=':', linewidth=1.4)
+    ax.set(xlabel=f'Retained of the score of {whole} [%]', yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.5))
     if useful: figure.legend(frameon=False, ncols=2, loc='outside lower center', handletextpad=0.1, columnspacing=1.0)
-    ends = {s: [100*r.retained(s)[k] for k in ('share', 'low', 'high')] for s in names}
+    ends = {s: [100*r.retained(s, whole)[k] for k in ('share', 'low', 'high')] for s in names}
     said = '; '.join(f'{s} {a:.1f} %, interval {b:.1f} to {c:.1f}' for s, (a, b, c) in ends.items())
-    caption = (f'Share of the score of T0 that each student retains: {_overall(r)} with its 95 % interval'
-               + (', and each task on which T0 is better than S0.' if useful else '.'))
+    caption = (f'Share of the score of {whole} that each student retains: {_overall(r)} with its 95 % interval'
+               + (f', and each task on which {whole} is better than S0' if useful else '')
+               + ('; dotted on the left: always the most frequent class.' if floor and score else '.'))
     return figure, caption, f'Dot plot of retention on {_overall(r)}: {said}.'
 
 # %% ../nbs/15_figures.ipynb #0000000e

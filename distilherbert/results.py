@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'VERDICTS', 'PUBLISHED', 'QUESTIONS', 'POINTS', 'WORLD_TITLES', 'results_path', 'own_results',
-           'write_record', 'read_records', 'move_records', 'settings_changes', 'signed', 'verdict', 'holds', 'Results',
-           'load_results', 'markdown_table', 'table_grid', 'table_scores', 'table_differences', 'table_records',
-           'collect']
+           'write_record', 'read_records', 'move_records', 'settings_changes', 'signed', 'verdict', 'holds',
+           'value_groups', 'anchor', 'Results', 'load_results', 'markdown_table', 'table_grid', 'table_scores',
+           'table_differences', 'list_records', 'collect']
 
 # %% ../nbs/14_results.ipynb #00000002
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from html import escape
 from pathlib import Path
 from types import MappingProxyType
 
@@ -118,6 +120,29 @@ def holds(
     "A claim in a sentence, marked where the records disagree."
     return text if condition in (True, None) else f'{text} **[claim fails: {truth}]**'
 
+def _item(x:Mapping)->str: # As "S4-S3-heldout-mean"
+    "The name of an entry of a list in a record: its words, in the order of their keys."
+    return '-'.join(x[k] for k in sorted(x) if isinstance(x[k], str) and ' ' not in x[k])
+
+def value_groups(
+    values:Mapping | Sequence, # Of a record, or a part of them
+    *path:str, # The way to this part
+)->Iterator[tuple[tuple[str, ...], dict]]: # The way to each group, and the group
+    "The values of a record in groups: those that stand together in one mapping or list."
+    named = [*values.items()] if isinstance(values, Mapping) else [
+        (isinstance(x, Mapping) and _item(x) or str(i), x) for i, x in enumerate(values)]
+    if group := {name: x for name, x in named if not isinstance(x, (Mapping, list))}: yield path, group
+    for name, x in named:
+        if isinstance(x, (Mapping, list)): yield from value_groups(x, *path, name)
+
+def anchor(
+    profile:str, # Name of a profile
+    what:str, # Name of a record
+    *path:str, # The way to a group of its values; none for the record itself
+)->str: # An identifier
+    "Where a record, or a group of its values, stands on the page of all records."
+    return '-'.join(re.sub(r'[^\w.]+', '-', part.lower()) for part in ('record', profile, what, *path))
+
 @dataclass(frozen=True)
 class Results:
     "The records of one profile."
@@ -132,14 +157,14 @@ class Results:
         for step in path: value = value.get(step) if isinstance(value, Mapping) else None
         return default if value is None else value
 
-    def linked(self, what:str, text:str)->str: # `what`: a record; `text`: a number that comes from it
-        "A number that leads to its record."
-        return f'[{text}{"⚠" if self.stale.get(what) else ""}]({self.page}#record-{self.profile}-{what.lower()})'
+    def linked(self, what:str, text:str, *path:str)->str: # `what`: a record; `text`: a number in it; `path`: the way to it
+        "A number that leads to its record, or to the field where the path is given."
+        return f'[{text}{"⚠" if self.stale.get(what) else ""}]({self.page}#{anchor(self.profile, what, *path)})'
 
     def number(self, form:str, what:str, *path:str, scale:float=1.0)->str: # `form`: as ".1f"; `scale`: multiplied with the value
         "One value of a record, linked; a dash without one."
         value = self.get(what, *path)
-        return NOTHING if value is None else self.linked(what, f'{value*scale:{form}}'.replace('-', '−'))
+        return NOTHING if value is None else self.linked(what, f'{value*scale:{form}}'.replace('-', '−'), *path[:-1])
 
     def scores(self)->dict[str, Mapping]: # Scenario to tasks, in the order of the grid
         "Scores of all scored scenarios."
@@ -169,23 +194,25 @@ class Results:
         return 'last' if seen and 'heldout' not in seen else 'heldout'
 
     def pair(self, a:str, b:str, task:str='mean', selection:str='')->dict | None: # Points of a − b; None without a record
-        "The paired comparison of two scenarios, in either order."
+        "The paired comparison of two scenarios, in either order, and the way to it as `field`."
         wanted = self.overall() if task == 'mean' else task, selection or self.selection()
         for p in self.get('comparisons', 'pairs', default=[]):
             if (p['task'], p['selection']) != wanted or {p['a'], p['b']} != {a, b}: continue
-            return p if p['a'] == a else {**p, 'a': a, 'b': b, 'difference': -p['difference'], 'low': -p['high'], 'high': -p['low']}
+            turned = {} if p['a'] == a else {'a': a, 'b': b, 'difference': -p['difference'], 'low': -p['high'], 'high': -p['low']}
+            return {**p, **turned, 'field': ('pairs', _item(p))}
         return None
 
     def retained(self, student:str='S4', teacher:str='T0', task:str='mean')->dict | None: # `share`, `low` and `high`, of 1
-        "The share of the teacher's score that a student retains."
+        "The share of the teacher's score that a student retains, and the way to it as `field`."
         found = {(x['student'], x['teacher'], x['task']): x for x in self.get('comparisons', 'retention', default=[])}
         task = self.overall() if task == 'mean' else task
-        return x if (x := found.get((student, teacher, task))) and x['share'] is not None else None
+        x = found.get((student, teacher, task))
+        return {**x, 'field': ('retention', _item(x))} if x and x['share'] is not None else None
 
     def kept(self, student:str='S4', teacher:str='T0', task:str='mean')->str: # As "97.3 % [96.1–98.4]"; a dash without a record
         "The share of the teacher's score that a student retains, linked."
         if (x := self.retained(student, teacher, task)) is None: return NOTHING
-        return self.linked('comparisons', f'{100*x["share"]:.1f} % [{100*x["low"]:.1f}–{100*x["high"]:.1f}]')
+        return self.linked('comparisons', f'{100*x["share"]:.1f} % [{100*x["low"]:.1f}–{100*x["high"]:.1f}]', *x['field'])
 
     def minutes(self, *phases:str)->str: # `phases`: names as in the record "time"; all of them when left out
         "How long phases took together, linked; a dash where one was not timed."
@@ -197,7 +224,7 @@ class Results:
         "The numbers behind a comparison in a sentence, checked against the record."
         if said not in VERDICTS: raise ValueError(f'A claim is one of {", ".join(VERDICTS)}, not {said!r}.')
         if (p := self.pair(a, b, task)) is None: return NOTHING
-        text = self.linked('comparisons', f'{signed(p["difference"])} points [{signed(p["low"])}, {signed(p["high"])}]')
+        text = self.linked('comparisons', f'{signed(p["difference"])} points [{signed(p["low"])}, {signed(p["high"])}]', *p['field'])
         return holds(text, verdict(p) == said, f'{a} against {b} on {task}: {verdict(p)}')
 
 def load_results(
@@ -219,6 +246,7 @@ PUBLISHED:Mapping[str, Mapping[str, float]] = MappingProxyType({
 # %% ../nbs/14_results.ipynb #0000000d
 QUESTIONS:tuple[tuple[str, str, str], ...] = (
     ('T0', 'S0', 'Is the teacher worth copying?'), ('S2', 'S0', 'Do copied layers help?'), ('S1', 'S0', 'Does MLM improve random layers?'),
+    ('S2', 'E0', 'What do removed layers cost?'), ('S4h', 'E0', 'What does the best student cost?'),
     ('S3', 'S2', 'Does MLM improve copied layers?'), ('S4', 'S3', 'Does the teacher add to MLM?'),
     ('S4', 'S2', 'MLM and teacher together?'), ('S4h', 'S2', 'Hidden states alone?'), ('S5', 'S4', 'Does T1 teach better than T0?'),
     ('T1', 'T0', 'Is T1 the better model?'), ('T0', 'E0', 'What does MLM do to the teacher?')) # a, b and the question that a − b answers
@@ -235,10 +263,6 @@ def markdown_table(
     tail = f'\n\n: {caption}' + (f' {{#{label}}}' if label else '') if caption else ''
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (head, rule, *lines)) + tail
 
-def _under(text:str, small:str, kind:str='interval')->str: # Markdown; `kind` is the class of a span, for the style sheet
-    "A number with an annotation below it."
-    return f'{text} [{small}]{{.{kind}}}'
-
 def table_grid(label:str='tbl-grid')->str: # Identifier for cross-references; Markdown
     "Table 1: the scenarios of the grid."
     start = {'random': 'random', 'truncated': 'half of {}', 'copy': 'all of {}', 'pretrained': 'pre-trained'}
@@ -249,46 +273,57 @@ def table_grid(label:str='tbl-grid')->str: # Identifier for cross-references; Ma
     return markdown_table(('Model', 'Initial weights', 'MLM', 'Teacher', 'Objective'), lines, caption, label, 'lllll')
 
 def table_scores(r:Results, label:str='')->str: # Markdown
-    "Table 2: scores on dev, with intervals, published figures and the majority baseline."
+    "Table 2: scores on dev, with intervals, published figures and the majority baseline; a single task has a column for each."
     scores, how = r.scores(), r.selection()
     tasks = r.columns() if scores else [*next(iter(PUBLISHED.values())), 'mean']
-    def cell(s, t):
+    def parts(s, t):
         v, theirs = scores.get(s, {}).get(t), PUBLISHED.get(s, {}).get(t)
-        ours = r.number('.1f', f'klej-{s}', t, 'selections', how, 'mean')
-        if v: ours = _under(ours, '{low:.1f}–{high:.1f}'.format(**v['selections'][how]))
-        return _under(ours, f'{theirs:.2f}†', 'published') if theirs else ours
+        return (r.number('.1f', f'klej-{s}', t, 'selections', how, 'mean'),
+                '{low:.1f}–{high:.1f}'.format(**v['selections'][how]) if v else '', f'{theirs:.2f}†' if theirs else '')
+    def cell(ours, interval, theirs):
+        return ours + f' [{interval}]{{.interval}}'*bool(interval) + f' [{theirs}]{{.published}}'*bool(theirs)
     shown, first = [s for s in SCENARIOS if s in scores or s in PUBLISHED], next(iter(scores), '')
-    lines = [('*majority*', *(r.number('.1f', f'klej-{first}', t, 'majority') for t in tasks)),
-             *((f'**{s}**', *(cell(s, t) for t in tasks)) for s in shown)]
+    head, floor = [r.title(t).replace('2.0-', ' ') for t in tasks], [r.number('.1f', f'klej-{first}', t, 'majority') for t in tasks]
+    if len(tasks) == 1: head, floor = [*head, '95 % interval', 'Published†'], [*floor, '', '']
+    lines = [('*majority*', *floor),
+             *((f'**{s}**', *(parts(s, tasks[0]) if len(tasks) == 1 else (cell(*parts(s, t)) for t in tasks))) for s in shown)]
     scored = [v[t] for v in scores.values() for t in v if t != 'mean']
     seeds = ' or '.join(map(str, sorted({len(v['selections'][how]['seeds']) for v in scored}))) or NOTHING
     metrics = ' or '.join(sorted({METRICS[v['metric']].title for v in scored})) or 'accuracy'
     caption = (f'{metrics[0].upper()}{metrics[1:]} on dev in percent, mean over {seeds} seeds with its 95 % interval. † Krzepkowski et al. '
                '[-@krzepkowski2022report]: HerBERT, other text, one seed, maximum over the epochs; their T0 from the leaderboard, on test.')
-    return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in tasks)), lines, caption, label)
+    return markdown_table(('', *head), lines, caption, label)
 
 def table_differences(r:Results, label:str='')->str: # Markdown
     "Every comparison of the grid, task by task."
-    def cell(p): return r.linked('comparisons', f'**{signed(p["difference"])}**' if p['claim'] else signed(p['difference']))
-    def mean(p): return _under(cell(p), f'{p["low"]:.1f} to {p["high"]:.1f}'.replace('-', '−'))
+    def cell(p):
+        text = signed(p['difference'])
+        return r.linked('comparisons', f'**{text}**' if p['claim'] else text, *p['field'])
+    def mean(p): return cell(p) + f' [{p["low"]:.1f} to {p["high"]:.1f}]{{.interval}}'.replace('-', '−')
     *others, last = r.columns()
-    asked = [(a, b, p) for a, b, _ in QUESTIONS if (p := r.pair(a, b, last))]
-    lines = [(f'{a}\u00a0−\u00a0{b}', *(cell(r.pair(a, b, t)) for t in others), mean(p)) for a, b, p in asked]
-    caption = ('Paired differences in points, in the last column with their 95 % intervals (BCa, over examples and seeds). Bold: the '
+    lines = [(f'{a}\u00a0−\u00a0{b}', *(cell(r.pair(a, b, t)) for t in others), mean(p), question) for a, b, question in QUESTIONS
+             if (p := r.pair(a, b, last))]
+    caption = ('Paired differences in points, over all tasks with their 95 % intervals (BCa, over examples and seeds). Bold: the '
                'interval excludes zero and the sign-flip test over seeds agrees.')
-    return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in r.columns())), lines, caption, label)
+    return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in r.columns()), 'Question'), lines, caption, label,
+                          'l' + 'r'*len(r.columns()) + 'l')
 
-def table_records(r:Results, url:str)->str: # Address of the repository; Markdown
-    "Provenance and state of every record."
-    def line(what, record):
-        made, why = record['provenance'], r.stale.get(what)
-        commit, date = made.get('commit', ''), made.get('date', NOTHING)[:10].replace('-', '\u2011')
-        state = 'current' if why == '' else f'⚠ {why}' if why else NOTHING
-        return (f'[[`{what}`]({url}/blob/main/results/{r.profile}/{what}.json)]{{#record-{r.profile}-{what.lower()}}}',
-                f'[`{commit[:7]}`]({url}/commit/{commit.rstrip("+")})' if commit else NOTHING, date, state)
-    machines = ', '.join(sorted({x['provenance'].get('machine', '') for x in r.records.values()} - {''}))
-    caption = f'Records of `{r.profile}`. Machines: {machines or NOTHING}.'
-    return markdown_table(('Record', 'Commit', 'Date', 'State'), [line(*x) for x in r.records.items()], caption, '', 'llll')
+def list_records(r:Results, url:str)->str: # Address of the repository; HTML in Markdown
+    "Every record, to unfold: its file, commit and command, and its values in groups, without points of curves and other epoch selections."
+    how = r.selection()
+    def group(what, path, values):
+        said, place = ' · '.join(f'{k} {v}' for k, v in values.items()), anchor(r.profile, what, *path)
+        return f'<tr{f" id={place}"*bool(path)}><td>{escape(" ".join(path))}</td><td>{escape(said)}</td></tr>'
+    def record(what, x):
+        made, why = x['provenance'], r.stale.get(what)
+        commit, about = made.get('commit', ''), '' if why is None else f', ⚠ {why}' if why else ', current'
+        rows = '\n'.join(group(what, path, values) for path, values in value_groups(x['values'])
+                         if not (path and path[-1].isdigit()) and values.get('selection', how) == how)
+        return (f'<details id="{anchor(r.profile, what)}"><summary><code>{what}</code> {made.get("date", "")[:10]}{about}</summary>\n'
+                f'<p><a href="{url}/blob/main/results/{r.profile}/{what}.json">The file</a>, made at commit '
+                f'<a href="{url}/commit/{commit.rstrip("+")}"><code>{commit[:7]}</code></a>{"+"*commit.endswith("+")} by '
+                f'<code>{escape(x["command"])}</code></p>\n<table>\n{rows}\n</table>\n</details>')
+    return '```{=html}\n' + '\n'.join(record(*x) for x in r.records.items()) + '\n```'
 
 # %% ../nbs/14_results.ipynb #00000011
 POINTS = 200 # Most points of a training curve in a record

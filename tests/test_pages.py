@@ -7,10 +7,13 @@ import shutil
 import subprocess
 
 import pages
+import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 from conftest import NOTEBOOKS, TOP
+
+from distilherbert.results import read_records
 
 NBS = TOP/'nbs'
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -54,6 +57,20 @@ def test_formulas_and_figures_are_in_the_page(site):
     pictures = soup_of(site, 'index').find_all('img')
     assert pictures and all(i['alt'].strip() for i in pictures)
     assert sum(f.stat().st_size for f in site.rglob('*') if f.is_file()) < 20e6
+
+
+def test_records_and_report_can_be_taken_along(site):
+    tables = {name: pd.read_csv(site/f'{name}.csv') for name in ('scores', 'differences', 'retention', 'records')}
+    s4 = tables['scores'].query('profile == "real" and model == "S4" and selection == "heldout"').iloc[0]
+    record = read_records('real')['klej-S4']['values'][s4.task]
+    assert (s4['mean'], s4['seed 1'], s4.majority) == (
+        record['selections']['heldout']['mean'], record['selections']['heldout']['seeds']['1'], record['majority'])
+    values = tables['records'].set_index(['profile', 'record', 'field']).value
+    assert float(values['real', 'klej-S4', f'{s4.task} / selections / heldout / mean']) == s4['mean']
+    assert len(tables['differences'].query('profile == "real"')) == len(read_records('real')['comparisons']['values']['pairs'])
+    report = (site/'report.pdf').read_bytes()
+    assert report.startswith(b'%PDF') and 5 < max(map(int, re.findall(rb'/Count (\d+)', report))) <= 15, 'pages'
+    assert 'vegaEmbed' in (site/'vega.js').read_text('utf-8') and (site/'vega.js').stat().st_size < 1e6
 
 
 def notebook(folder, *cells):

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import matplotlib
 import pytest
+import vl_convert
 from conftest import TOP
 from huggingface_hub import ModelCard
 from IPython.display import Markdown
@@ -15,7 +16,7 @@ from pages import PAGES
 from distilherbert import cards, figures, pipeline, results
 from distilherbert.artefact import provenance, read_manifest
 from distilherbert.pipeline import record_key
-from distilherbert.results import QUESTIONS, Results, load_results, read_records, write_record
+from distilherbert.results import Results, load_results, read_records, write_record
 from distilherbert.scenario import PROFILES, SCENARIOS, SettingsError, with_sources
 from distilherbert.scores import INTERVAL
 
@@ -34,7 +35,7 @@ def folders(tmp_path, monkeypatch):
 
 def invent(profile='real', means=MEANS):
     "Write a full set of invented records, in the form that `collect` gives them, and load it."
-    tasks, teacher = [*TASKS, 'mean'], means['T0']
+    tasks = [*TASKS, 'mean']
     def write(what, values, **more): write_record(profile, what, values, made=MADE, command='distilherbert reproduce', **more)
     def scored(x):
         v = {'mean': x, 'low': x - 1, 'high': x + 1.2, 'seeds': {str(i): x for i in range(6)}}
@@ -61,7 +62,8 @@ def invent(profile='real', means=MEANS):
     pairs = [{'a': a, 'b': b, 'task': t, 'selection': h, **gap(means[a] - means[b])} for i, b in enumerate(means)
              for a in list(means)[i + 1:] for t in tasks for h in ('heldout', 'best_on_dev')]
     students = [{'student': s, 'teacher': 'T0', 'task': t} for s in means for t in tasks if s.startswith('S')]
-    retention = [x | {'share': (m := means[x['student']]/teacher), 'low': m - 0.01, 'high': m + 0.01} for x in students]
+    retention = [x | {'teacher': w, 'share': (m := means[x['student']]/means[w]), 'low': m - 0.01, 'high': m + 0.01}
+                 for x in students for w in ('E0', 'T0') if w in means]
     loyalty = [x | {'agreement': 0.8, 'low': 0.79, 'high': 0.81, 'divergence': 0.3, 'ceiling': 0.9} for x in students]
     bias = [{'scenario': s, 'task': t, **gap(0.5)} for s in (*means, 'all') for t in tasks]
     write('comparisons', {'interval': INTERVAL, 'pairs': pairs, 'retention': retention, 'loyalty': loyalty, 'selection_bias': bias})
@@ -166,7 +168,7 @@ def test_a_record_of_other_code_is_stale():
     assert r.stale['klej-S4'] == '' and r.stale['comparisons'] == '', 'current; without a key the settings decide'
     r = change('demo', 'klej-S4', key='abcdefabcdef')
     assert [w for w, why in r.stale.items() if why] == ['klej-S4'] and r.linked('klej-S4', '72.6').startswith('[72.6⚠]')
-    assert '⚠ key abcdefabcdef then' in results.table_records(r, 'https://x')
+    assert '⚠ key abcdefabcdef then' in results.list_records(r, 'https://x')
     settings = read_records('demo')['settings']['values']
     for change_of, named in (({'profile': {**settings['profile'], 'lr_trained': 1.0}}, 'lr_trained'), ({'stages': {'text': 0}}, 'text'),
                              ({'scenarios': [{**settings['scenarios'][0], 'init': 'copy'}]}, 'S0')):
@@ -210,19 +212,38 @@ def test_table_two_has_intervals_published_figures_and_the_majority():
     assert 'mean over 6 seeds' in table and '@krzepkowski2022report' in table
     empty = results.table_scores(Results('real', {}, {}))
     assert row(empty, '**S4**')[1:] == ['— [90.04†]{.published}', '— [75.30†]{.published}', '— [90.88†]{.published}', '—']
-    assert row(results.table_differences(r), 'S5\u00a0−\u00a0S4')[1:] == ['+0.5']*3 + ['+0.5 [−0.7 to 1.7]{.interval}']
+    assert row(results.table_differences(r), 'S5\u00a0−\u00a0S4')[1:5] == ['+0.5']*3 + ['+0.5 [−0.7 to 1.7]{.interval}']
     assert row(results.table_differences(r), 'S4h\u00a0−\u00a0S2')[1] == '**+9.4**', 'bold where it is real'
+
+
+def test_table_two_of_one_task_has_a_column_for_each_kind_of_number():
+    r = invent()
+    one = {w: x | {'values': {'nkjp-ner': x['values']['nkjp-ner']}} for w, x in r.records.items() if w.startswith('klej-')}
+    table = results.table_scores(replace(r, records=one))
+    assert row(table, '*majority*') == ['*majority*', '35.0', '', ''] and row(table, '**T1**')[1:] == ['75.0', '74.0–76.2', '93.10†']
+    assert row(table, '**E0**')[1:] == ['75.0', '74.0–76.2', '']
 
 
 def test_every_number_leads_to_its_record_and_the_record_to_its_commit():
     r = invent()
     tables = [results.table_scores(r), results.table_differences(r), r.kept(), r.minutes('model-S4', 'klej-S4'),
               r.claim('S4', 'S3', 'mean', 'better')]
-    listed = results.table_records(r, 'https://x')
-    links, places = set(re.findall(r'\]\(#([\w.-]+)\)', '\n'.join(tables))), set(re.findall(r'\]\{#([\w.-]+)\}', listed))
-    assert links and links <= places and len(places) == len(r.records)
-    assert '[`klej-S4`](https://x/blob/main/results/real/klej-S4.json)' in listed and '(https://x/commit/0123456789ab)' in listed
+    listed = results.list_records(r, 'https://x')
+    links, places = set(re.findall(r'\]\(#([\w.-]+)\)', '\n'.join(tables))), re.findall(r' id="?([\w.-]+)', listed)
+    assert links and links <= set(places) and len(places) == len(set(places))
+    assert {results.anchor('real', what) for what in r.records} <= set(places)
+    for field in ('klej-S4', 'nkjp-ner', 'selections', 'heldout'), ('comparisons', 'pairs', 'S4-S3-heldout-mean'), ('time',):
+        assert results.anchor('real', *field) in links, field
+    assert 'href="https://x/blob/main/results/real/klej-S4.json"' in listed and 'href="https://x/commit/0123456789ab"' in listed
     assert '](report.ipynb#record-real-time)' in replace(r, page='report.ipynb').minutes()
+
+
+def test_the_values_of_a_record_stand_in_groups():
+    values = {'n': 1, 'parts': {'x': 2, 'y': [3, 4]}, 'pairs': [{'b': 'S3', 'a': 'S4', 'low': 0.1}], 'points': [{'step': 1}, {'step': 2}]}
+    assert [(path, group) for path, group in results.value_groups(values)] == [
+        ((), {'n': 1}), (('parts',), {'x': 2}), (('parts', 'y'), {'0': 3, '1': 4}), (('pairs', 'S4-S3'), values['pairs'][0]),
+        (('points', '0'), {'step': 1}), (('points', '1'), {'step': 2})]
+    assert results.anchor('real', 'kill', 'S4, 1 process(es)') == 'record-real-kill-s4-1-process-es-'
 
 
 # --- figures
@@ -312,8 +333,18 @@ def test_a_page_can_be_built_from_any_records_and_marks_what_is_not_so():
     for name in PAGES: assert not any('claim fails' in t for t in shown(name)), 'without records nothing is claimed'
     invent('real', MEANS | {'S4': 60.0})
     report = '\n'.join(shown('07_report'))
-    assert '[claim fails: S4 against S3 on mean: worse]' in report and report.count('{#fig-') == 9
+    assert '[claim fails: S4 against S3 on mean: worse]' in report and report.count('{#fig-') == 10
     assert set(re.findall(r'@((?:fig|tbl|eq)-\w+)', report)) <= set(re.findall(r'#((?:fig|tbl|eq)-\w+)', report))
+
+
+def test_the_interactive_figure_shows_every_score_with_its_record():
+    r = invent()
+    (spec,) = re.findall(r'vegaEmbed\(chart, (\{.*\}),$', '\n'.join(shown('07_report')), re.M)
+    drawn = vl_convert.vegalite_to_svg(spec)
+    listed, rows = results.list_records(r, 'https://x'), json.loads(spec)['layer'][1]['data']['values']
+    assert {x['place'].partition('#')[2] for x in rows} <= set(re.findall(r' id="?([\w.-]+)', listed))
+    assert len(rows) == 4*(len(MEANS) + 2*sum(s.startswith('S') for s in MEANS)), 'scores, and retention of E0 and of T0'
+    for s, mean in MEANS.items(): assert f'Percent: {mean:g}; Model: {s}' in drawn, 'the mean of the tasks, at first'
 
 
 def test_without_records_of_real_text_no_page_states_a_result_about_it():
@@ -331,5 +362,5 @@ def test_the_abstract_is_short_and_its_facts_are_those_of_the_profile():
     abstract = bare(shown('07_report')[1])
     assert 'retain' in abstract and len(abstract.split()) <= 150, len(abstract.split())
     p = PROFILES['real']
-    facts = len(p.task_seeds), len(p.tasks), p.max_len, p.heldout_share, p.selection_share, len(QUESTIONS)
-    assert facts == (6, 1, 128, 0.01, 0.1, 10), 'the report has these in words'
+    facts = len(p.task_seeds), len(p.tasks), p.max_len, p.heldout_share, p.selection_share
+    assert facts == (6, 1, 128, 0.01, 0.1), 'the report has these in words'

@@ -24,7 +24,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 TOP = Path(__file__).resolve().parents[1]
-PAGES = ('07_report', 'index', '25_what_did_not_work')  # Made from records
+PAGES = ('07_report', 'index', '25_what_did_not_work', '30_records')  # Made from records
 OPTION = re.compile(r'#\|\s*([\w-]+):\s*(.*)')  # `#| echo: false`
 
 
@@ -66,6 +66,25 @@ def process(folder):
         notebook['cells'] = list(filter(shown, cells))
         file.write_text(json.dumps(notebook), 'utf-8')
     return folder/'_proc'
+
+
+def add_files(folder):
+    "What pages link to or load: the records as CSV, and the script of the interactive figures."
+    import pandas as pd
+    import vl_convert
+
+    from distilherbert.results import load_results, value_groups
+    results = [load_results(name) for name in ('real', 'demo', 'bench')]
+    def listed(name): return [{'profile': r.profile, **x} for r in results for x in r.get('comparisons', name, default=[])]
+    scores = [{'profile': r.profile, 'model': s, 'task': t, 'title': v['title'], 'selection': how, 'mean': x['mean'], 'low': x['low'],
+               'high': x['high'], 'majority': v.get('majority'), 'n': v.get('n'), **{f'seed {n}': y for n, y in x.get('seeds', {}).items()}}
+              for r in results for s, tasks in r.scores().items() for t, v in tasks.items() for how, x in v['selections'].items()]
+    values = [{'profile': r.profile, 'record': what, 'field': ' / '.join((*path, name)), 'value': value}
+              for r in results for what, x in r.records.items()
+              for path, found in value_groups(x['values']) for name, value in found.items()]
+    tables = {'scores': scores, 'differences': listed('pairs'), 'retention': listed('retention'), 'records': values}
+    for name, rows in tables.items(): pd.DataFrame(rows).to_csv(folder/f'{name}.csv', index=False)
+    (folder/'vega.js').write_text(vl_convert.javascript_bundle(), 'utf-8')
 
 
 def render_quarto(program, folder):
@@ -122,6 +141,7 @@ def render_pandoc(folder):
     out = folder/'_docs'
     out.mkdir()
     if (folder/'figures').exists(): shutil.copytree(folder/'figures', out/'figures')
+    for file in (*folder.glob('*.csv'), *folder.glob('*.js'), *folder.glob('*.pdf')): shutil.copy(file, out)
     pages = {f.name: read_cells(f)[1] for f in sorted(folder.glob('*.ipynb'))}
     titles = {name: yaml.safe_load(cells[0]['source'].strip().strip('-'))['title'] for name, cells in pages.items()}
     contents = yaml.safe_load((folder/'sidebar.yml').read_text('utf-8'))['website']['sidebar']['contents']
@@ -136,6 +156,23 @@ def render_pandoc(folder):
             '--fail-if-warnings', cwd=folder)
     with ThreadPoolExecutor(2) as pool: list(pool.map(render, pages))
     return out
+
+
+def write_pdf(folder):
+    "The report as `report.pdf`: its Markdown by pandoc to Typst, which is a Python package; links to other pages lead to the site."
+    import matplotlib
+    import pypandoc
+    import typst
+    site = yaml.safe_load((folder/'nbdev.yml').read_text('utf-8'))['website']['site-url']
+    text = '\n\n'.join(map(cell_markdown, read_cells(folder/'07_report.ipynb')[1]))
+    text = re.sub(r'\]\((\w+\.ipynb)(#[\w.-]+)?\)', lambda m: f']({site}/{page_name(m[1])}{m[2] or ""})', text)
+    (folder/'report.md').write_text(text, 'utf-8')
+    run(pypandoc.get_pandoc_path(), 'report.md', '--output', 'report.typ', '--to', 'typst', '--standalone',
+        '--lua-filter', Path(__file__).parent/'references.lua', '--citeproc', '--bibliography', 'references.bib',
+        '--metadata', 'link-citations=true', '--variable', 'papersize=a4', '--variable', 'fontsize=10pt',
+        '--variable', 'linkcolor=0b5cad', '--fail-if-warnings', cwd=folder)
+    fonts = Path(matplotlib.get_data_path())/'fonts'/'ttf'  # Those of the figures
+    typst.compile(folder/'report.typ', output=folder/'report.pdf', root=folder, font_paths=[fonts])
 
 
 def find_problems(site):
@@ -187,6 +224,8 @@ def write_site(out, executed):
         shutil.copytree(TOP/'nbs', folder/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '*_files'))
         if executed: execute(folder/'nbs')
         processed = process(folder)
+        add_files(processed)
+        write_pdf(processed)
         quarto = shutil.which('quarto', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
         if not quarto: print('Quarto is not here (`pip install quarto-cli`): pandoc makes plainer pages, without search.')
         site = render_quarto(quarto, processed) if quarto else render_pandoc(processed)

@@ -13,7 +13,8 @@ end
 
 local function captioned(block)
   local label, first = number(block.identifier), block.caption.long[1]
-  if label and first then first.content:insert(1, pandoc.Str(label .. ': ')) end
+  -- Typst numbers captions itself, in the same order
+  if label and first and FORMAT ~= 'typst' then first.content:insert(1, pandoc.Str(label .. ': ')) end
   return block
 end
 
