@@ -129,8 +129,10 @@ def value_groups(
     *path:str, # The way to this part
 )->Iterator[tuple[tuple[str, ...], dict]]: # The way to each group, and the group
     "The values of a record in groups: those that stand together in one mapping or list."
-    named = [*values.items()] if isinstance(values, Mapping) else [
-        (isinstance(x, Mapping) and _item(x) or str(i), x) for i, x in enumerate(values)]
+    if isinstance(values, Mapping): named = [*values.items()]
+    else:
+        names, numbers = [_item(x) if isinstance(x, Mapping) else '' for x in values], map(str, range(len(values)))
+        named = [*zip(names if all(names) and len(set(names)) == len(names) else numbers, values, strict=True)]
     if group := {name: x for name, x in named if not isinstance(x, (Mapping, list))}: yield path, group
     for name, x in named:
         if isinstance(x, (Mapping, list)): yield from value_groups(x, *path, name)

@@ -347,6 +347,16 @@ def test_the_interactive_figure_shows_every_score_with_its_record():
     for s, mean in MEANS.items(): assert f'Percent: {mean:g}; Model: {s}' in drawn, 'the mean of the tasks, at first'
 
 
+def test_times_of_commands_appear_once_they_were_measured():
+    invent()
+    invent('demo', {s: m for s, m in MEANS.items() if s not in ('E0', 'S4h')})
+    assert not [page for page in ('index', '30_records') if '`make test`' in bare(''.join(shown(page)))]
+    write_record('demo', 'commands', {'cold': 4710.0, 'S4 cold': 1201.0}, made=MADE)
+    for page in ('index', '30_records'):
+        text = bare('\n'.join(shown(page)))
+        assert '| 1 h 18 min |' in text and '20 min 01 s' in text and 'an invented machine' in text and '`make test`' not in text
+
+
 def test_without_records_of_real_text_no_page_states_a_result_about_it():
     invent('demo', {s: m for s, m in (MEANS | {'S3': 69.0, 'S5': 72.9, 'T1': 77.0}).items() if s not in ('E0', 'S4h')})
     for name in PAGES:

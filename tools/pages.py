@@ -1,6 +1,6 @@
 """Pages from notebooks: the site in `_docs`, with Quarto where it is installed, else with pandoc; and README.md from the home page.
 
-    python tools/pages.py docs      all pages, from the outputs stored in the notebooks
+    python tools/pages.py docs      all pages, from the outputs stored in the notebooks; the report as PDF, the records as CSV
     python tools/pages.py render    the same, after the report's pages were executed on the committed records (--own: on your own first)
     python tools/pages.py readme    execute the report's pages in place on the committed records, then write README.md
 
