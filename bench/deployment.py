@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import BertForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from distilherbert.artefact import Progress, read_manifest, write_json
 from distilherbert.classify import export_onnx, load_runner, open_classifier
@@ -32,6 +32,7 @@ from distilherbert.scores import TaskPredictions, compare
 from distilherbert.status import config_of, size_text, teacher_config, text_table
 from distilherbert.student import save_model
 from distilherbert.tasks import TaskSettings, get_task, load_group
+from distilherbert.wheel import usable_positions
 
 LENGTHS, BATCH = (32, 128, 512), 32 # Tokens of a text; texts at a time, for throughput
 FORMATS = ('torch', 'torch on GPU', 'onnx', 'int8')
@@ -123,9 +124,9 @@ def untrained_classifier(profile, scenario, folder):
     tokenizer, config = build_tokenizer(profile), copy(config_of(teacher_config(profile)[0], scenario))
     config.num_labels = 2
     folder.mkdir()
-    save_model(BertForSequenceClassification(config), folder)
+    save_model(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config), folder)
     load_tokenizer(tokenizer).save_pretrained(folder)
-    about = {'tasks': [profile.tasks[0]], 'texts': 1, 'labels': ['0', '1'], 'scale': [], 'max_len': config.max_position_embeddings - 2}
+    about = {'tasks': [profile.tasks[0]], 'texts': 1, 'labels': ['0', '1'], 'scale': [], 'max_len': usable_positions(config.to_dict())}
     write_json(folder/'classifier.json', about)
     return folder
 
@@ -139,14 +140,14 @@ def measure(profile, scenarios, task, rounds, untrained):
             folder = untrained_classifier(profile, s, Path(d)/s.name) if untrained else build_classifier(profile, s, task.name)
             folders = {'torch': folder, **{f: export_onnx(folder, Path(d)/f'{s.name}-{f}', int8=f == 'int8') for f in ('onnx', 'int8')}}
             config = load_classifier(folder, outputs_of(folder), None)[0].config
-            tokens, formats, first = max(n for n in (32, 128) if n <= max(32, config.max_position_embeddings)), {}, None
+            tokens, formats, first = max(n for n in (32, 128) if n <= max(32, usable_positions(config.to_dict()))), {}, None
             places = {f: (at, 'cpu') for f, at in folders.items()}
             if torch.cuda.is_available(): places['torch on GPU'] = folder, 'cuda'
             for f, (at, device) in places.items():
                 file = at/('model.onnx' if (at/'model.onnx').is_file() else 'model.safetensors')
                 formats[f] = {'bytes': file.stat().st_size, 'peak_bytes': peak_bytes(at, tokens, profile.threads, device)}
                 forward = onnx_forward(at, profile.threads) if file.name == 'model.onnx' else torch_forward(at, device)
-                forwards[s.name, f] = forward, config.max_position_embeddings, config.vocab_size
+                forwards[s.name, f] = forward, usable_positions(config.to_dict()), config.vocab_size
                 if dev is None or device == 'cuda': continue
                 r = TaskPredictions(task, dev.gold, open_classifier(at, profile.threads).predict(dev.texts)[None], (0,), (0,))
                 first = first or r

@@ -34,6 +34,7 @@ from distilherbert.scenario import get_profile
 from distilherbert.scores import TaskPredictions, compare
 from distilherbert.student import bert_config, count_parameters, load_config, quiet, random_model, save_model
 from distilherbert.tasks import TASKS, TaskSettings, load_group
+from distilherbert.wheel import usable_positions
 
 EXAMPLES = {'nkjp-ner': 1500, 'polemo2.0-in': 700}  # training examples: a review is nine times as long as a sentence
 
@@ -60,7 +61,7 @@ def train_with_trainer(folder, data, settings, seed):
         model, tokenizer = load_classifier(folder, len(data.labels), seed)
         rows = tokenizer([t for (t,) in data.train.texts], truncation=True, max_length=settings.max_len)
         examples = [{**{k: v[i] for k, v in rows.items()}, 'labels': int(g)} for i, g in enumerate(data.train.gold)]
-        dev = encode(data.dev[data.tasks[0].name], tokenizer, settings.max_len)
+        dev = encode(data.dev[data.tasks[0].name], tokenizer, settings.max_len, model.config)
         arguments = TrainingArguments(out, per_device_train_batch_size=settings.batch, num_train_epochs=settings.epochs, seed=seed,
                                       learning_rate=settings.lr, save_strategy='no', report_to='none', disable_tqdm=True,
                                       use_cpu=device.type == 'cpu')
@@ -110,7 +111,7 @@ def main():
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     start, seeds = time.perf_counter(), tuple(range(1, (a.seeds or (6 if a.model else 3)) + 1))
     profile, length = replace(get_profile('demo'), hidden=128, heads=2, intermediate=512, max_len=a.max_len), a.max_len
-    if a.model: length = min(length, load_config(a.model).max_position_embeddings)
+    if a.model: length = min(length, usable_positions(load_config(a.model).to_dict()))
     settings = TaskSettings(0, a.epochs, 32, 5e-4 if a.model else 1e-3, length, 'fp32', 0.0, 0.1, 0.01, 1.0, 1, 0)
     if a.small: profile, settings = replace(profile, hidden=32, intermediate=64, max_len=64), replace(settings, max_len=64, epochs=2)
     source = 'world' if a.small else 'local'

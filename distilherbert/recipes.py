@@ -23,6 +23,7 @@ from .pipeline import build_classifier, build_model, train_settings
 from .scenario import PRESETS, Profile, Scenario, SettingsError, teacher_source, unknown_name
 from .status import config_of, parameters_of, scenario_cost, size_text, teacher_config, training_flops, training_pace
 from .tasks import TASKS, make_task
+from .wheel import usable_positions
 
 # %% ../nbs/29_recipes.ipynb #00000006
 LARGE_VOCABULARY = 2**16 # Entries; ids of more take four bytes, and most of a small student's weights
@@ -56,7 +57,7 @@ def distil_settings(
     def choose(name, value, why):
         if name not in fixed: fixed[name], reasons[name] = value, why
         return fixed[name]
-    length = choose('max_len', min(128, config.max_position_embeddings), 'most paragraphs fit, and short sequences cost less attention')
+    length = choose('max_len', min(128, usable_positions(config.to_dict())), 'most paragraphs fit, and short sequences cost less attention')
     choose('min_piece', min(40, length//4), 'shorter rests of a cut text are dropped')
     if config.vocab_size > LARGE_VOCABULARY:
         choose('vocab', 'trim', f'{config.vocab_size:,} entries are most of the weights; the text needs few of them')

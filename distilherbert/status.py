@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from .pipeline import (
     in_order, model_artefact, scenario_artefacts, sequences_artefact, tokenizer_artefact, train_settings, trained_part)
 from .scenario import HELDOUT, Profile, Scenario, SettingsError, as_typed, get_scenario, required, runs_dir, teacher_source
 from .tasks import TaskSettings, read_split, task_groups
+from .wheel import usable_positions
 
 # %% ../nbs/19_status.ipynb #00000005
 def size_text(n:float)->str: # As "3.1 MB"
@@ -91,7 +91,7 @@ def status(
     return '\n'.join([head, '', text_table(['stage', 'label', 'state', '>size', 'folder'], cells), '', *notes]).rstrip()
 
 # %% ../nbs/19_status.ipynb #0000000d
-def teacher_config(profile:Profile): # Its teacher's `BertConfig`, with the vocabulary in use; and whether it had to be assumed
+def teacher_config(profile:Profile): # Its teacher's configuration, with the vocabulary in use; and whether it had to be assumed
     "The shape of a profile's teacher."
     from distilherbert.student import bert_config, load_config
     config, assumed = bert_config(profile, profile.vocab_size or 50_000, profile.layers), False
@@ -104,27 +104,24 @@ def teacher_config(profile:Profile): # Its teacher's `BertConfig`, with the voca
         if tokenizer.state() == 'current': config.vocab_size = read_manifest(tokenizer.path)['counts']['vocab_size']
     return config, assumed
 
-def config_of(teacher, scenario:Scenario): # `BertConfig` of its model: all layers for a teacher, those of the layer map for a student
-    "The shape of a scenario's model, from the `BertConfig` of the teacher."
-    from distilherbert.student import check_layer_map
+def config_of(teacher, scenario:Scenario): # Configuration of its model: all layers for a teacher, those of the layer map for a student
+    "The shape of a scenario's model, from the configuration of the teacher."
+    from distilherbert.student import shortened
     if scenario.init == 'copy': return config_of(teacher, get_scenario(scenario.source))
-    config = copy(teacher)
-    if scenario.init != 'pretrained': config.num_hidden_layers = len(check_layer_map(scenario.layer_map, config.num_hidden_layers))
-    return config
+    return teacher if scenario.init == 'pretrained' else shortened(teacher, scenario.layer_map)
 
 def parameters_of(config)->int: # Number of weights, tied ones once
-    "Parameters of a masked language model with a `BertConfig`, counted without allocating them."
+    "Parameters of a masked language model, counted without allocating them."
     import torch
-    from transformers import BertForMaskedLM
 
-    from distilherbert.student import count_parameters
-    with torch.device('meta'): return count_parameters(BertForMaskedLM(config))
+    from distilherbert.student import count_parameters, random_model
+    with torch.device('meta'): return count_parameters(random_model(config, 0))
 
 # %% ../nbs/19_status.ipynb #00000010
 def training_flops(
     settings:dict, # What `train_settings` gives
-    student, # `BertConfig` of the student
-    teacher, # `BertConfig` of the teacher, or None
+    student, # Configuration of the student
+    teacher, # Configuration of the teacher, or None
 )->tuple[float, float]: # Operations of all steps, and of all evaluations
     "Operations of a training."
     from distilherbert.objective import LOSSES
@@ -140,16 +137,17 @@ def training_flops(
     return settings['tokens']*step, HELDOUT*length*((settings['evaluations'] + 1)*evaluation + once)
 
 def classifier_flops(
-    config, # `BertConfig` of the model
+    config, # Configuration of the model
     length:int, # Tokens of a text
 )->float: # Operations
-    "Forward pass on one text; of the last layer only the first position is needed, and keys and values of the others."
-    from distilherbert.student import encoder_flops
+    "Forward pass on one text; of BERT's last layer only the first position is needed, and keys and values of the others."
+    from distilherbert.student import encoder_flops, family_of
+    if family_of(config).modern: return length*encoder_flops(config, length)
     layer = encoder_flops(config, length)/config.num_hidden_layers
     return length*(config.num_hidden_layers - 1)*layer + layer + (length - 1)*4*config.hidden_size**2
 
 def tuning_flops(profile:Profile, config)->float: # Operations
-    "Work of all fine-tunings of a scenario whose model has this `BertConfig`."
+    "Work of all fine-tunings of a scenario whose model has this configuration."
     work, settings = 0.0, TaskSettings.of(profile)
     for tasks in task_groups(profile.tasks).values():
         length, sizes = settings.max_len, tasks[0].sizes
@@ -162,12 +160,12 @@ def tuning_flops(profile:Profile, config)->float: # Operations
     return len(profile.task_seeds)*settings.epochs*work
 
 # %% ../nbs/19_status.ipynb #00000012
-def training_pace(profile:Profile, config)->float: # `BertConfig` of the teacher; operations per second
+def training_pace(profile:Profile, config)->float: # Configuration of the teacher; operations per second
     "The pace of training on this machine, from two layers of the teacher's width on a micro-batch; the best within a second."
     import torch
     from torch.utils.benchmark import Timer
     from distilherbert.runs import resolve_precision
-    from distilherbert.student import bert_config, encoder_flops, part, random_model
+    from distilherbert.student import bert_config, encoder_flops, random_model
     device, precision = 'cuda' if torch.cuda.is_available() else 'cpu', resolve_precision(profile.precision)
     shape = {'hidden': config.hidden_size, 'heads': config.num_attention_heads, 'intermediate': config.intermediate_size}
     kind = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision)
@@ -176,7 +174,7 @@ def training_pace(profile:Profile, config)->float: # `BertConfig` of the teacher
     if device == 'cpu' and kind: model.set_attn_implementation('attend')
     ids = torch.randint(5, 1000, (profile.micro_rows, profile.max_len), device=device)
     def passes():
-        with torch.autocast(device, kind, enabled=bool(kind)): states = part(model, 'encoder')(ids).last_hidden_state
+        with torch.autocast(device, kind, enabled=bool(kind)): states = model.base_model(ids).last_hidden_state
         states.float().mean().backward()
     timer = Timer('passes()', globals={'passes': passes}, num_threads=profile.threads)
     return 3*ids.numel()*encoder_flops(small, profile.max_len)/min(timer.blocked_autorange(min_run_time=1.0).times)
@@ -206,7 +204,7 @@ class Cost:
 def scenario_cost(
     profile:Profile, # Settings
     scenario:Scenario, # A scenario
-    config, # The teacher's `BertConfig`
+    config, # The teacher's configuration
     pace:float, # Operations per second that training reaches on this machine
 )->Cost: # Without those it needs
     "The cost of one scenario."
@@ -257,6 +255,6 @@ def cost(
         notes.append(f'Training needs about {size_text(memory)} of memory, {size_text(free)} is free: lower `micro_rows` in a TOML file.')
     if assumed: notes.append(f'Assumed as in HerBERT, because it could not be looked up: the shape of {profile.teacher}.')
     head = [f'Profile {profile.name} on {machine()}', f'{precision}, {profile.threads} threads; '
-            f'a vocabulary of {config.vocab_size:,}, {config.max_position_embeddings} positions']
+            f'a vocabulary of {config.vocab_size:,}, {usable_positions(config.to_dict())} positions']
     header = ['scenario', '>tokens', '>steps', '>parameters', '>disk', '>memory', '>training', '>evaluation', '>tuning']
     return '\n'.join([*head, '', text_table(header, cells), '', *notes])

@@ -22,7 +22,7 @@ from distilherbert import objective, pipeline, runs
 from distilherbert.artefact import Interrupted, digest, read_manifest
 from distilherbert.objective import Vocabulary, context_free_loss, distillation_loss, soft_target_loss
 from distilherbert.scenario import PRESETS, PROFILES, SCENARIOS, Objective, SettingsError, get_profile
-from distilherbert.student import bert_config, load_masked_lm, part, random_model, save_model, truncate
+from distilherbert.student import bert_config, layers_of, load_masked_lm, random_model, save_model, truncate
 
 SMALL = replace(PROFILES['demo'], layers=2, hidden=16, heads=2, intermediate=32, max_len=12)
 SETTINGS = D.TrainSettings(tokens=1000, learning_rate=2e-3, batch_rows=7, micro_rows=16, max_len=12, mask_share=0.4, warmup_share=0.1,
@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_is_not_one_of_the_two_kept(tmp_path, capsys):
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
     words = 'The loss of step 1 of 18 is not finite: loss nan, mlm nan'
     with pytest.raises(runs.NonFiniteLoss, match=words), few_run(tmp_path, teacher=False) as run:
-        with torch.no_grad(): part(run.student.model, 'encoder').embeddings.LayerNorm.weight.fill_(float('nan'))
+        with torch.no_grad(): run.student.model.base_model.embeddings.LayerNorm.weight.fill_(float('nan'))
         D.train(run)
 
 
@@ -247,7 +247,7 @@ def test_relations_of_a_step_are_those_of_transformers():
     value, gradient, micro, *models = one_step(o, 7, ('relations',), ((0,), (1,)), 'nowhere')
     assert torch.allclose(gradient, one_step(o, 3, ('relations',), ((0,), (1,)), 'nowhere')[1], atol=1e-6)
     for i, model in enumerate(models):
-        attention = part(model, 'layers')[-1].attention.self
+        attention = layers_of(model)[-1].attention.self
         for n in ('query', 'key', 'value'):
             getattr(attention, n).register_forward_hook(lambda m, x, out, i=i: seen.setdefault(i, []).append(out))
         model(micro.ids, attention_mask=micro.attention)
@@ -310,7 +310,7 @@ def test_a_step_of_the_optimiser_is_torchs_own(tmp_path):
 def test_an_objective_on_hidden_states_needs_no_head(tiny, tmp_path, monkeypatch):
     "S4h: from an encoder without a prediction head, whose student has none either: neither is trained, and the folder says so."
     encoder = tmp_path/'encoder'
-    save_model(part(load_masked_lm(tiny.models['T0'])[0], 'encoder'), encoder)
+    save_model(load_masked_lm(tiny.models['T0'])[0].base_model, encoder)
     def make(name, settings):
         (tmp_path/name).mkdir()
         first = D.initial_model('truncated', encoder, tiny.tokenizer)
@@ -407,7 +407,7 @@ def test_a_trimmed_tokenizer_trims_the_model(tiny, tmp_path):
     np.save(tmp_path/'t'/'kept.npy', kept)
     (tmp_path/'t'/'manifest.json').write_text(json.dumps({'counts': {'vocab_size': 200}}))
     model, _ = D.initial_model('pretrained', tmp_path/'full', tmp_path/'t')
-    assert torch.equal(part(model, 'word_embeddings').weight, part(full, 'word_embeddings').weight[kept]) and model.config.vocab_size == 200
+    assert torch.equal(model.get_input_embeddings().weight, full.get_input_embeddings().weight[kept]) and model.config.vocab_size == 200
     save_model(model, tmp_path/'trimmed')
     assert D.initial_model('copy', tmp_path/'trimmed', tmp_path/'t')[0].config.vocab_size == 200
 

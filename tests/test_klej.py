@@ -232,11 +232,12 @@ def test_tokens_are_the_tokenizers_own_and_cutting_keeps_both_texts(folder, tiny
     e, theirs = klej.encode(Examples(pairs, np.zeros(2)), own, 100), own(*map(list, zip(*pairs)), return_token_type_ids=True)
     assert [list(i) for i in e.ids] == theirs['input_ids'] and [list(t) for t in e.types] == theirs['token_type_ids'] and e.cut == 0
     tokenizer, long, short = AutoTokenizer.from_pretrained(folder), ' '.join(['w1']*30), 'w2 w3'
-    e = klej.encode(Examples(((long, short), (short, long), (short, short), (long, long), ('', '')), np.zeros(5)), tokenizer, 16)
+    pairs = (long, short), (short, long), (short, short), (long, long), ('', '')
+    e = klej.encode(Examples(pairs, np.zeros(5)), tokenizer, 16, BertConfig())
     assert [len(i) for i in e.ids] == [16, 16, 7, 16, 3] and e.cut == 3 and e.unknown == 0
     assert [Counter(t.tolist())[1] for t in e.types] == [3, 12, 3, 7, 1]
     assert all(i[0] == 0 and i[-1] == 2 and (i == 2).sum() == 2 for i in e.ids)
-    written = klej.encode(Examples((('w1 </s> <mask> w2',),), np.zeros(1)), tokenizer, 16)
+    written = klej.encode(Examples((('w1 </s> <mask> w2',),), np.zeros(1)), tokenizer, 16, BertConfig())
     assert list(written.ids[0]) == [0, 6, 3, 3, 3, 3, 7, 2] and written.unknown == 4, 'special tokens in a text are text'
 
 
@@ -250,7 +251,7 @@ def test_batches_hold_every_example_once():
 
 def test_logits_and_gradients_equal_transformers(folder):
     model, tokenizer = klej.load_classifier(folder, 3, 0)
-    device = klej.DeviceExamples(klej.encode(examples(12, 0, pair=True), tokenizer, 20), 1, CPU)
+    device = klej.DeviceExamples(klej.encode(examples(12, 0, pair=True), tokenizer, 20, model.config), 1, CPU)
     ((_, inputs),), gold = device.batches([np.arange(12)]), torch.arange(12) % 3
     ours = klej.logits_of(model, *inputs)
     klej._example_loss(ours, gold, POLEMO[0]).backward()
@@ -296,7 +297,7 @@ def rename_weights(rule):
     (edit_config(sep_token_id=4), '2 for sep_token_id, and the model 4 for sep'),
     (rename_weights(lambda n: '' if 'layer.1.' in n else n), 'num_hidden_layers = 2, but its weights have 1 layers'),
     (rename_weights(lambda n: '' if 'layer.1.output' in n else n), '4 of its weights are missing, among them bert.encoder.layer.1.'),
-    (rename_weights(lambda n: n.replace('bert.', 'roberta.')), 'not a complete BERT')])
+    (rename_weights(lambda n: n.replace('bert.', 'roberta.')), 'no complete bert')])
 def test_folders_that_cannot_be_scored_are_named(tmp_path, change, words):
     "transformers would go on with random weights, or end in a traceback."
     change(other := make_folder(tmp_path/'model', bos_token_id=0, eos_token_id=2))
@@ -327,7 +328,7 @@ def test_unused_embeddings_are_left_out_and_put_back(folder):
         tuning = klej.FineTuning(folder, replace(few, validation=few.train, dev={'polemo2.0-in': few.train}), SETTINGS, 1, device)
         tuning.train_epoch()
         small, whole = tuning.predict('polemo2.0-in'), tuning.whole_model()
-    encoded = klej.encode(few.train, tuning.tokenizer, 20)
+    encoded = klej.encode(few.train, tuning.tokenizer, 20, whole.config)
     assert np.allclose(small, klej.DeviceExamples(encoded, 1, device).logits(whole), atol=1e-6)
     table, before = (m.bert.embeddings.word_embeddings.weight for m in (whole, BertForMaskedLM.from_pretrained(folder)))
     moved = (table != before).any(1).nonzero()[:, 0].tolist()

