@@ -317,7 +317,9 @@ def open_run(
     entropy = unigram_entropy(train.token_counts(len(special)), np.concatenate([m.labels.numpy() for m in heldout]), special)
     measures = tuple(losses_of(objective)) if predict == 'nowhere' else ('mlm', 'kl', 'agreement', 'teacher_mlm') if teacher else ('mlm',)
     steps = max(1, round(s.tokens*len(train)/(train.tokens*s.batch_rows)))  # The number of steps that uses up the budget
-    teacher = teacher and MaskedPredictor(teacher, needs, theirs).to(dtype=half)
+    teacher = teacher and MaskedPredictor(teacher, needs, theirs)
+    if teacher and half:
+        for p in teacher.parameters(): p.data = p.data.to(half)  # Buffers stay: rounded rotary frequencies would be other positions
     student = MaskedPredictor(student, needs, mine)
     return Run(student, teacher, optimizer, acc, batches, heldout, steps, s, folder, title, checkpoint_minutes, objective=objective,
                measures=measures, unigram_entropy=entropy, cache={}, passes=steps*s.batch_rows/len(train))

@@ -256,7 +256,7 @@ def reading(
         elif damage := _find_damage(folder): why = damage
         elif 'ignore_mismatched_sizes' in why: why = 'its weights have other shapes than config.json describes'
         elif isinstance(e, AttributeError | KeyError | TypeError | AssertionError): why = f'{settings}: {why}'
-        elif 'Validation error' in why: why = f'config.json: {why}'
+        elif 'validation error' in why.lower(): why = f'config.json: {why}'
         raise error(f'{source} {fault}: {why.rstrip(".")}.') from e
 
 def load_tokenizer(folder:'str | Path')->PreTrainedTokenizerFast: # Without truncation or padding; raises `SettingsError`
