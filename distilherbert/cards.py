@@ -95,7 +95,7 @@ def card(
     datasets = [*(f'allegro/{TASKS[t].hub}' for t in klej), *(['cc100'] if p.text == 'cc100' and trained else [])]
     data = ModelCardData(
         language=p.language, license='apache-2.0' if world and not name else 'other', library_name='transformers', pipeline_tag=kind,
-        tags=['bert', 'distillation', 'distilherbert'], base_model=name if '/' in name else None, datasets=datasets or None,
+        tags=['distillation', 'distilherbert'], base_model=name if '/' in name else None, datasets=datasets or None,
         metrics=sorted({r['metric'] for r in scores.values()}) or None,
         model_name=f'distilherbert-{p.name}-{s.name}' if scored else None, eval_results=scored or None)
     facts = how_it_was_made(p, s, counts) | {

@@ -265,7 +265,7 @@ def load_tokenizer(folder:'str | Path')->PreTrainedTokenizerFast: # Without trun
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.is_fast: raise SettingsError(f'The tokenizer in {folder} has no fast version (tokenizer.json), which packing needs.')
     missing = [n for n in ('cls', 'sep', 'pad', 'mask', 'unk') if getattr(tokenizer, f'{n}_token_id') is None]
-    if missing: raise SettingsError(f'The tokenizer in {folder} has no {", ".join(missing)} token: it is not a tokenizer of a BERT model.')
+    if missing: raise SettingsError(f'The tokenizer in {folder} has no {", ".join(missing)} token, which masking needs.')
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer

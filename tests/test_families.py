@@ -26,10 +26,11 @@ from distilherbert.tasks import get_task
 from distilherbert.wheel import ROBERTA, usable_positions
 from distilherbert.world import world_documents, world_task
 
-FORMS = [*S.FAMILIES]
+ALL, FORMS = [*S.FAMILIES], ['bert', 'roberta', 'electra', 'modernbert']  # XLM-R and CamemBERT are RoBERTa's classes with other names
 SHAPE = dict(vocab_size=60, hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=32, max_position_embeddings=34,
              initializer_range=0.3, pad_token_id=1, bos_token_id=0, eos_token_id=2)
-MODERN = dict(cls_token_id=0, sep_token_id=2, local_attention=4)
+MODERN = dict(cls_token_id=0, sep_token_id=2, local_attention=4, global_attn_every_n_layers=3, global_rope_theta=900.0,
+              local_rope_theta=30.0)
 CHOSEN = (0, 1, 3, 5)
 
 
@@ -69,7 +70,7 @@ def by_hand(model, layers, ids, real):
     return encoder.final_norm(hidden)
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', ALL)
 def test_a_student_computes_what_its_teachers_layers_do(form, tmp_path):
     "Also when it is loaded with transformers alone; a copied layer of ModernBERT stays local or global."
     teacher, (ids, real) = model_of(form), padded(20, 11)
@@ -128,14 +129,19 @@ def batch_of(**changes):
 @pytest.mark.parametrize('form', FORMS)
 def test_outputs_of_a_step_are_those_of_transformers(form, implementation):
     "Logits at masked positions, and hidden states; of sequences with padding, longer than ModernBERT's window."
-    model, micro = model_of(form), batch_of()
+    model, micro, modern, seen = model_of(form), batch_of(), form == 'modernbert', []
+    attention = S.layers_of(model)[5].get_submodule('attn' if modern else 'attention.self')
+    for m in (attention.Wqkv,) if modern else (attention.query, attention.key, attention.value):
+        m.register_forward_hook(lambda m, x, y: seen.extend(y.chunk(3, -1) if modern else [y]))
     whole = model(micro.ids, attention_mask=micro.attention, output_hidden_states=True)
     model.set_attn_implementation(implementation)
-    out = D.MaskedPredictor(model, ('logits', 'hidden', 'layers'), (0, 2, 5))(micro)
+    out = D.MaskedPredictor(model, ('logits', 'hidden', 'layers', 'relations'), (0, 2, 5))(micro)
     assert torch.allclose(out.logits(), whole.logits.flatten(0, 1)[micro.positions], atol=1e-4) and len(micro.labels) > 5
     assert torch.allclose(out.hidden, whole.hidden_states[-1][micro.attention], atol=1e-5)
     for mine, i in zip(out.layers, (1, 3, 6), strict=True):
         assert torch.allclose(mine, whole.hidden_states[i][micro.attention], atol=1e-5)
+    for mine, theirs in zip(out.relations[:3], seen[:3], strict=True):
+        assert torch.allclose(mine[micro.attention], theirs[micro.attention], atol=1e-4)
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -166,7 +172,7 @@ def test_rotary_frequencies_are_never_rounded(monkeypatch, tmp_path):
     "As on a GPU, where the teacher's weights are held in half precision."
     teacher = model_of('modernbert')
     frequencies = {n: b.clone() for n, b in teacher.named_buffers()}
-    monkeypatch.setattr(D, 'make_accelerator', lambda *args: SimpleNamespace(
+    monkeypatch.setattr(D, 'make_accelerator', lambda *args, **kw: SimpleNamespace(
         device=torch.device('cuda'), mixed_precision='bf16', process_index=0, num_processes=1, is_main_process=True,
         distributed_type=None, prepare=lambda *x: x))
     monkeypatch.setattr(D.MaskedPredictor, 'to', lambda self, device: self)
@@ -216,7 +222,7 @@ def test_positions_and_cost(form):
 
 # Files
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', ALL)
 def test_whatever_file_holds_the_weights(form, tmp_path):
     "Half precision, a pickled state, several shards; and an encoder alone, whose head is then new."
     model, (ids, _) = model_of(form), padded(20)
@@ -288,7 +294,7 @@ def write_tokenizer(folder, form, layout):
     return t.get_vocab_size()
 
 
-@pytest.mark.parametrize('form, pooling', [*((f, 'cls') for f in FORMS), ('modernbert', 'mean')])
+@pytest.mark.parametrize('form, pooling', [*((f, 'cls') for f in ALL), ('modernbert', 'mean')])
 @pytest.mark.parametrize('task', ['nkjp-ner', 'cdsc-e'])
 def test_a_classifiers_logits_are_those_of_transformers(form, pooling, task, tmp_path):
     "Its folder with transformers alone, padded batches of one text or two; and the same in ONNX."
@@ -314,7 +320,7 @@ import sys
 from distilherbert.classify import export, predict
 from distilherbert.recipes import distil, finetune
 from distilherbert.scenario import get_profile
-distil('owner/teacher', 'corpus', 'small', layers=2, objective='hidden', tokens='5K', max_len=32, vocab=sys.argv[1])
+distil('owner/teacher', 'corpus', 'small', layers=2, objective=sys.argv[1], tokens='5K', max_len=32, vocab=sys.argv[2])
 finetune('small', 'train.tsv', 'classifier', text='sentence', label='target', epochs=1, seeds=1, max_len=16)
 demo, texts = get_profile('demo'), ['Jadę do miasta .', 'Ala ma kota']
 lines = predict('classifier', texts, demo)
@@ -331,14 +337,15 @@ def test_a_teacher_on_the_hub_becomes_a_classifier(form, layout, vocab, tmp_path
     "From its name to 8 bits."
     teacher = tmp_path/'models'/'owner'/'teacher'
     size = write_tokenizer(teacher, form, layout)
-    S.save_model(model_of(form, vocab_size=size + 5), teacher)
+    config = config_of(form, vocab_size=size + 5)
+    S.save_model(ElectraForPreTraining(config) if form == 'electra' else S.random_model(config, 1), teacher)
     (tmp_path/'corpus').mkdir()
     (tmp_path/'corpus'/'a.txt').write_text('\n\n'.join('\n'.join(d) for d in world_documents('ccsub', 200, 0)), 'utf-8')
     rows = [[r[c] for c in ('sentence', 'target')] for r in world_task('nkjp-ner', 'train', 0)[:60]]
     (tmp_path/'train.tsv').write_text('\n'.join('\t'.join(r) for r in [('sentence', 'target'), *rows]), 'utf-8')
     with Hub(tmp_path) as hub:
         env = {'HF_ENDPOINT': hub.address, 'HF_HOME': tmp_path/'cache', 'DISTILHERBERT_RUNS': tmp_path/'runs'}
-        done = run_program(sys.executable, '-c', PROGRAM, vocab, cwd=tmp_path, env=env)
+        done = run_program(sys.executable, '-c', PROGRAM, 'hidden' if form != 'electra' else '', vocab, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     answers = [line.split('\t') for line in done.stdout.splitlines()[-4:]]
     assert {a[0] for a in answers} <= {label for _, label in rows} and [a[2] for a in answers[:2]] == [a[2] for a in answers[2:]]
