@@ -229,7 +229,7 @@ def test_dev_slices_of_toys_leak_nothing(tmp_path, monkeypatch, name, rows):
 
 def test_tokens_are_the_tokenizers_own_and_cutting_keeps_both_texts(folder, tiny):
     own, pairs = AutoTokenizer.from_pretrained(tiny.tokenizer), (('Zażółć gęślą jaźń.', 'Krótko'), ('Ala ma kota', 'i psa "Burka".'))
-    e, theirs = klej.encode(Examples(pairs, np.zeros(2)), own, 100), own(*map(list, zip(*pairs)), return_token_type_ids=True)
+    e, theirs = klej.encode(Examples(pairs, np.zeros(2)), own, 100, BertConfig()), own(*map(list, zip(*pairs)), return_token_type_ids=True)
     assert [list(i) for i in e.ids] == theirs['input_ids'] and [list(t) for t in e.types] == theirs['token_type_ids'] and e.cut == 0
     tokenizer, long, short = AutoTokenizer.from_pretrained(folder), ' '.join(['w1']*30), 'w2 w3'
     pairs = (long, short), (short, long), (short, short), (long, long), ('', '')
