@@ -305,10 +305,11 @@ def table_differences(r:Results, label:str='')->str: # Markdown
     *others, last = r.columns()
     lines = [(f'{a}\u00a0−\u00a0{b}', *(cell(r.pair(a, b, t)) for t in others), mean(p), question) for a, b, question in QUESTIONS
              if (p := r.pair(a, b, last))]
+    head = ('', *(r.title(t).replace('2.0-', ' ') for t in r.columns()), 'Question')
+    if others: head, lines = head[:-1], [line[:-1] for line in lines] # A phone has no room for it
     caption = ('Paired differences in points, over all tasks with their 95 % intervals (BCa, over examples and seeds). Bold: the '
                'interval excludes zero and the sign-flip test over seeds agrees.')
-    return markdown_table(('', *(r.title(t).replace('2.0-', ' ') for t in r.columns()), 'Question'), lines, caption, label,
-                          'l' + 'r'*len(r.columns()) + 'l')
+    return markdown_table(head, lines, caption, label, 'l' + 'r'*len(r.columns()) + 'l'*(not others))
 
 def list_records(r:Results, url:str)->str: # Address of the repository; HTML in Markdown
     "Every record, to unfold: its file, commit and command, and its values in groups, without points of curves and other epoch selections."
