@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'KERNEL_BYTES', 'SHARED_CORES', 'GRID', 'NAMES', 'ONE', 'MODEL', 'TEXTS', 'TASK', 'FORMAT', 'INT8',
-           'OUTPUT', 'TASKS', 'PRECISION', 'DISTIL', 'FINETUNE', 'VERBS', 'EPILOG', 'run', 'NotebookError', 'Execution',
-           'ProgressLines', 'execute', 'grid_order', 'execute_scenario', 'reproduce', 'Verb', 'parser', 'parse', 'main']
+           'OUTPUT', 'TASKS', 'PRECISION', 'HUB', 'DISTIL', 'FINETUNE', 'VERBS', 'EPILOG', 'run', 'NotebookError',
+           'Execution', 'ProgressLines', 'execute', 'grid_order', 'execute_scenario', 'reproduce', 'Verb', 'parser',
+           'parse', 'main']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
@@ -180,6 +181,7 @@ INT8 = {'name': '--int8', 'action': 'store_true', 'help': 'weights of 8 bits'}
 OUTPUT = {'name': '-o --output', 'default': '', 'metavar': 'FOLDER', 'help': 'folder to write (default: named after the model)'}
 TASKS = {'name': '--tasks', 'default': '', 'metavar': 'T', 'help': 'all, or names with commas between them (default: those of the profile)'}
 PRECISION = {'name': '--precision', 'default': 'auto', 'choices': ['auto', 'fp32', 'bf16', 'fp16'], 'help': 'default: auto'}
+HUB = {'name': '--push-to-hub', 'default': '', 'metavar': 'NAME', 'help': 'also upload the result to the hub, as NAME or OWNER/NAME'}
 DISTIL = (
     {'name': 'teacher', 'metavar': 'TEACHER', 'help': 'a folder, a name on the hub, or wheel:PACKAGE'},
     {'name': '--text', 'required': True, 'nargs': '+', 'metavar': 'TEXT',
@@ -196,7 +198,7 @@ DISTIL = (
     {'name': '--language', 'default': 'pl', 'metavar': 'pl', 'help': 'of the text, for the model card'},
     {'name': '--seed', 'type': int, 'default': 42, 'metavar': 'N', 'help': 'of data order and masks'},
     {'name': '--save', 'default': '', 'metavar': 'mine.toml', 'help': 'write profile and scenario as TOML files'},
-    {'name': '--dry-run', 'action': 'store_true', 'help': 'only say what would be done'}, PRECISION, OUTPUT)
+    {'name': '--dry-run', 'action': 'store_true', 'help': 'only say what would be done'}, PRECISION, HUB, OUTPUT)
 FINETUNE = (
     {'name': 'model', 'metavar': 'MODEL', 'help': 'a folder, or a name on the hub'},
     {'name': '--train', 'required': True, 'metavar': 'FILE', 'help': '.tsv, .csv, .jsonl or .parquet'},
@@ -210,7 +212,7 @@ FINETUNE = (
     {'name': '--teacher', 'default': '', 'metavar': 'FOLDER', 'help': 'a fine-tuned classifier whose predictions are learnt, too'},
     {'name': '--teacher-weight', 'type': float, 'default': 0.5, 'metavar': 'W', 'help': 'of its predictions in the loss (default: 0.5)'},
     {'name': '--temperature', 'type': float, 'default': 2.0, 'metavar': 'T', 'help': 'of its class probabilities (default: 2)'},
-    PRECISION, OUTPUT)
+    PRECISION, HUB, OUTPUT)
 
 VERBS = {
     'distil': Verb('distil a teacher on a folder of text, without a profile',

@@ -1,4 +1,5 @@
 "Servers on this machine: a hub of models and data sets (https://huggingface.co/docs/hub/api), and a file whose transfer breaks off."
+import base64
 import hashlib
 import http.server
 import json
@@ -8,6 +9,8 @@ import threading
 from urllib.parse import unquote, urlsplit
 
 COMMIT = hashlib.sha1(b'the only commit').hexdigest()
+USER, TOKEN = 'reader', 'hf_' + 'x'*34
+CREATE = '/api/repos/create', '/api/validate-yaml'
 
 
 class Local(http.server.ThreadingHTTPServer):
@@ -48,12 +51,44 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != 'HEAD': self.wfile.write(body)
 
+    def answer_json(self, value): self.answer(json.dumps(value).encode(), Content_Type='application/json')
+
     def entry(self, repo, file):
         return {'type': 'directory' if file.is_dir() else 'file', 'path': file.relative_to(repo).as_posix(), 'oid': tag(file),
                 'size': file.stat().st_size}
 
+    def do_POST(self):
+        "Take an upload of small files, whose contents are in the commit; anything else is a question."
+        path, token = unquote(urlsplit(self.path).path), self.headers.get('Authorization')
+        asked = path in CREATE or re.fullmatch(r'/api/models/([^/]+/[^/]+)/(preupload|commit)/main', path)
+        if not asked: return self.answer(b'', 404)
+        if token != f'Bearer {TOKEN}': return self.answer(b'', 401)
+        length = self.headers['Content-Length']
+        body = self.rfile.read(int(length)) if length else b''.join(iter(self.chunk, b''))
+        if path == '/api/validate-yaml': return self.answer_json({'errors': [], 'warnings': []})
+        if path == '/api/repos/create':
+            name = json.loads(body)['name']
+            (self.server.folder/'models'/USER/name).mkdir(parents=True, exist_ok=True)
+            return self.answer_json({'url': f'{self.server.address}/{USER}/{name}', 'id': f'{USER}/{name}'})
+        if asked[2] == 'preupload':
+            files = [{'path': f['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for f in json.loads(body)['files']]
+            return self.answer_json({'files': files})
+        for line in map(json.loads, body.splitlines()):
+            if line['key'] != 'file': continue
+            file = self.server.folder/'models'/asked[1]/line['value']['path']
+            file.write_bytes(base64.b64decode(line['value']['content']))
+        self.answer_json({'commitUrl': f'{self.server.address}/{asked[1]}/commit/{COMMIT}', 'commitOid': COMMIT, 'hookOutput': ''})
+
+    def chunk(self): # Of a body in chunked transfer encoding
+        data = self.rfile.read(int(self.rfile.readline(), 16))
+        self.rfile.readline()
+        return data
+
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
+        if path == '/api/whoami-v2':
+            if self.headers.get('Authorization') != f'Bearer {TOKEN}': return self.answer(b'', 401)
+            return self.answer_json({'type': 'user', 'name': USER, 'orgs': []})
         if m := re.fullmatch(r'/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/[^/]+(?:/(.*))?)?', path):
             kind, name, what, inside = m.groups()
             repo = self.server.folder/kind/name
@@ -62,7 +97,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             if what == 'tree': entries = [self.entry(repo, f) for f in files]
             else: entries = {'id': name, 'sha': COMMIT, 'private': False, 'tags': [], 'downloads': 0, 'likes': 0,
                              'siblings': [{'rfilename': f.relative_to(repo).as_posix()} for f in files if f.is_file()]}
-            return self.answer(json.dumps(entries).encode(), Content_Type='application/json')
+            return self.answer_json(entries)
         if m := re.fullmatch(r'/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)', path):
             file = self.server.folder/(m[1] or 'models/')/m[2]/m[3]
             if not file.is_file(): return self.answer(b'', 404, X_Error_Code='EntryNotFound')

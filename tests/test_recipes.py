@@ -1,9 +1,16 @@
 "One command each: a student from a teacher's name and a folder of text, a classifier from a file of examples."
 import csv
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from conftest import link_inputs, run_program
+from hub import TOKEN, USER, Hub
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from distilherbert import recipes
@@ -83,7 +90,8 @@ def test_hours_are_a_budget(tiny, corpus, tmp_path, capsys, monkeypatch):
     ({'layers': 3}, 'the teacher has 2'), ({'layers': 1, 'layer_map': '0'}, 'give one of them'), ({'layer_map': '7'}, 'layer 7'),
     ({'layer_map': '0;1'}, 'should be numbers'), ({'tokens': 'many'}, '200M'), ({'tokens': '1M', 'hours': 2.0}, 'give one of them'),
     ({'objective': 'hiden'}, 'hidden'), ({'vocab': 'cut'}, 'trim'), ({'text': 'nowhere'}, 'no file or folder'),
-    ({'text': 'hf:a/b'}, 'give a budget with --tokens'), ({'teacher': 'nobody'}, 'nobody')])
+    ({'text': 'hf:a/b'}, 'give a budget with --tokens'),
+    ({'push_to_hub': 'a b'}, '--push-to-hub a b: .*hf auth login'), ({'teacher': 'nobody'}, 'nobody')])
 def test_wrong_settings_are_refused_before_any_work(given, message, tiny, corpus, tmp_path):
     "And nothing is written."
     with pytest.raises(SettingsError, match=message):
@@ -188,6 +196,23 @@ def test_every_command_takes_a_task_from_a_profile(tiny, examples, tmp_path, mon
     assert main(['submit', 'T0', '--profile', 'own.toml']) == 2 and 'places: no task of KLEJ' in capsys.readouterr().err
 
 
+def test_a_result_goes_to_the_hub_where_the_token_is_good(tiny, corpus, tmp_path):
+    "A hub on this machine; without a token nothing is trained, and another owner is named."
+    (tmp_path/'hub').mkdir()
+    with Hub(tmp_path/'hub') as hub:
+        env = {'HF_ENDPOINT': hub.address, 'HF_HOME': tmp_path/'home', 'HF_HUB_OFFLINE': '', 'DISTILHERBERT_RUNS': tmp_path/'runs'}
+        def push(name, token):
+            words = ('distil', tiny.models['T0'], '--text', 'corpus', '--objective', 'hidden', '--tokens', '5K', '--max-len', '32')
+            return run_program('distilherbert', *words, '-o', 'small', '--push-to-hub', name, cwd=tmp_path, env=env | {'HF_TOKEN': token})
+        for name, token, message in (('small', 'hf_bad', 'hf auth login'), ('x/y', TOKEN, f'There is: {USER}')):
+            done = push(name, token)
+            assert done.returncode == 2 and message in done.stderr and not (tmp_path/'runs').exists() and not (tmp_path/'small').exists()
+        done = push('small', TOKEN)
+        assert done.returncode == 0 and done.stdout.splitlines()[0] == f'{hub.address}/{USER}/small', done.stderr
+    there, here = ({f.name: f.read_bytes() for f in d.iterdir()} for d in (tmp_path/'hub'/'models'/USER/'small', tmp_path/'small'))
+    assert there == here and {'README.md', 'model.safetensors', 'tokenizer.json'} < set(here) and 'manifest.json' not in here
+
+
 @pytest.mark.slow
 def test_the_commands(tiny, corpus, examples, tmp_path):
     "As typed, with export and prediction at the end."
@@ -200,3 +225,58 @@ def test_the_commands(tiny, corpus, examples, tmp_path):
     typed('finetune', 'small', '--train', 'x.csv', '--text', 'sentence', '--label', 'target', '--epochs', '1', '--max-len', '16', '-o', 'c')
     typed('export', 'c', '--int8', '-o', 'onnx8')
     assert typed('predict', 'onnx8', 'Jadę do miasta .').count('\t') == 2
+
+
+DRIVER = """
+import os, signal, sys
+from functools import partial
+from distilherbert import recipes, reproduce
+left, before, replace = int(sys.argv.pop(1)), sys.argv.pop(1) == 'before', os.replace
+def counted(*names):
+    global left
+    left -= 1
+    if left == 0 and before: os.kill(os.getpid(), signal.SIGKILL)
+    replace(*names)
+    if left == 0: os.kill(os.getpid(), signal.SIGKILL)
+os.replace = counted  # What makes a file or a folder appear: checkpoints, manifests, artefacts, results
+recipes.Profile = partial(recipes.Profile, checkpoint_minutes=0.0005)
+sys.exit(reproduce.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_commands_that_are_killed_go_on_and_end_the_same(tiny, corpus, examples, tmp_path):
+    "SIGKILL at random moments, and just before and after a file gets its name; the folder is absent or whole at any time."
+    chance = random.Random(0)
+    def command(runs, n, when, *words):
+        env = os.environ | {'DISTILHERBERT_RUNS': str(tmp_path/runs), 'OMP_NUM_THREADS': '1'}
+        return subprocess.Popen([sys.executable, '-c', DRIVER, str(n), when, *map(str, words)], cwd=tmp_path, env=env,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def finish(process):
+        out, err = process.communicate()
+        assert process.returncode == 0, out + err
+        return out + err
+    def files(out): return {f.name: f.read_bytes() for f in out.iterdir() if f.name != 'README.md'}  # The card has a date
+    resumed = 0
+    steps = {
+        'small': ('distil', tiny.models['T0'], '--text', 'corpus', '--objective', 'hidden', '--tokens', '40K', '--max-len', 32),
+        'classifier': ('finetune', 'small', '--train', 'x.csv', '--text', 'sentence', '--label', 'target', '--epochs', 2, '--max-len', 16),
+        'onnx8': ('export', 'classifier', '--int8')}
+    for name, words in steps.items():
+        start = time.monotonic()
+        finish(command('calm', 0, 'never', *words, '-o', f'calm-{name}'))
+        seconds, calm = time.monotonic() - start, files(tmp_path/f'calm-{name}')
+        for kill in range(4):
+            inside = kill % 2
+            n, when = chance.randint(1, 3 if name == 'onnx8' else 12), chance.choice(('before', 'after'))
+            process = command('rough', n*inside, when, *words, '-o', name)
+            try: said = process.communicate(timeout=None if inside else chance.uniform(0.3, 1)*seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said = process.communicate()
+            resumed += 'Resumes after step' in ''.join(said)
+            assert process.returncode in (0, -signal.SIGKILL), said
+            if (tmp_path/name).exists(): break
+        else: resumed += 'Resumes after step' in finish(command('rough', 0, 'never', *words, '-o', name))
+        assert files(tmp_path/name) == calm
+    assert resumed and not list(tmp_path.glob('.*')) and not list((tmp_path/'rough').glob('*/.*.partial'))
