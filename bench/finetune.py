@@ -49,11 +49,6 @@ def train_with_ours(folder, data, settings, seed):
         return taken, to_prediction(tuning.predict(data.tasks[0].name), data.tasks[0])
 
 
-def train_with_bf16(folder, data, settings, seed):
-    "The same with products in bfloat16."
-    return train_with_ours(folder, data, replace(settings, precision='bf16'), seed)
-
-
 def train_with_trainer(folder, data, settings, seed):
     "The same with transformers' Trainer: its defaults but for what is the same on both sides, and what it would write and print."
     start = np.array([time.perf_counter(), time.process_time()])
@@ -74,21 +69,22 @@ def train_with_trainer(folder, data, settings, seed):
 
 def measure(folder, data, settings, seeds):
     "All sides with every seed, in turns."
-    sides, found = (train_with_ours, train_with_bf16, train_with_trainer), {}
+    sides, found = {'ours': (train_with_ours, 'fp32'), 'bf16': (train_with_ours, 'bf16'), 'trainer': (train_with_trainer, 'fp32')}, {}
     for i, seed in enumerate(seeds):
-        for side in sides[::1 - 2*(i % 2)]: found.setdefault(side, []).append(side(folder, data, settings, seed))
+        for side, (train, kind) in list(sides.items())[::1 - 2*(i % 2)]:
+            found.setdefault(side, []).append(train(folder, data, replace(settings, precision=kind), seed))
     task, gold = data.tasks[0], data.dev[data.tasks[0].name].gold
     taken = {side: np.array([t for t, _ in runs]) for side, runs in found.items()}
     predictions = {side: {task.name: TaskPredictions(task, gold, np.stack([p for _, p in runs]), seeds)} for side, runs in found.items()}
     values = {'examples': len(data.train), 'constant': round(100*float(np.bincount(gold).max()/len(gold)), 2)}
     for side in sides:
-        v = values[side.__name__.removeprefix('train_with_')] = {
+        v = values[side] = {
             'examples_per_s': round(len(data.train)*settings.epochs/float(np.median(taken[side][:, 0])), 2),
             'seconds': taken[side][:, 0].round(2).tolist(), 'processor_s': taken[side][:, 1].round(2).tolist(),
             'accuracy': [round(float(x), 2) for x in predictions[side][task.name].scores()]}
-        if side is train_with_trainer: continue
-        v['ratio'], v['processor_ratio'] = (round(float(x), 3) for x in np.median(taken[train_with_trainer]/taken[side], axis=0))
-        v['difference'] = compare(predictions[side], predictions[train_with_trainer])[task.name]
+        if side == 'trainer': continue
+        v['ratio'], v['processor_ratio'] = (round(float(x), 3) for x in np.median(taken['trainer']/taken[side], axis=0))
+        v['difference'] = compare(predictions[side], predictions['trainer'])[task.name]
     for side in ('ours', 'bf16'):
         v, theirs, d = values[side], values['trainer'], values[side]['difference']
         print(f"{task.title if side == 'ours' else '  in bf16':13} {v['examples_per_s']:8.1f} examples/s, "

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from distilherbert.artefact import digest, duration
+from distilherbert.artefact import digest
 from distilherbert.distill import read_metrics
 from distilherbert.results import write_record
 from distilherbert.runs import CLOCK
@@ -134,7 +134,6 @@ def main():
     p.add_argument('--scenarios', nargs='+', default=['T0', 'S4'], choices=['T0', 'S4'])
     p.add_argument('--processes', type=int, nargs='+', default=[1, 2])
     p.add_argument('--seed', type=int, default=0)
-    p.add_argument('--no-record', action='store_true', help='only print')
     a = p.parse_args()
     start, chance = time.perf_counter(), random.Random(a.seed)
     with tempfile.TemporaryDirectory() as d:
@@ -143,10 +142,8 @@ def main():
         finish(begin(top, top/'data', 'S4', 1))
         values = {f'{s}, {n} process(es)': trial(top, s, n, a.kills, chance) for s in a.scenarios for n in a.processes}
     for k, v in values.items(): print(f'{k}: ' + ', '.join(f'{name.replace("_", " ")} {n}' for name, n in v.items()))
-    if a.no_record: return
-    file = write_record('bench', 'kill_train', values, n=sum(v['kills'] for v in values.values()), seed=a.seed,
-                        seconds=round(time.perf_counter() - start, 1), command='python bench/kill_train.py')
-    print(f'written to {file} ({duration(time.perf_counter() - start)})')
+    print(write_record('bench', 'kill_train', values, n=sum(v['kills'] for v in values.values()), seed=a.seed,
+                       seconds=round(time.perf_counter() - start, 1), command='python bench/kill_train.py'))
 
 
 if __name__ == '__main__': main()
