@@ -66,10 +66,8 @@ def seconds_of(forward, ids, least=0.02):
 
 
 def measure_times(forwards, rounds, most=float('inf')):
-    """Latency [s] and throughput [texts/s] by length, and of how many visits they are the median.
-
-    `forwards`: key -> (function, positions, entries of the vocabulary). An input size that has taken `most` seconds is not visited again.
-    """
+    """Latency [s] and throughput [texts/s] by length, and of how many visits they are the median, for `forwards`: key -> (function,
+    positions, entries of the vocabulary). An input size that has taken `most` seconds is not visited again."""
     sizes = [(n, t) for t in LENGTHS for n in (1, BATCH)]
     ids = {(n, t): np.random.default_rng(0).integers(2**31, size=(n, t)) for n, t in sizes}
     seconds, spent, bar = {}, dict.fromkeys(sizes, 0.0), Progress((rounds + 1)*len(sizes), 'Measuring', 'visits')

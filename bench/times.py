@@ -50,8 +50,7 @@ def main():
             times = measure(what, a.keep or d)
             for name, s in times.items(): print(f'{name:10} {duration(s)}', flush=True)
             values = read_records('demo').get('commands', {}).get('values', {}) | times
-            file = write_record('demo', 'commands', values, units=dict.fromkeys(values, 's'), command='python bench/times.py')
-            print(f'written to {file}', flush=True)
+            print(write_record('demo', 'commands', values, units=dict.fromkeys(values, 's'), command='python bench/times.py'), flush=True)
 
 
 if __name__ == '__main__': main()
