@@ -141,7 +141,6 @@ def main():
         (top/'small.toml').write_text('\n'.join(f'{k} = {json.dumps(v)}' for k, v in PROFILE.items()))
         finish(begin(top, top/'data', 'S4', 1))
         values = {f'{s}, {n} process(es)': trial(top, s, n, a.kills, chance) for s in a.scenarios for n in a.processes}
-    for k, v in values.items(): print(f'{k}: ' + ', '.join(f'{name.replace("_", " ")} {n}' for name, n in v.items()))
     print(write_record('bench', 'kill_train', values, n=sum(v['kills'] for v in values.values()), seed=a.seed,
                        seconds=round(time.perf_counter() - start, 1), command='python bench/kill_train.py'))
 

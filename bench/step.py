@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from distilherbert.artefact import duration, provenance
+from distilherbert.artefact import provenance
 from distilherbert.distill import TrainSettings, open_run, train
 from distilherbert.objective import Vocabulary, mask_sequences
 from distilherbert.pack import pack_texts
@@ -230,9 +230,8 @@ def main():
     if a.no_record: return
     known, where = read_records('bench').get('step', {}).get('values', {}), torch.cuda.get_device_name(0) if a.where == 'cuda' else 'cpu'
     values = known | {where: known.get(where, {}) | values}
-    file = write_record('bench', 'step', values, units={'seconds': 's', 'peak_gib': 'GiB'}, n=a.rounds,
-                        seconds=round(time.perf_counter() - start, 1), command=f'python bench/step.py --where {a.where}')
-    print(f'written to {file} ({duration(time.perf_counter() - start)})')
+    print(write_record('bench', 'step', values, units={'seconds': 's', 'peak_gib': 'GiB'}, n=a.rounds,
+                       seconds=round(time.perf_counter() - start, 1), command=f'python bench/step.py --where {a.where}'))
 
 
 if __name__ == '__main__': main()

@@ -420,8 +420,6 @@ def test_files_that_are_not_read_are_named(tmp_path, corpus, caplog):
     assert clean.unread_files('world') == clean.unread_files('cc100') == []
 
 
-# Tables
-
 ROWS = [{'id': 1, 'body': f'{SENTENCE.format(1)}\n\n{SENTENCE.format(2)}'}, {'id': 2, 'body': None}, {'id': 3, 'body': ''},
         *({'id': n, 'body': f'  {SENTENCE.format(n)}\r\n{SENTENCE.format(-n)} \n\n'} for n in range(3, 400))]
 
@@ -518,8 +516,6 @@ def test_a_data_set_is_streamed_from_the_hub(tmp_path, run):
         for (name, column), fault in wrong.items():
             assert re.search(f'BadText: .*{fault}', (done := read(name, column)).stderr, re.S), done.stderr
 
-
-# CC-100 over HTTP
 
 @pytest.fixture
 def server(monkeypatch):

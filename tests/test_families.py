@@ -98,8 +98,6 @@ def test_modernberts_first_layer_fits_only_the_first_place(layer_map):
     assert S.truncate(model_of('roberta'), layer_map).config.num_hidden_layers == len(layer_map)
 
 
-# Training
-
 VOCABULARY = Vocabulary(np.arange(60) < 5, np.ones(60, bool), np.zeros(60, bool), mask_id=4)
 SETTINGS = D.TrainSettings(tokens=300, learning_rate=2e-3, batch_rows=4, micro_rows=4, max_len=24, mask_share=0.4, warmup_share=0.1,
                            weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision='fp32', threads=1, seed=42, evaluations=2,
@@ -220,8 +218,6 @@ def test_positions_and_cost(form):
     assert counted.get_total_flops() == pytest.approx(status.classifier_flops(config, room), rel=0.01)
 
 
-# Files
-
 @pytest.mark.parametrize('form', ALL)
 def test_whatever_file_holds_the_weights(form, tmp_path):
     "Half precision, a pickled state, several shards; and an encoder alone, whose head is then new."
@@ -281,8 +277,6 @@ def test_a_trimmed_model_computes_the_same(form, tied, tmp_path):
     wide(new, labels=new).loss.backward()
     assert all(p.grad is not None for p in (*wide.get_output_embeddings().parameters(), wide.get_input_embeddings().weight))
 
-
-# Classifiers
 
 def write_tokenizer(folder, form, layout):
     "As the families' folders have it: RoBERTa's separates the texts of a pair twice."

@@ -436,8 +436,6 @@ def test_the_reports_protocol_to_the_letter(tmp_path):
     assert (s.selection_share, p.task_seeds, s.epochs, s.batch, s.examples, p.name) == (0.0, (42,), 20, 32, 0, 'letter')
 
 
-# A fine-tuned teacher
-
 def make_teacher(folder, names, scale=None, seed=3, **shape):
     "A random classifier of transformers; with a scale also what our own classifiers say of theirs."
     make_folder(folder, WORDS[::-1], **shape)  # The same words have other ids

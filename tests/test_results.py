@@ -108,8 +108,6 @@ def row(table, first):
     return [c.strip() for c in line.split('|')[1:-1]]
 
 
-# --- records
-
 def test_a_run_keeps_its_own_records_and_a_page_reads_the_first_folder_that_has_a_profile(tmp_path, monkeypatch):
     monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
     monkeypatch.delenv('DISTILHERBERT_RESULTS')
@@ -188,8 +186,6 @@ def test_records_of_real_data_need_no_data_and_no_network(monkeypatch):
     assert change('real', 'settings', values={**settings, 'stages': {'scores': 0}}).stale['klej-S4'] == 'changed since: scores'
 
 
-# --- claims and tables
-
 @pytest.mark.parametrize(('claim', 'difference', 'verdict'), [(True, 2.0, 'better'), (True, -2.0, 'worse'), (False, 2.0, 'no difference')])
 def test_a_claim_is_checked_against_its_record(claim, difference, verdict):
     ends = {'difference': difference, 'low': difference - 1, 'high': difference + 2}
@@ -246,8 +242,6 @@ def test_the_values_of_a_record_stand_in_groups():
     assert results.anchor('real', 'kill', 'S4, 1 process(es)') == 'record-real-kill-s4-1-process-es-'
 
 
-# --- figures
-
 @pytest.mark.parametrize('name', figures.FIGURES)
 def test_a_figure_is_the_same_twice_described_and_readable_on_a_phone(name, folders):
     r, (draw, needs) = invent(), figures.FIGURES[name]
@@ -272,8 +266,6 @@ def test_figures_of_a_few_scenarios_can_be_drawn():
     one = replace(r, records={w: x for w, x in r.records.items() if w in ('model-S4', 'comparisons', 'klej-S4', 'time')})
     for draw, _ in figures.FIGURES.values(): figures.svg(draw(r).figure), figures.svg(draw(one).figure)
 
-
-# --- cards
 
 def test_a_model_card_is_what_the_hub_reads(tiny):
     made = read_manifest(tiny.models['S4'])
@@ -306,8 +298,6 @@ def test_a_data_card_counts_every_line(tiny):
     assert pipeline.sequences_artefact(tiny.profile).key in text and 'Not searched' in text
     assert kept == part['kept'] == sum(int(n.replace(',', '')) for n in steps.values()), 'lines read minus what each rule removed'
 
-
-# --- pages
 
 @pytest.mark.parametrize('name', PAGES)
 def test_the_committed_page_is_what_the_committed_records_give(name, folders, monkeypatch):
