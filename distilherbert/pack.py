@@ -6,7 +6,7 @@
 __all__ = ['SPECIAL', 'END', 'NORMALIZER', 'SPLITTER', 'MARKS', 'MODEL_FILE', 'BATCH', 'CACHED_WORDS', 'WORDWISE', 'BLANK',
            'SIGN', 'BINS', 'train_tokenizer', 'special_ids', 'word_boundaries', 'Packer', 'pack_texts',
            'write_tokenizer', 'reading', 'load_tokenizer', 'make_tokenizer', 'openings', 'as_text', 'separators',
-           'WordEncoder', 'is_heldout', 'open_tokenizer', 'pack_shard', 'sum_counts', 'describe_tokens', 'pack_corpus',
+           'WordEncoder', 'is_heldout', 'open_encoder', 'pack_shard', 'sum_counts', 'describe_tokens', 'pack_corpus',
            'SequenceSet', 'Sequences', 'pad_sequences']
 
 # %% ../nbs/02_pack.ipynb #00000002
@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from xxhash import xxh3_64_intdigest
 
 from .artefact import Progress, log, worker_pool, write_json
@@ -207,6 +206,7 @@ def write_tokenizer(
     **names:str, # Further special tokens, such as `eos_token`
 )->None:
     "Write a tokenizer so that `AutoTokenizer` loads it."
+    from transformers import PreTrainedTokenizerFast
     names |= dict(zip(('cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token'), SPECIAL, strict=True), bos_token='<s>')
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_len, **names).save_pretrained(work)
 
@@ -260,8 +260,9 @@ def reading(
         elif 'validation error' in why.lower(): why = f'config.json: {why}'
         raise error(f'{source} {fault}: {why.rstrip(".")}.') from e
 
-def load_tokenizer(folder:'str | Path')->PreTrainedTokenizerFast: # Without truncation or padding; raises `SettingsError`
+def load_tokenizer(folder:'str | Path'): # A `PreTrainedTokenizerFast` without truncation or padding; raises `SettingsError`
     "Load a tokenizer, and check that it is fast and has the special tokens that packing and masking need."
+    from transformers import AutoTokenizer  # Imports torch, which takes seconds and 200 MB; processes that only pack do without
     with reading(folder, 'has no tokenizer that can be read', settings='tokenizer_config.json or config.json'):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.is_fast: raise SettingsError(f'The tokenizer in {folder} has no fast version (tokenizer.json), which packing needs.')
@@ -427,30 +428,30 @@ def _save_array(file:Path, values:np.ndarray)->None:
 BINS = 16 # Bins of a histogram up to `max_len`; lengths of texts have as many again, and one bin for longer texts
 
 @lru_cache(maxsize=2)
-def open_tokenizer(folder:'str | Path')->tuple: # The tokenizer, its encoder, and its two arrays of word boundaries
-    "Load a tokenizer once for all shards."
-    tokenizer = load_tokenizer(folder)
-    return tokenizer, WordEncoder(tokenizer.backend_tokenizer), *word_boundaries(tokenizer)
+def open_encoder(layout:str)->WordEncoder: # `layout`: a `tokenizer.json`
+    "Make an encoder once for all shards of a process."
+    return WordEncoder(Tokenizer.from_str(layout))
 
 def pack_shard(
     job:tuple[int, Path], # Number of the shard and its file of texts
-    work:Path, # Folder to write to
-    tokenizer_folder:'str | Path', # Folder of the tokenizer
+    work:Path, # Folder to write to, with the files of `describe_tokens`
+    layout:str, # The tokenizer, as its `tokenizer.json`
     settings:Mapping, # max_len, min_piece, heldout_share, data_seed
 )->dict: # JSON-ready counts that can be added up
     "Tokenize and pack one file of texts."
     (shard, file), max_len = job, settings['max_len']
     note = work/f'.shard-{shard:05d}.json'
     if note.is_file(): return json.loads(note.read_text('utf-8'))
-    tokenizer, encoder, ends, starts = open_tokenizer(tokenizer_folder)
-    packer = Packer(ends, max_len, settings['min_piece'], tokenizer.cls_token_id, tokenizer.sep_token_id, starts)
+    encoder, tokens = open_encoder(layout), json.loads((work/'tokens.json').read_text('utf-8'))
+    ends, starts = (np.load(work/f'{n}_word.npy') for n in ('ends', 'starts'))
+    packer = Packer(ends, max_len, settings['min_piece'], tokens['cls_id'], tokens['sep_id'], starts)
     unknown, lengths = 0, []
     with open(file, 'rb') as f:
         while lines := f.read(BATCH):
             encoded = encoder.encode(lines + f.readline())
             for ids in encoded: packer.add(array('I', ids))
             lengths += [len(ids)//4 for ids in encoded]
-            unknown += int((np.frombuffer(b''.join(encoded), np.uint32) == tokenizer.unk_token_id).sum())
+            unknown += int((np.frombuffer(b''.join(encoded), np.uint32) == tokens['unk_id']).sum())
     packer.close()
     lengths, packed = np.array(lengths, np.int64), np.array([len(s) for s in packer.sequences], np.int64)
     ids, last = np.frombuffer(b''.join(packer.sequences), np.uint32), np.cumsum(packed)
@@ -480,7 +481,7 @@ def sum_counts(
 
 def describe_tokens(
     work:Path, # Folder to write to
-    tokenizer:PreTrainedTokenizerFast, # The one that packs
+    tokenizer, # The one that packs, of transformers
     max_len:int, # Positions of a sequence
 )->None:
     "Write the properties of the tokenizer that readers of the sequences need."
@@ -500,8 +501,8 @@ def pack_corpus(
     workers:int=1, # Processes; each uses the tokenizer's own threads
 )->dict: # Counts for the manifest
     "Pack all shards; raises `ValueError` when there is no sequence, `SettingsError` when none or all are held out."
-    describe_tokens(work, load_tokenizer(tokenizer_folder), settings['max_len'])
-    pack = partial(pack_shard, work=work, tokenizer_folder=tokenizer_folder, settings=dict(settings))
+    describe_tokens(work, tokenizer := load_tokenizer(tokenizer_folder), settings['max_len'])
+    pack = partial(pack_shard, work=work, layout=tokenizer.backend_tokenizer.to_str(), settings=dict(settings))
     sizes = [f.stat().st_size for f in files]
     bar, shards, done = Progress(sum(sizes)//10**6, title, 'MB'), [], 0
     with nullcontext() if workers <= 1 else worker_pool(workers) as pool:

@@ -103,7 +103,7 @@ def _clean_on_spark(work:Path, session, files:Sequence[Path], old_share:float)->
     return {'parts': parts, 'lines': lines, 'sources': [f.name for f in files], 'bad_files': [], 'unread_files': []}
 
 # %% ../nbs/26_spark.ipynb #0000000d
-def _pack_batches(batches:Iterable[pa.RecordBatch], work:str, tokenizer:str, settings:Mapping)->Iterator[pa.RecordBatch]:
+def _pack_batches(batches:Iterable[pa.RecordBatch], work:str, layout:str, settings:Mapping)->Iterator[pa.RecordBatch]:
     "What `mapInArrow` runs on every partition: tokenize and pack the column `text` as one shard; a record with its counts."
     from pyspark import TaskContext
     shard = TaskContext.get().partitionId()
@@ -112,13 +112,14 @@ def _pack_batches(batches:Iterable[pa.RecordBatch], work:str, tokenizer:str, set
         with open(file, 'wb') as f:
             for batch in batches: f.writelines(text + b'\n' for text in batch.column('text').to_pylist())
         if not file.stat().st_size: return
-        yield pa.record_batch({'counts': [json.dumps(pack_shard((shard, file), Path(work), tokenizer, settings))]})
+        yield pa.record_batch({'counts': [json.dumps(pack_shard((shard, file), Path(work), layout, settings))]})
 
 def _pack_on_spark(work:Path, session, texts:Path, tokenizer:Path, settings:Mapping)->dict: # Raises `ValueError`
     "Pack one part into `settings['partitions']` shards in the shared folder `work`; counts for the manifest."
-    describe_tokens(work, load_tokenizer(tokenizer), settings['max_len'])
+    describe_tokens(work, loaded := load_tokenizer(tokenizer), settings['max_len'])
     data = session.read.parquet(str(texts)).repartition(settings['partitions'], 'key').sortWithinPartitions('key').select('text')
-    found = data.mapInArrow(partial(_pack_batches, work=str(work), tokenizer=str(tokenizer), settings=settings), 'counts string').collect()
+    pack = partial(_pack_batches, work=str(work), layout=loaded.backend_tokenizer.to_str(), settings=settings)
+    found = data.mapInArrow(pack, 'counts string').collect()
     if not found: raise ValueError(f'No sequence came out of {texts}.')
     return sum_counts([json.loads(row.counts) for row in found], settings['max_len'])
 

@@ -393,11 +393,11 @@ def test_the_split_is_by_content_and_seed():
 
 
 @pytest.mark.parametrize('entries, bits', [(65_535, np.uint16), (65_536, np.uint32), (4, None)])
-def test_ids_have_16_bits_where_they_fit_32_where_they_do_not_and_never_overflow(words, tmp_path, monkeypatch, entries, bits):
-    tokenizer, encoder, *_ = pack.open_tokenizer(words)
+def test_ids_have_16_bits_where_they_fit_32_where_they_do_not_and_never_overflow(words, tmp_path, entries, bits):
+    pack.describe_tokens(tmp_path, tokenizer := load_tokenizer(words), 32)
+    for name in ('ends', 'starts'): np.save(tmp_path/f'{name}_word.npy', np.full(entries, name == 'ends'))
     (tmp_path/'t.txt').write_text('Ala ma kota.')
-    monkeypatch.setattr(pack, 'open_tokenizer', lambda folder: (tokenizer, encoder, np.ones(entries, bool), np.zeros(entries, bool)))
-    make = lambda: pack.pack_shard((0, tmp_path/'t.txt'), tmp_path, words, SETTINGS)
+    make = lambda: pack.pack_shard((0, tmp_path/'t.txt'), tmp_path, tokenizer.backend_tokenizer.to_str(), SETTINGS)
     if bits: assert make()['sequences'] == 1 and np.load(tmp_path/'ids-00000.npy').dtype == bits
     else:
         with pytest.raises(OverflowError, match='is outside the vocabulary of 4'): make()
