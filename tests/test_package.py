@@ -21,9 +21,9 @@ CONFIG = ConfigParser(delimiters=['='], interpolation=None)
 CONFIG.read(TOP/'settings.ini', encoding='utf-8')
 SETTINGS = CONFIG['DEFAULT']
 # Looked for at run time, and explained where missing: papermill and its kin run notebooks, IPython shows pictures, the rest are extras.
-OPTIONAL = {'papermill', 'nbformat', 'nbconvert', 'nbclient', 'deepspeed', 'IPython', 'onnx', 'onnxruntime', 'pyspark', 'py4j', 'pyarrow'}
-# Used by name only: by transformers (to load models), by datasets (HTTP), and in a function of clean that few commands call.
-INDIRECT = {'aiohttp', 'accelerate', 'datasets', 'pyarrow'}
+OPTIONAL = {'papermill', 'nbformat', 'nbconvert', 'nbclient', 'deepspeed', 'IPython', 'onnx', 'onnxruntime', 'pyspark', 'py4j'}
+# Used by name only: by transformers (to load models), and by datasets (HTTP).
+INDIRECT = {'aiohttp', 'accelerate', 'datasets'}
 TOOLS = ('nbdev', 'execnb', 'papermill', 'fastcore', 'IPython', 'jupyter_client', 'nbformat', 'nbclient', 'nbconvert', 'pytest')
 
 
