@@ -98,6 +98,17 @@ def test_modernberts_first_layer_fits_only_the_first_place(layer_map):
     assert S.truncate(model_of('roberta'), layer_map).config.num_hidden_layers == len(layer_map)
 
 
+@pytest.mark.parametrize('form', FORMS)
+def test_relations_compare_what_the_layers_themselves_project(form):
+    model, (ids, real), seen = model_of(form), padded(20, 11), []
+    layer = S.layers_of(model)[4]
+    for m in [layer.attn.Wqkv] if form == 'modernbert' else [getattr(layer.attention.self, n) for n in ('query', 'key', 'value')]:
+        m.register_forward_hook(lambda m, x, out: seen.append(out))
+    states = model.base_model(ids, attention_mask=real, output_hidden_states=True).hidden_states
+    wanted = torch.cat(seen, -1)
+    assert torch.allclose(torch.cat([*S.FAMILIES[form].projections(layer, states[4])], -1), wanted, atol=1e-5) and wanted.shape[-1] == 48
+
+
 VOCABULARY = Vocabulary(np.arange(60) < 5, np.ones(60, bool), np.zeros(60, bool), mask_id=4)
 SETTINGS = D.TrainSettings(tokens=300, learning_rate=2e-3, batch_rows=4, micro_rows=4, max_len=24, mask_share=0.4, warmup_share=0.1,
                            weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision='fp32', threads=1, seed=42, evaluations=2,
