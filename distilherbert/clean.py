@@ -159,7 +159,8 @@ INVISIBLE = re.compile(f'[{"".join(c for c in map(chr, range(0x80, 0xfffe)) if u
 
 def text_keys(texts:Iterable[str])->np.ndarray: # `(n, 2)` 64-bit halves of their 128-bit hashes
     "The keys by which texts are compared: without the characters that cannot be seen."
-    return np.frombuffer(b''.join(xxh3_128_digest(INVISIBLE.sub('', t).encode()) for t in texts), np.uint64).reshape(-1, 2)
+    seen = (t if t.isprintable() else INVISIBLE.sub('', t) for t in texts) # What cannot be seen is never printable, and is rare
+    return np.frombuffer(b''.join(xxh3_128_digest(t.encode()) for t in seen), np.uint64).reshape(-1, 2)
 
 def first_occurrences(keys:np.ndarray)->np.ndarray: # `(n,)` False where a key occurred before
     "Distinguish first occurrences from repetitions."
