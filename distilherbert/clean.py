@@ -319,6 +319,7 @@ def _read_blocks(name:str, chunks:Callable[[], Iterator[bytes]])->Iterator[Block
         yield Block(decode_block(data, name, offset, lines), '', stored - counted)
         offset, lines, counted = offset + len(data), lines + data.count(b'\n'), stored
 
+_GAP = re.compile(r'\n\s*\n') # Between documents
 Row = tuple[str, object, float] # Where it is, what it holds, and how much of the source it takes [bytes as stored]
 
 def _json_rows(name:str, chunks:Callable[[], Iterator[bytes]])->Iterator[Row]:
@@ -496,7 +497,6 @@ def may_change(lines:Iterable[str])->list[bool]: # False for those that none of 
     from pyarrow import array, compute, string
     return compute.match_substring_regex(array(lines, string()), _changed_by_rules()).to_pylist()
 
-_GAP = re.compile(r'\n\s*\n') # Between documents
 @dataclass
 class CleanBlock:
     "The cleaned lines of a block."
