@@ -166,13 +166,13 @@ def write_pdf(folder):
     site = yaml.safe_load((folder/'nbdev.yml').read_text('utf-8'))['website']['site-url']
     text = '\n\n'.join(map(cell_markdown, read_cells(folder/'07_report.ipynb')[1]))
     text = re.sub(r'\]\((\w+\.ipynb)(#[\w.-]+)?\)', lambda m: f']({site}/{page_name(m[1])}{m[2] or ""})', text)
-    (folder/'report.md').write_text(text, 'utf-8')
-    run(pypandoc.get_pandoc_path(), 'report.md', '--output', 'report.typ', '--to', 'typst', '--standalone',
+    (folder/'_report.md').write_text(text, 'utf-8')  # Quarto makes no page of a name that begins so
+    run(pypandoc.get_pandoc_path(), '_report.md', '--output', '_report.typ', '--to', 'typst', '--standalone',
         '--lua-filter', Path(__file__).parent/'references.lua', '--citeproc', '--bibliography', 'references.bib',
         '--metadata', 'link-citations=true', '--variable', 'papersize=a4', '--variable', 'fontsize=10pt',
         '--variable', 'linkcolor=0b5cad', '--fail-if-warnings', cwd=folder)
     fonts = Path(matplotlib.get_data_path())/'fonts'/'ttf'  # Those of the figures
-    typst.compile(folder/'report.typ', output=folder/'report.pdf', root=folder, font_paths=[fonts])
+    typst.compile(folder/'_report.typ', output=folder/'report.pdf', root=folder, font_paths=[fonts])
 
 
 def find_problems(site):
