@@ -32,7 +32,7 @@ from bs4 import BeautifulSoup
 
 from distilherbert.artefact import provenance, read_manifest
 from distilherbert.clean import BLOCK, Block, clean_block, cut_blocks, first_occurrences, text_keys
-from distilherbert.pack import Packer, WordEncoder, load_tokenizer, make_tokenizer, word_boundaries
+from distilherbert.pack import Packer, WordEncoder, load_tokenizer, make_tokenizer, open_encoder, word_boundaries
 from distilherbert.pipeline import sequences_artefact, text_artefact, tokenizer_artefact
 from distilherbert.results import read_records, write_record
 from distilherbert.scenario import data_dir, get_profile
@@ -88,7 +88,8 @@ def stage(name, size, lines, baseline, ours):
 
 
 def build_text(folder, profile, workers):
-    "From text to clean text, in a new folder of artefacts."
+    "From text to clean text, in a new folder of artefacts. No word is known when it is packed."
+    open_encoder.cache_clear()
     os.environ |= {'DISTILHERBERT_RUNS': tempfile.mkdtemp(dir=folder), 'DISTILHERBERT_WORKERS': str(workers)}
     text_artefact(profile).build()
 
