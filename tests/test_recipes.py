@@ -264,9 +264,9 @@ def test_commands_that_are_killed_go_on_and_end_the_same(tiny, corpus, examples,
         'onnx8': ('export', 'classifier', '--int8')}
     for name, words in steps.items():
         start = time.monotonic()
-        finish(command('calm', 0, 'never', *words, '-o', f'calm-{name}'))
-        seconds, calm = time.monotonic() - start, files(tmp_path/f'calm-{name}')
-        for kill in range(4):
+        finish(command('calm', 0, 'never', *words, '-o', f'calm-out/{name}'))
+        seconds, calm = time.monotonic() - start, files(tmp_path/'calm-out'/name)
+        for kill in range(2):
             inside = kill % 2
             n, when = chance.randint(1, 3 if name == 'onnx8' else 12), chance.choice(('before', 'after'))
             process = command('rough', n*inside, when, *words, '-o', name)
