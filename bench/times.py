@@ -45,6 +45,7 @@ def main():
     a = p.parse_args()
     if a.keep and Path(a.keep).is_dir() and any(Path(a.keep).iterdir()):
         p.error(f'{a.keep} is not empty: what is there would not be made again, nor timed. Name another folder.')
+    if a.keep: Path(a.keep).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as d:
         for what in sorted(a.only, key=PARTS.index):
             times = measure(what, a.keep or d)
