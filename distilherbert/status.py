@@ -161,7 +161,7 @@ def tuning_flops(profile:Profile, config)->float: # Operations
 
 # %% ../nbs/19_status.ipynb #00000012
 def training_pace(profile:Profile, config)->float: # Configuration of the teacher; operations per second
-    "The pace of training on this machine, from two layers of the teacher's width on a micro-batch; the best within a second."
+    "The pace of training on this machine, from a layer of the teacher's width on some sequences; the best within a second."
     import torch
     from torch.utils.benchmark import Timer
     from distilherbert.runs import resolve_precision
@@ -169,10 +169,11 @@ def training_pace(profile:Profile, config)->float: # Configuration of the teache
     device, precision = 'cuda' if torch.cuda.is_available() else 'cpu', resolve_precision(profile.precision)
     shape = {'hidden': config.hidden_size, 'heads': config.num_attention_heads, 'intermediate': config.intermediate_size}
     kind = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision)
-    small = bert_config(replace(profile, **shape), vocab_size=1000, layers=2)
+    small = bert_config(replace(profile, **shape), vocab_size=1000, layers=1)
     model = random_model(small, seed=0).to(device)
     if device == 'cpu' and kind: model.set_attn_implementation('attend')
-    ids = torch.randint(5, 1000, (profile.micro_rows, profile.max_len), device=device)
+    rows = profile.micro_rows if device == 'cuda' else max(1, min(profile.micro_rows, 2048//profile.max_len))
+    ids = torch.randint(5, 1000, (rows, profile.max_len), device=device)
     def passes():
         with torch.autocast(device, kind, enabled=bool(kind)): states = model.base_model(ids).last_hidden_state
         states.float().mean().backward()
@@ -249,7 +250,7 @@ def cost(
     total, memory, free = sum(c.train_s + c.evaluate_s + c.tune_s for c in costs), max(c.memory for c in costs), free_memory()
     disk = size_text(sum(c.disk for c in costs) + data_bytes(profile))
     notes = [f'Together about {time_text(total)}, one after the other, and {disk} of disk, text and sequences included.'] if total else []
-    notes.append(f'FLOPs are counted, at {pace/1e9:,.0f} billion a second, as two layers of the teacher reach here.'
+    notes.append(f'FLOPs are counted, at {pace/1e9:,.0f} billion a second, as a layer of the teacher reaches here.'
                  if total else 'All artefacts exist.')
     if memory > free:
         notes.append(f'Training needs about {size_text(memory)} of memory, {size_text(free)} is free: lower `micro_rows` in a TOML file.')
