@@ -79,7 +79,7 @@ print(record_key(p, 'comparisons'), {'torch', 'transformers', 'accelerate', 'dat
     found = scenario_artefacts(DEMO, SCENARIOS['S5'])
     order = [a.key for a in found]
     assert len(order) == len(set(order)) and all(order.index(i.key) < order.index(a.key) for a in found for i in a.inputs)
-    assert [a.stage for a in scenario_artefacts(replace(DEMO, tasks=()), SCENARIOS['S0'])] == ['text', 'tokenizer', 'model']
+    with pytest.raises(SettingsError, match='Unknown task'): scenario_artefacts(replace(DEMO, tasks=('my-task',)), SCENARIOS['S0'])
 
 
 @pytest.mark.parametrize('changes, scenario, words', [
