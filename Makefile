@@ -74,7 +74,7 @@ check: $(STAMP) ## The quick checks: style, notebooks clean and exported
 lessons: $(STAMP)
 	@$(QUIET_THREADS) DISTILHERBERT_FIGURES=$$(mktemp -d) $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^([_.]|05_distill|06_klej)'
 
-test: check lessons ## The quick tests: style, notebooks executed, the library; about five minutes on two cores
+test: check lessons ## The quick tests: style, notebooks executed, the library; five to ten minutes on two cores
 	@$(QUIET_THREADS) $(PYTEST) -m 'not slow' tests
 
 test-all: check lessons ## All tests: also README and guides as a reader types them, benchmarks, ZeRO-2, Spark, a browser
