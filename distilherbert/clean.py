@@ -428,6 +428,11 @@ def _list_files(folder:Path, without:Sequence[str])->dict[Path, str]: # Each fil
     if not folder.is_dir(): return {folder: why(folder)}
     return {p: why(p) for p in sorted(folder.iterdir()) if p.name[0] != '.' and not any(fnmatch(p.name, w) for w in without)}
 
+def _places(text:'str | tuple[str, ...]', world_size:int=0, seed:int=0)->list['Source | str']: # As of `text_sources`
+    "What a text names: sources, or paths and data sets of the hub."
+    named = SOURCES[text](world_size, seed) if text in SOURCES else text
+    return list(named) if isinstance(named, list | tuple) else [str(named)]
+
 def text_sources(
     text:'str | tuple[str, ...]', # A key of `SOURCES`; or files, folders and data sets of the hub, one or several
     without:Sequence[str]=(), # Patterns of file names that are left out
@@ -436,10 +441,11 @@ def text_sources(
     column:str='text', # Column of the text, in JSON lines, Parquet and data sets
 )->list[Source]: # In the order they are read; raises `SettingsError` when there is none
     "The sources of a text."
-    named = SOURCES[text](world_size, seed) if text in SOURCES else text
-    if isinstance(named, list): return named
     sources = []
-    for place in named if isinstance(named, tuple) else [str(named)]:
+    for place in _places(text, world_size, seed):
+        if isinstance(place, Source):
+            sources.append(place)
+            continue
         if place.startswith('hf:'):
             folder = Path(place[3:]).expanduser()
             name, identity = (str(folder), fingerprint(folder)) if folder.is_dir() else (place[3:], place)
@@ -459,9 +465,7 @@ def unread_files(
     without:Sequence[str]=(), # Patterns of file names that are left out
 )->list[str]: # As "a.docx: its name does not end in .txt or .jsonl, …"
     "The files of folders that are not read, and why."
-    named = SOURCES[text](0, 0) if text in SOURCES else text
-    folders = named if isinstance(named, tuple) else [] if isinstance(named, list) else [str(named)]
-    found = [Path(f).expanduser().resolve() for f in folders if not f.startswith('hf:')]
+    found = [Path(p).expanduser().resolve() for p in _places(text) if isinstance(p, str) and not p.startswith('hf:')]
     lines = [f'{p.name}: {why}' for f in found for p, why in _list_files(f, without).items() if why]
     return [line.encode(errors='backslashreplace').decode() for line in lines] # A name may not be UTF-8
 
