@@ -1,13 +1,14 @@
 "Every family of `student.FAMILIES` against transformers' own modules: students, masked-only logits, documents, vocabularies, classifiers."
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import run_program
+from few import SETTINGS, Few, batch_of, packed
 from hub import Hub
 from layouts import LAYOUTS, NAMES
 from tokenizers import processors
@@ -20,8 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from distilherbert import classify, klej, status
 from distilherbert import distill as D
 from distilherbert import student as S
-from distilherbert.objective import Vocabulary
-from distilherbert.scenario import PRESETS, SettingsError
+from distilherbert.scenario import SettingsError
 from distilherbert.tasks import get_task
 from distilherbert.wheel import ROBERTA, usable_positions
 from distilherbert.world import world_documents, world_task
@@ -32,6 +32,9 @@ SHAPE = dict(vocab_size=60, hidden_size=16, num_hidden_layers=6, num_attention_h
 MODERN = dict(cls_token_id=0, sep_token_id=2, local_attention=4, global_attn_every_n_layers=3, global_rope_theta=900.0,
               local_rope_theta=30.0)
 CHOSEN = (0, 1, 3, 5)
+TEXTS = [np.random.default_rng(i).integers(5, 60, n) for i, n in enumerate((6, 8, 5))]
+SEQUENCES = Few([packed(*TEXTS), packed(TEXTS[0]), packed(TEXTS[1], TEXTS[2]), packed(TEXTS[2])])
+OURS = dict(tokens=300, batch_rows=4, micro_rows=4, max_len=24, evaluations=2)
 
 
 def config_of(form, **changes):
@@ -45,6 +48,9 @@ def model_of(form, **changes):
     torch.manual_seed(2)
     for p in model.parameters(): p.data += 0.1*torch.randn_like(p)
     return model
+
+
+def is_tied(model): return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def padded(*lengths):
@@ -70,75 +76,50 @@ def by_hand(model, layers, ids, real):
     return encoder.final_norm(hidden)
 
 
-@pytest.mark.parametrize('form', ALL)
-def test_a_student_computes_what_its_teachers_layers_do(form, tmp_path):
-    "Also when it is loaded with transformers alone; a copied layer of ModernBERT stays local or global."
+@pytest.mark.parametrize('form, layer_map', [*((form, CHOSEN) for form in ALL), ('bert', ()), ('bert', (5, 0, 0))])
+def test_a_student_computes_what_its_teachers_layers_do(form, layer_map, tmp_path):
+    "Also when it is loaded with transformers alone; a copied layer of ModernBERT stays local or global. It shares no memory."
     teacher, (ids, real) = model_of(form), padded(20, 11)
-    student = S.truncate(teacher, CHOSEN).eval()
+    def predicted(model): return model(ids, attention_mask=real).logits[real]
+    student, before = S.truncate(teacher, layer_map).eval(), predicted(teacher)
     S.save_model(student, tmp_path)
-    expected, (back, new) = by_hand(teacher, CHOSEN, ids, real)[real], S.load_masked_lm(tmp_path)
+    expected, (back, new) = by_hand(teacher, layer_map or (0, 2, 4), ids, real)[real], S.load_masked_lm(tmp_path)
     for model in (student, AutoModelForMaskedLM.from_pretrained(tmp_path), back):
         assert torch.allclose(model.base_model(ids, attention_mask=real)[0][real], expected, atol=1e-5)
-        assert torch.equal(model(ids, attention_mask=real).logits[real], student(ids, attention_mask=real).logits[real])
+        assert torch.equal(predicted(model), predicted(student)) and is_tied(model)
     assert not new and not torch.allclose(by_hand(teacher, (0, 1, 2, 3), ids, real)[real], expected, atol=0.1)
+    for p in student.parameters(): p.data += 1
+    assert torch.equal(predicted(teacher), before)
 
 
+@pytest.mark.parametrize('config, file', [(True, True), (False, False), (True, False), (False, True)])
 @pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('tied', [True, False])
-def test_a_student_with_all_layers_predicts_what_its_teacher_does(form, tied):
-    teacher, (ids, real) = model_of(form, tie_word_embeddings=tied), padded(20, 11)
-    student = S.truncate(teacher, range(6)).eval()
-    assert torch.equal(student(ids, attention_mask=real).logits, teacher(ids, attention_mask=real).logits)
-    assert (student.get_output_embeddings().weight is student.get_input_embeddings().weight) == tied
+def test_a_student_with_all_layers_predicts_what_its_teacher_does(form, config, file, tmp_path):
+    "Tied, untied, and a configuration that contradicts the weights beside it; the student as it is, and saved."
+    model, (ids, real) = model_of(form, tie_word_embeddings=config and file), padded(20, 11)
+    if file: model.get_output_embeddings().weight.data.copy_(model.get_input_embeddings().weight)
+    S.save_model(model, tmp_path/'teacher')
+    settings = tmp_path/'teacher'/'config.json'
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {'tie_word_embeddings': config}))
+    for teacher in (AutoModelForMaskedLM.from_pretrained(tmp_path/'teacher').eval(), S.load_masked_lm(tmp_path/'teacher')[0]):
+        student = S.truncate(teacher, range(6)).eval()
+        S.save_model(student, tmp_path/'student')
+        for model in (student, S.load_masked_lm(tmp_path/'student')[0]):
+            assert torch.equal(model(ids, attention_mask=real).logits, teacher(ids, attention_mask=real).logits)
+            assert is_tied(model) == is_tied(teacher) == model.config.tie_word_embeddings == (config and file)
 
 
 @pytest.mark.parametrize('layer_map', [(1, 2), (0, 3, 0)])
 def test_modernberts_first_layer_fits_only_the_first_place(layer_map):
     with pytest.raises(SettingsError, match='begin with 0, and name it only there'): S.truncate(model_of('modernbert'), layer_map)
-    assert S.truncate(model_of('roberta'), layer_map).config.num_hidden_layers == len(layer_map)
-
-
-@pytest.mark.parametrize('form', FORMS)
-def test_relations_compare_what_the_layers_themselves_project(form):
-    model, (ids, real), seen = model_of(form), padded(20, 11), []
-    layer = S.layers_of(model)[4]
-    for m in [layer.attn.Wqkv] if form == 'modernbert' else [getattr(layer.attention.self, n) for n in ('query', 'key', 'value')]:
-        m.register_forward_hook(lambda m, x, out: seen.append(out))
-    states = model.base_model(ids, attention_mask=real, output_hidden_states=True).hidden_states
-    wanted = torch.cat(seen, -1)
-    assert torch.allclose(torch.cat([*S.FAMILIES[form].projections(layer, states[4])], -1), wanted, atol=1e-5) and wanted.shape[-1] == 48
-
-
-VOCABULARY = Vocabulary(np.arange(60) < 5, np.ones(60, bool), np.zeros(60, bool), mask_id=4)
-SETTINGS = D.TrainSettings(tokens=300, learning_rate=2e-3, batch_rows=4, micro_rows=4, max_len=24, mask_share=0.4, warmup_share=0.1,
-                           weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision='fp32', threads=1, seed=42, evaluations=2,
-                           objective=asdict(PRESETS['distilbert']), teacher_margin=-99.0)
-
-
-class Few(list):
-    pad_id, tokens, vocab_size, mask_id, sep_id, special_ids = 1, property(lambda self: sum(map(len, self))), 60, 4, 2, range(5)
-    train = heldout = property(lambda self: self)
-    ends_word, starts_word = VOCABULARY.ends, VOCABULARY.starts
-    def token_counts(self, vocab_size): return np.bincount(np.concatenate(self), minlength=vocab_size)
-
-
-def packed(*texts): return np.concatenate([[0], *([*t, 2] for t in texts)])
-
-
-TEXTS = [np.random.default_rng(i).integers(5, 60, n) for i, n in enumerate((6, 8, 5))]
-SEQUENCES = Few([packed(*TEXTS), packed(TEXTS[0]), packed(TEXTS[1], TEXTS[2]), packed(TEXTS[2])])
-
-
-def batch_of(**changes):
-    micro, = D.make_batch(SEQUENCES, np.arange(4), np.zeros(4, int), VOCABULARY, replace(SETTINGS, **changes), 3, 2).parts
-    return micro
 
 
 @pytest.mark.parametrize('implementation', ['sdpa', 'attend'])
 @pytest.mark.parametrize('form', FORMS)
 def test_outputs_of_a_step_are_those_of_transformers(form, implementation):
-    "Logits at masked positions, and hidden states; of sequences with padding, longer than ModernBERT's window."
-    model, micro, modern, seen = model_of(form), batch_of(), form == 'modernbert', []
+    """Logits at masked positions, hidden states, and what the last layer itself projects; of sequences with padding, longer than
+    ModernBERT's window."""
+    model, (micro,), modern, seen = model_of(form), batch_of(SEQUENCES, **OURS).parts, form == 'modernbert', []
     attention = S.layers_of(model)[5].get_submodule('attn' if modern else 'attention.self')
     for m in (attention.Wqkv,) if modern else (attention.query, attention.key, attention.value):
         m.register_forward_hook(lambda m, x, y: seen.extend(y.chunk(3, -1) if modern else [y]))
@@ -153,14 +134,20 @@ def test_outputs_of_a_step_are_those_of_transformers(form, implementation):
         assert torch.allclose(mine[micro.attention], theirs[micro.attention], atol=1e-4)
 
 
+@pytest.mark.parametrize('attention', ['row', 'text'])
 @pytest.mark.parametrize('form', FORMS)
-def test_separate_documents_are_as_if_alone(form):
-    model, micro = model_of(form), batch_of(attention='text', mask_share=0.0)
-    states, at = D.MaskedPredictor(model, ('hidden',))(micro).hidden, 0
-    for text in (packed(TEXTS[0]), *([*t, 2] for t in TEXTS[1:])):
-        alone = model.base_model(torch.tensor(np.array(text))[None])[0][0]
-        assert torch.allclose(states[at:at + len(text)], alone, atol=1e-5)
-        at += len(text)
+def test_padding_and_other_documents_never_influence_a_result(form, attention):
+    "A sequence, or where documents are separate each text, is as if it stood alone; with attention across documents, a text is not."
+    model, (micro,) = model_of(form), batch_of(SEQUENCES, attention=attention, mask_share=0.0, **OURS).parts
+    found, at = D.MaskedPredictor(model, ('hidden',))(micro).hidden, 0
+    texts = packed(TEXTS[0]), *([*t, 2] for t in TEXTS[1:])
+    for part in SEQUENCES if attention == 'row' else [*texts, SEQUENCES[1], packed(TEXTS[1]), texts[2], SEQUENCES[3]]:
+        states, at = found[at:at + len(part)], at + len(part)
+        assert torch.allclose(states, model.base_model(torch.tensor(np.array(part))[None])[0][0], atol=1e-5)
+    second = model.base_model(torch.tensor(texts[1])[None])[0][0]
+    assert at == len(found) and torch.allclose(found[8:17], second, atol=0.1) == (attention == 'text')
+    alone, = batch_of(Few(SEQUENCES[:1]), **OURS | {'max_len': len(SEQUENCES[0])}).parts
+    assert alone.mask() is None and micro.mask() is not None, 'no mask where nothing is padded'
 
 
 @pytest.mark.parametrize('attention', ['row', 'text'])
@@ -171,7 +158,8 @@ def test_a_student_is_trained(form, attention, tmp_path):
     before = [p.clone() for p in teacher.parameters()]
     for m in student.modules():
         if isinstance(m, torch.nn.Dropout): m.p = 0.1
-    with D.open_run(student, teacher, SEQUENCES, replace(SETTINGS, precision='bf16', attention=attention), tmp_path) as run: D.train(run)
+    settings = replace(SETTINGS, precision='bf16', attention=attention, **OURS)
+    with D.open_run(student, teacher, SEQUENCES, settings, tmp_path) as run: D.train(run)
     losses = [line['loss'] for line in D.read_metrics(tmp_path) if 'loss' in line]
     assert len(losses) == run.steps and np.isfinite(losses).all() and all(map(torch.equal, teacher.parameters(), before))
     assert all(p.grad is None and torch.isfinite(p).all() for p in student.parameters())
@@ -185,7 +173,7 @@ def test_rotary_frequencies_are_never_rounded(monkeypatch, tmp_path):
         device=torch.device('cuda'), mixed_precision='bf16', process_index=0, num_processes=1, is_main_process=True,
         distributed_type=None, prepare=lambda *x: x))
     monkeypatch.setattr(D.MaskedPredictor, 'to', lambda self, device: self)
-    run = D.open_run(S.truncate(teacher), teacher, SEQUENCES, replace(SETTINGS, precision='bf16'), tmp_path)
+    run = D.open_run(S.truncate(teacher), teacher, SEQUENCES, replace(SETTINGS, precision='bf16', **OURS), tmp_path)
     assert {p.dtype for p in run.teacher_model.parameters()} == {torch.bfloat16} and len(frequencies) == 4
     assert all(torch.equal(b, frequencies[n]) for n, b in teacher.named_buffers())
 
@@ -202,9 +190,7 @@ def test_dropout_is_that_of_the_profile(form, tmp_path):
         for m in (model, AutoModelForMaskedLM.from_pretrained(tmp_path/str(share))):
             m.train()
             assert torch.equal(m(ids).logits, m(ids).logits) == (share == 0)
-            rates = {x.p for x in m.modules() if isinstance(x, torch.nn.Dropout)} | {x.attention_dropout for x in m.modules()
-                                                                                     if hasattr(x, 'attention_dropout')}
-            assert rates <= {share}
+            assert {getattr(x, n) for x in m.modules() for n in ('p', 'attention_dropout') if hasattr(x, n)} <= {share}
     random, _ = D.initial_model('random', tmp_path/'teacher', tmp_path/'t', CHOSEN, shape={'init_std': 0.02})
     assert len(S.layers_of(random)) == 4 and getattr(random.config, 'layer_types', 0) == getattr(model.config, 'layer_types', 0)
 
@@ -215,9 +201,10 @@ def test_positions_and_cost(form):
     model = model_of(form, attn_implementation='eager')
     config, room = model.config, usable_positions(model.config.to_dict())
     assert room == (32 if form in ROBERTA else 34)
-    ids = torch.full((1, room), 7)
-    with torch.no_grad(), FlopCounterMode(display=False) as counted: model(ids)
-    assert counted.get_total_flops() == room*(S.encoder_flops(config, room) + S.head_flops(config))
+    for length in (8, room):
+        ids = torch.full((1, length), 7)
+        with torch.no_grad(), FlopCounterMode(display=False) as counted: model(ids)
+        assert counted.get_total_flops() == length*(S.encoder_flops(config, length) + S.head_flops(config))
     if form in ROBERTA:
         with pytest.raises((IndexError, RuntimeError)): model(torch.full((1, room + 1), 7))
     assert status.parameters_of(config) == S.count_parameters(model)
@@ -231,7 +218,7 @@ def test_positions_and_cost(form):
 
 @pytest.mark.parametrize('form', ALL)
 def test_whatever_file_holds_the_weights(form, tmp_path):
-    "Half precision, a pickled state, several shards; and an encoder alone, whose head is then new."
+    "Half precision, a pickled state, several shards; and an encoder alone, whose head is then new and tied."
     model, (ids, _) = model_of(form), padded(20)
     for p in model.parameters(): p.data = p.bfloat16().float()
     with torch.no_grad(): expected = model(ids).logits
@@ -240,18 +227,21 @@ def test_whatever_file_holds_the_weights(form, tmp_path):
     model.bfloat16().save_pretrained(tmp_path/'half')
     model.float().save_pretrained(tmp_path/'bin')
     (tmp_path/'bin'/'model.safetensors').unlink()
-    torch.save(model.state_dict(), tmp_path/'bin'/'pytorch_model.bin')
+    torch.save(state := model.state_dict(), tmp_path/'bin'/'pytorch_model.bin')
     for name in ('shards', 'half', 'bin'):
         loaded, new = S.load_masked_lm(tmp_path/name)
         assert not new and loaded.dtype == torch.float32 and torch.allclose(loaded(ids).logits, expected, atol=1e-5)
     encoder = MODEL_MAPPING[type(model.config)](model.config).eval()
     encoder.save_pretrained(tmp_path/'encoder')
     loaded, new = S.load_masked_lm(tmp_path/'encoder')
-    assert new and torch.allclose(loaded.base_model(ids)[0], encoder(ids)[0], atol=1e-6) and not loaded.get_output_embeddings().bias.any()
+    assert new and is_tied(loaded) and torch.allclose(loaded.base_model(ids)[0], encoder(ids)[0], atol=1e-6)
+    assert not loaded.get_output_embeddings().bias.any()
     assert (getattr(loaded.base_model, 'pooler', None) is not None) == S.FAMILIES[form].pooler
-    state = {n: t for n, t in model.state_dict().items() if S.FAMILIES[form].bias not in n and n != 'lm_head.decoder.bias'}
-    torch.save({n: t for n, t in state.items() if n != 'cls.predictions.decoder.bias'}, tmp_path/'bin'/'pytorch_model.bin')
-    with pytest.raises(SettingsError, match='has no weights for .*bias'): S.load_masked_lm(tmp_path/'bin')
+    own = S.FAMILIES[form].bias
+    for lost in (own, next(n for n in state if S.LAYER.search(n) and n.endswith('weight'))):
+        left = {n: t for n, t in state.items() if n != lost and (lost != own or not n.endswith('decoder.bias'))}  # Its other name
+        torch.save(left, tmp_path/'bin'/'pytorch_model.bin')
+        with pytest.raises(SettingsError, match=f'has no weights for {lost}'): S.load_masked_lm(tmp_path/'bin')
 
 
 def test_electras_discriminator_is_an_encoder_without_a_head(tmp_path):
@@ -279,12 +269,13 @@ def test_a_trimmed_model_computes_the_same(form, tied, tmp_path):
     kept, room = np.array([0, 3, 5, 8, 40, 59]), usable_positions(wide.config.to_dict())
     old, new = torch.tensor([[0, 8, 40, 59, 5, 3]]), torch.tensor([[0, 3, 4, 5, 2, 1]])
     with torch.no_grad(): hidden, logits = wide.base_model(old)[0], wide(old).logits[..., kept]
+    with pytest.raises(SettingsError, match='Token 60 is outside the vocabulary of 60'): S.trim_model(wide, np.array([0, 60]))
     S.save_model(S.trim_model(wide, kept), tmp_path)
     for model in (wide, S.load_masked_lm(tmp_path)[0], AutoModelForMaskedLM.from_pretrained(tmp_path)):
         assert torch.equal(model.base_model(new)[0], hidden) and torch.allclose(model(new).logits, logits, atol=1e-5)
         assert (model.config.vocab_size, model.config.pad_token_id, model.config.eos_token_id) == (6, 1, 2)
-        assert usable_positions(model.config.to_dict()) == room
-        assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+        assert usable_positions(model.config.to_dict()) == room and model.get_input_embeddings().padding_idx == 1
+        assert is_tied(model) == tied
     wide(new, labels=new).loss.backward()
     assert all(p.grad is not None for p in (*wide.get_output_embeddings().parameters(), wide.get_input_embeddings().weight))
 
