@@ -14,42 +14,27 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import begin_training, check_saved, end_training, link_inputs, log_of, run_program, training, write_tiny
+from few import SETTINGS, SIZE, VOCABULARY, Few, batch_of
 from torch.nn import functional as F
 from transformers import BertForMaskedLM, BertModel, get_cosine_schedule_with_warmup
 
 from distilherbert import distill as D
 from distilherbert import objective, pipeline, runs
 from distilherbert.artefact import Interrupted, digest, read_manifest
-from distilherbert.objective import Vocabulary, context_free_loss, distillation_loss, soft_target_loss
+from distilherbert.objective import LOSSES, context_free_loss, distillation_loss, soft_target_loss
 from distilherbert.scenario import PRESETS, PROFILES, SCENARIOS, Objective, SettingsError, get_profile
 from distilherbert.student import bert_config, layers_of, load_masked_lm, random_model, save_model, truncate
 
 SMALL = replace(PROFILES['demo'], layers=2, hidden=16, heads=2, intermediate=32, max_len=12)
-SETTINGS = D.TrainSettings(tokens=1000, learning_rate=2e-3, batch_rows=7, micro_rows=16, max_len=12, mask_share=0.4, warmup_share=0.1,
-                           weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision='fp32', threads=1, seed=42,
-                           objective=asdict(PRESETS['distilbert']), teacher_margin=-10.0)
-VOCABULARY = Vocabulary(np.arange(40) < 5, np.ones(40, bool), np.zeros(40, bool), mask_id=4)
+SEQUENCES = Few(np.array([0, *np.random.default_rng(i).integers(5, SIZE, 3 + i % 8), 2]) for i in range(7))
 
 
-class Few(list):
-    pad_id, tokens = 1, property(lambda self: sum(map(len, self)))
-    def token_counts(self, vocab_size): return np.bincount(np.concatenate(self), minlength=vocab_size)
-
-
-SEQUENCES = Few(np.array([0, *np.random.default_rng(i).integers(5, 40, 3 + i % 8), 2]) for i in range(7))
-
-
-def data(sequences):
-    return SimpleNamespace(train=sequences, heldout=Few(sequences[:2]), vocab_size=40, mask_id=4, sep_id=2, special_ids=range(5),
-                           ends_word=VOCABULARY.ends, starts_word=VOCABULARY.starts)
-
-
-def few_run(folder, teacher=True, dropout=0.0, sequences=SEQUENCES, **changes):
+def few_run(folder, teacher=True, dropout=0.0, **changes):
     "A student of one layer and its teacher on seven sequences, not yet begun; the same each time."
     folder.mkdir(exist_ok=True)
-    model = random_model(bert_config(replace(SMALL, dropout=dropout), 40, 2), seed=1)
+    model = random_model(bert_config(replace(SMALL, dropout=dropout), SIZE, 2), seed=1)
     if not teacher: changes['objective'] = None
-    return D.open_run(truncate(model), model if teacher else None, data(sequences), replace(SETTINGS, **changes), folder)
+    return D.open_run(truncate(model), model if teacher else None, SEQUENCES, replace(SETTINGS, **changes), folder)
 
 
 def trained(folder, **changes):
@@ -194,8 +179,8 @@ def test_batches_are_prepared_in_the_background_once_each(tmp_path, monkeypatch)
 
 def one_step(o, micro_rows, needs=('logits', 'hidden'), layers=((), ()), predict='masked'):
     "Loss and gradient of one step over all sequences, and both models."
-    models = [random_model(bert_config(SMALL, 40, n), seed=s) for n, s in ((1, 0), (2, 1))]
-    batch = D.make_batch(SEQUENCES, np.arange(7), np.zeros(7, int), VOCABULARY, replace(SETTINGS, micro_rows=micro_rows), 3, 2, predict)
+    models = [random_model(bert_config(SMALL, SIZE, n), seed=s) for n, s in ((1, 0), (2, 1))]
+    batch = batch_of(SEQUENCES, predict, micro_rows=micro_rows)
     student, teacher = (D.MaskedPredictor(m, needs, l) for m, l in zip(models, layers))
     total = 0.0
     for micro in batch.parts:
@@ -217,7 +202,7 @@ def test_a_step_equals_distilberts_definition(name):
     s, t = (m(micro.ids, attention_mask=micro.attention, output_hidden_states=True) for m in (student, teacher))
     chosen = micro.attention if name == 'distilbert-all' else labels != -100
     soft = F.kl_div(F.log_softmax(s.logits[chosen]/3, -1), F.softmax(t.logits[chosen]/3, -1), reduction='batchmean')*9
-    mlm = F.cross_entropy(s.logits.view(-1, 40), labels.view(-1), ignore_index=-100)
+    mlm = F.cross_entropy(s.logits.view(-1, SIZE), labels.view(-1), ignore_index=-100)
     hs, ht = (m.hidden_states[-1][micro.attention] for m in (s, t))
     expected = 5*soft + 2*mlm + F.cosine_embedding_loss(hs, ht, torch.ones(len(hs)))
     expected.backward()
@@ -228,69 +213,28 @@ def test_a_step_equals_distilberts_definition(name):
         assert pieces[0] == pytest.approx(loss, abs=1e-5) and torch.allclose(pieces[1], gradient, atol=1e-6)
 
 
-@pytest.mark.parametrize('loss', ['hidden', 'hidden_directions'])
-def test_hidden_states_of_a_step_are_those_of_transformers(loss):
-    "Whole and cut, against transformers' own list of hidden states, where the embeddings come first."
-    o = Objective('o', {loss: 1.0})
-    value, gradient, micro, student, teacher = one_step(o, 7, ('layers',), ((0,), (1,)), 'nowhere')
-    assert torch.allclose(gradient, one_step(o, 3, ('layers',), ((0,), (1,)), 'nowhere')[1], atol=1e-6)
+@pytest.mark.parametrize('loss', ['hidden', 'hidden_directions', 'relations'])
+def test_layers_of_a_step_are_those_of_transformers(loss):
+    "Whole and cut: transformers' own list of hidden states, where the embeddings come first, and its projections in the last layers."
+    def step(rows): return one_step(Objective('o', {loss: 1.0}), rows, (LOSSES[loss].needs,), ((0,), (1,)), 'nowhere')
+    value, gradient, micro, *models = step(7)
+    assert torch.allclose(gradient, step(3)[1], atol=1e-6)
     assert not len(micro.labels) and (micro.ids != 4).all(), 'nothing is masked where nothing is predicted'
-    s, t = (m(micro.ids, attention_mask=micro.attention, output_hidden_states=True).hidden_states for m in (student, teacher))
-    s, t = s[1][micro.attention], t[2][micro.attention]
-    wanted = F.mse_loss(s, t) if loss == 'hidden' else (2 - 2*F.cosine_similarity(s, t, dim=-1)).mean()
-    assert value == pytest.approx(wanted.item(), abs=1e-5)
-
-
-def test_relations_of_a_step_are_those_of_transformers():
-    "Whole and cut; queries, keys and values as they leave transformers' own projections in the last layers."
-    o, seen = PRESETS['relations'], {}
-    value, gradient, micro, *models = one_step(o, 7, ('relations',), ((0,), (1,)), 'nowhere')
-    assert torch.allclose(gradient, one_step(o, 3, ('relations',), ((0,), (1,)), 'nowhere')[1], atol=1e-6)
-    for i, model in enumerate(models):
-        attention = layers_of(model)[-1].attention.self
-        for n in ('query', 'key', 'value'):
-            getattr(attention, n).register_forward_hook(lambda m, x, out, i=i: seen.setdefault(i, []).append(out))
-        model(micro.ids, attention_mask=micro.attention)
-    texts = micro.attention.long() - 1
-    wanted = objective.relation_loss((*seen[0], texts), (*seen[1], texts))/micro.attention.sum()
-    assert value == pytest.approx(wanted.item(), rel=1e-4) and value > 0
-
-
-def test_padding_never_influences_a_result():
-    student, losses = D.MaskedPredictor(random_model(bert_config(SMALL, 40, 1), seed=0)), []
-    for width in (12, 5):
-        batch = D.make_batch(SEQUENCES, np.arange(1), np.zeros(1, int), VOCABULARY, replace(SETTINGS, max_len=width), 3, 2)
-        losses.append(student(batch.parts[0]).logits())
-        assert (batch.parts[0].mask() is None) == (width == len(SEQUENCES[0]) == 5), 'no mask where nothing is padded'
-    assert torch.allclose(*losses, atol=1e-5) and len(losses[0])
-
-
-def packed(*texts): return np.concatenate([[0], *([*t, 2] for t in texts)])
-
-
-def test_documents_of_a_sequence_are_separate():
-    "A change in one text moves its own logits and no other's; a text alone in a sequence has the same ones."
-    model = random_model(bert_config(replace(SMALL, max_len=16, init_std=0.3), 40, 2), seed=0).eval()
-    first, second, third, other = [5, 6, 7], [8, 9, 10, 11], [12, 13], [20, 21, 22, 23]
-
-    def logits(*texts):
-        settings = replace(SETTINGS, attention='text', max_len=16)
-        micro, = D.make_batch(Few([packed(*texts)]), np.arange(1), np.zeros(1, int), VOCABULARY, settings, 0, 2, 'nowhere').parts
-        return model(micro.ids, attention_mask=micro.mask(), position_ids=micro.places).logits[0]
-    with torch.no_grad():
-        before, after = logits(first, second, third), logits(first, other, third)
-        assert torch.equal(before[:5], after[:5]) and torch.equal(before[10:12], after[10:12])
-        assert (before[5:9] != after[5:9]).any(-1).all()
-        assert torch.allclose(before[5:10], model(torch.tensor([[*second, 2]])).logits[0], atol=1e-5)
-        across = model(torch.from_numpy(packed(first, second, third))[None]).logits[0]
-        assert (across[5:10] - before[5:10]).abs().max() > 0.01, 'with attention across documents they differ'
+    seen, texts = [], micro.attention.long() - 1
+    for m in (getattr(layers_of(model)[-1].attention.self, n) for model in models for n in ('query', 'key', 'value')):
+        m.register_forward_hook(lambda m, x, out: seen.append(out))
+    (_, s), (_, _, t) = (m(micro.ids, attention_mask=micro.attention, output_hidden_states=True).hidden_states for m in models)
+    s, t = s[micro.attention], t[micro.attention]
+    wanted = {'hidden': F.mse_loss(s, t), 'hidden_directions': (2 - 2*F.cosine_similarity(s, t, dim=-1)).mean(),
+              'relations': objective.relation_loss((*seen[:3], texts), (*seen[3:], texts))/micro.attention.sum()}
+    assert value == pytest.approx(wanted[loss].item(), rel=1e-4) and value > 0
 
 
 def test_a_step_of_the_optimiser_is_torchs_own(tmp_path):
     "Schedule, decay groups and clipping against transformers' schedule, its choice of what decays, and torch's clipping and AdamW."
     from transformers.trainer_pt_utils import get_parameter_names
     changes = dict(teacher=False, clip=0.05, weight_decay=0.3, evaluations=0)
-    mine = truncate(random_model(bert_config(SMALL, 40, 2), seed=1))
+    mine = truncate(random_model(bert_config(SMALL, SIZE, 2), seed=1))
     decays = [n for n in get_parameter_names(mine, [torch.nn.LayerNorm]) if not n.endswith('bias')]
     groups = [{'params': [p for n, p in mine.named_parameters() if (n in decays) == decay], 'weight_decay': 0.3*decay} for decay in (1, 0)]
     optimizer = torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.98))
@@ -330,11 +274,11 @@ def test_an_objective_on_hidden_states_needs_no_head(tiny, tmp_path, monkeypatch
 
 def test_a_new_head_has_a_learning_rate_of_its_own(tmp_path):
     "All of the head but the output matrix, which is the embeddings'. The log has the rate of the rest."
-    model, settings = random_model(bert_config(SMALL, 40, 1), seed=0), replace(SETTINGS, objective=None, head_learning_rate=2e-2)
+    model, settings = random_model(bert_config(SMALL, SIZE, 1), seed=0), replace(SETTINGS, objective=None, head_learning_rate=2e-2)
     head = {f'cls.predictions.{n}' for n in ('bias', *(f'transform.{m}.{w}' for m in ('dense', 'LayerNorm') for w in ('weight', 'bias')))}
     names = {id(p): n for n, p in model.named_parameters()}
     for new in (False, True):
-        run, groups = D.open_run(model, None, data(SEQUENCES), settings, tmp_path, new_head=new), {}
+        run, groups = D.open_run(model, None, SEQUENCES, settings, tmp_path, new_head=new), {}
         for g in run.optimizer.param_groups: groups.setdefault(g['scale'], set()).update(names[id(p)] for p in g['params'])
         assert groups == ({1.0: set(names.values()) - head, 10.0: head} if new else {1.0: set(names.values())})
     with run: D.train(run)

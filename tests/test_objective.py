@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax, softmax
 
 from distilherbert import objective
 from distilherbert.objective import LOSSES, Loss, Outputs, Totals, Vocabulary, distillation_loss, losses_of, mask_sequences, mix
@@ -22,21 +21,23 @@ TEXTS = [[0, 0, 0, 1, 1], [0, 0, 0, 0, -1]]  # The text of each token; the secon
 
 
 def literal(o, s, t, hs, ht, labels):
-    "The formulas of PAPER and DESIGN in double precision; hidden states by layer, the last one last `(K, positions, H)`."
+    "The formulas of PAPER and DESIGN in double precision; hidden states by layer, the last one last, `(positions, H)` each."
     T, P = o.temperature, A if o.soft_targets_on == 'all' else M
-    p, q = softmax(t[P]/T, -1), softmax(s[P]/T, -1)
-    def unit(v): return v/np.linalg.norm(v, axis=-1, keepdims=True)
+    p, q = (t[P]/T).softmax(-1), (s[P]/T).softmax(-1)
+    def unit(v): return v/v.norm(dim=-1, keepdim=True)
     def cosine(a, b): return (unit(a)*unit(b)).sum(-1)
-    same = (text := (np.array(TEXTS) + [[0], [9]]).reshape(-1)[A])[:, None] == text
+    same = (text := (torch.tensor(TEXTS) + torch.tensor([[0], [9]])).flatten()[A])[:, None] == text
     def related(h, factor): # Logarithms of one head's attention to the own text; queries, keys and values are 1, 2 and 3 times the states
-        return log_softmax(np.where(same, factor**2*(h[-1, A] @ h[-1, A].T)/H**0.5, -1e9), -1)
+        return (factor**2*(h[-1][A] @ h[-1][A].T)/H**0.5).masked_fill(~same, -1e9).log_softmax(-1)
+    layers = torch.stack(hs)[:, A], torch.stack(ht)[:, A]
     pairs = [(related(ht, n), related(hs, n)) for n in (1, 2, 3)]
     values = {
-        'mlm': -np.log(softmax(s[M], -1)[range(len(M)), labels[M]]).mean(),
-        'soft': T*T*(p*np.log(p/q)).sum(-1).mean(), 'soft_ce': -(p*np.log(q)).sum(-1).mean(),
-        'cosine_logits': (1 - cosine(s[M], t[M])).mean(), 'cosine': (1 - cosine(hs[-1, A], ht[-1, A])).mean(),
-        'hidden': ((hs[:, A] - ht[:, A])**2).mean(), 'hidden_directions': ((unit(hs[:, A]) - unit(ht[:, A]))**2).sum(-1).mean(),
-        'relations': np.mean([(np.exp(a)*(a - b)).sum(-1).mean() for a, b in pairs])}
+        'mlm': -s[M].softmax(-1)[range(len(M)), labels[M]].log().mean(),
+        'soft': T*T*(p*(p/q).log()).sum(-1).mean(), 'soft_ce': -(p*q.log()).sum(-1).mean(),
+        'cosine_logits': (1 - cosine(s[M], t[M])).mean(), 'cosine': (1 - cosine(hs[-1][A], ht[-1][A])).mean(),
+        'hidden': (layers[0] - layers[1]).square().mean(),
+        'hidden_directions': (unit(layers[0]) - unit(layers[1])).square().sum(-1).mean(),
+        'relations': sum((a.exp()*(a - b)).sum(-1).mean() for a, b in pairs)/3}
     assert list(values) == list(LOSSES)
     return sum(w*values[n] for n, w in o.weights.items())
 
@@ -47,38 +48,24 @@ def example(o, seed=0):
     both = [[torch.randn(*shape, generator=g).requires_grad_() for shape in ((10, H), (V, H), (V,), *[(10, H)]*K)] for _ in range(2)]
     labels, positions = torch.randint(0, V, (10,), generator=g), torch.tensor(A if o.soft_targets_on == 'all' else M)
     def related(h): return *((n*h).view(2, 5, H) for n in (1, 2, 3)), torch.tensor(TEXTS)
-    outputs = [Outputs(x[positions], w, b, h[-1][A], tuple(l[A] for l in h), related(h[-1])) for x, w, b, *h in both]
+    def outputs(x, w, b, *h): return Outputs(x[positions], w, b, h[-1][A], tuple(l[A] for l in h), related(h[-1]))
     there = torch.where(torch.isin(positions, torch.tensor(M)), labels[positions], -100)
-    return both, labels, outputs, there
-
-
-@pytest.mark.parametrize('name', OBJECTIVES)
-def test_objectives_equal_their_formulas(name):
-    o = OBJECTIVES[name]
-    both, labels, (student, teacher), there = example(o)
-    got = distillation_loss(student, teacher, there, Totals(len(M), len(A)), o)
-    (s, hs), (t, ht) = ((x @ w.T + b, np.stack(h)) for x, w, b, *h in ([v.detach().double().numpy() for v in m] for m in both))
-    assert got['loss'].item() == pytest.approx(literal(o, s, t, hs, ht, labels.numpy()), rel=1e-5)
-    assert got['loss'].item() == pytest.approx(sum(w*got[n].item() for n, w in o.weights.items()), rel=1e-5)
+    return both, labels, (outputs(*both[0]), outputs(*(t.detach() for t in both[1]))), there
 
 
 @pytest.mark.parametrize('chunk', [1, 4, 10])
 @pytest.mark.parametrize('name', OBJECTIVES)
-def test_the_gradient_in_chunks_is_that_of_autograd(name, chunk, monkeypatch):
-    "Through all logits at once, for the inputs, the weights and the biases of the output layer, and for the hidden states."
-    o, totals = OBJECTIVES[name], Totals(len(M), len(A))
-    (mine, _), labels, (student, teacher), there = example(o, chunk)
-    frozen = [t.detach() for t in (teacher.logits(), teacher.hidden)]
-    frozen += [tuple(t.detach() for t in some) for some in (teacher.layers, teacher.relations)]
-    sizes = {'masked': len(M), 'tokens': len(A), 'prediction': len(there)}
-    names = ('hidden', 'layers', 'relations')
-    inputs = {'logits': (student.logits(), frozen[0]), **{n: (getattr(student, n), f) for n, f in zip(names, frozen[1:], strict=True)}}
-    wanted = sum(o.weights[n]*l.function(*inputs[l.needs], there, o.temperature)/sizes[l.positions] for n, l in losses_of(o).items())
-    expected = torch.autograd.grad(wanted, mine, retain_graph=True, allow_unused=True)
+def test_objectives_and_their_gradients_in_chunks_are_those_of_the_formulas(name, chunk, monkeypatch):
+    "For the inputs, the weights and the biases of the output layer, and for the hidden states."
+    o = OBJECTIVES[name]
+    (mine, theirs), labels, (student, teacher), there = example(o, chunk)
+    (s, hs), (t, ht) = ((x.double() @ w.double().T + b.double(), [l.double() for l in h]) for x, w, b, *h in (mine, theirs))
+    wanted = literal(o, s, t.detach(), hs, [h.detach() for h in ht], labels)
     monkeypatch.setattr(objective, 'chunk_size', lambda vocab_size, device: chunk)
-    with torch.no_grad(): guide = Outputs(*(t.detach() for t in (teacher.features, teacher.weight, teacher.bias)), *frozen[1:])
-    got = distillation_loss(student, guide, there, totals, o, scale=64.0)
+    got = distillation_loss(student, teacher, there, Totals(len(M), len(A)), o, scale=64.0)
     assert got['loss'].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert got['loss'].item() == pytest.approx(sum(w*got[n].item() for n, w in o.weights.items()), rel=1e-5)
+    expected = torch.autograd.grad(wanted, mine, allow_unused=True)
     for a, e in zip(torch.autograd.grad(got['loss'], mine, allow_unused=True), expected, strict=True):
         assert (a is None) == (e is None) and (a is None or torch.allclose(a, e, atol=1e-6))
 
