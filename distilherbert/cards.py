@@ -50,7 +50,8 @@ def how_it_was_made(p:Profile, s:Scenario, counts:Mapping)->dict[str, str]: # Co
     "Scenario, teacher, text and training of a model; empty facts are left out by `card`."
     name, licence = teacher_facts(p)
     origin = f'{name} ({licence or "see its page for the licence"})' if name else f'{p.layers} layers of {p.hidden}, trained here'
-    starts = {'random': 'random', 'truncated': f'layers of {s.source}', 'copy': f'all of {s.source}', 'pretrained': name or 'random'}
+    starts = {'random': 'random', 'truncated': f'layers of {s.source}' + ', along its principal directions'*bool(s.hidden),
+              'copy': f'all of {s.source}', 'pretrained': name or 'random'}
     loss, trained, heldout = s.loss, counts.get('tokens', 0), counts.get('heldout') or {}
     terms = ' + '.join(f'{w:.3g} {n}' for n, w in loss.weights.items()) + f', temperature {loss.temperature:g}' if loss else 'MLM'
     steps = f'{counts.get("steps", 0):,} steps of {p.batch_rows} sequences of at most {p.max_len} tokens, {p.precision}'

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['train', 'learning_rate', 'TrainSettings', 'step_indices', 'document_ids', 'document_positions', 'document_mask',
-           'MicroBatch', 'Batch', 'make_batch', 'MaskedPredictor', 'UnfitTeacher', 'check_teacher', 'unigram_entropy',
-           'evaluate', 'open_run', 'initial_model', 'make_model', 'main']
+           'MicroBatch', 'Batch', 'make_batch', 'MaskedPredictor', 'fitted_projection', 'UnfitTeacher', 'check_teacher',
+           'unigram_entropy', 'evaluate', 'open_run', 'initial_model', 'make_model', 'main']
 
 # %% ../nbs/05_distill.ipynb #00000002
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from .runs import Run, gather, make_accelerator, parameter_groups, rank_slice, u
 from .scenario import HELDOUT, Objective, SettingsError, get_profile, get_scenario
 from distilherbert.student import (
     attention_masks, belong_together, bert_config, count_parameters, family_of, first_position, layers_of, load_config, load_masked_lm,
-    random_model, save_model, shortened, trim_model, truncate,
+    narrow, random_model, save_model, shortened, trim_model, truncate,
 )
 from .wheel import usable_positions
 
@@ -192,6 +192,7 @@ class MaskedPredictor(nn.Module):
     def __init__(self, model:nn.Module, needs:Sequence[str]=('logits',), layers:Sequence[int]=()): # `needs`: as of the entries of `LOSSES`
         super().__init__()
         self.model, self.needs, self.layers = model, frozenset(needs), tuple(layers)
+        self.project = None  # From a narrow student's hidden states to the width of its teacher, `open_run` sets it
 
     def forward(self, micro:MicroBatch)->Outputs: # Inputs of the output layer, which the loss applies
         "Encode all positions, and predict at some."
@@ -202,13 +203,30 @@ class MaskedPredictor(nn.Module):
                                     output_hidden_states=bool(self.layers))
         predicted = at(out.last_hidden_state, micro.positions) if 'logits' in self.needs else None
         features = None if predicted is None else family_of(config).features(self.model, predicted)
-        hidden = at(out.last_hidden_state, micro.tokens) if 'hidden' in self.needs else None
-        layers = tuple(at(out.hidden_states[i + 1], micro.tokens) for i in self.layers if 'layers' in self.needs)
+        project = self.project or nn.Identity()
+        hidden = project(at(out.last_hidden_state, micro.tokens)) if 'hidden' in self.needs else None
+        layers = tuple(project(at(out.hidden_states[i + 1], micro.tokens)) for i in self.layers if 'layers' in self.needs)
         relations = ()
         if 'relations' in self.needs:
             last = self.layers[-1]
             relations = *family_of(config).projections(layers_of(self.model)[last], out.hidden_states[last]), micro.texts()
         return Outputs(features, decoder.weight, decoder.bias, hidden, layers, relations)
+
+# %% ../nbs/05_distill.ipynb #00000031
+@torch.no_grad()
+def fitted_projection(
+    student:MaskedPredictor, # With "hidden" or "layers" among its outputs, of width h
+    teacher:MaskedPredictor, # Likewise, of width H
+    micro:MicroBatch, # Some sequences
+)->nn.Linear: # From h to H
+    "The projection of a student's hidden states that is nearest to its teacher's: least squares, with a small ridge against large weights."
+    s, t = (torch.cat([x for x in (out.hidden, *out.layers) if x is not None]).double() for out in (student(micro), teacher(micro)))
+    x = s - s.mean(0)
+    products = x.T @ x
+    weight = torch.linalg.solve(products + 1e-3*products.diagonal().mean()*torch.eye(len(products)), x.T @ t).T
+    project = nn.utils.skip_init(nn.Linear, s.shape[1], t.shape[1])
+    project.weight.copy_(weight), project.bias.copy_(t.mean(0) - weight @ s.mean(0))
+    return project
 
 # %% ../nbs/05_distill.ipynb #0000001d
 class UnfitTeacher(RuntimeError):
@@ -296,8 +314,6 @@ def open_run(
     head = [p for p in student.parameters() if id(p) not in encoder]
     if 'logits' not in needs: head = [p.requires_grad_(False) for p in head]
     scale = s.head_learning_rate/s.learning_rate if new_head and s.head_learning_rate else 1.0
-    groups = parameter_groups(student, s.weight_decay, head if scale != 1 else (), scale)
-    optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=(0.9, s.adam_beta2), fused=True)
     half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(acc.mixed_precision) if acc.device.type == 'cuda' else None
     if acc.device.type == 'cpu' and acc.mixed_precision == 'bf16':
         for model in filter(None, (student, teacher)): model.set_attn_implementation('attend')
@@ -317,10 +333,15 @@ def open_run(
     entropy = unigram_entropy(train.token_counts(len(special)), np.concatenate([m.labels.numpy() for m in heldout]), special)
     measures = tuple(losses_of(objective)) if predict == 'nowhere' else ('mlm', 'kl', 'agreement', 'teacher_mlm') if teacher else ('mlm',)
     steps = max(1, round(s.tokens*len(train)/(train.tokens*s.batch_rows)))  # The number of steps that uses up the budget
-    teacher = teacher and MaskedPredictor(teacher, needs, theirs)
+    wide, student, teacher = teacher, MaskedPredictor(student, needs, mine), teacher and MaskedPredictor(teacher, needs, theirs)
+    if needs & {'hidden', 'layers'} and student.model.config.hidden_size != wide.config.hidden_size:
+        some, few = step_indices(0, s.seed, len(train), min(16, s.batch_rows)), replace(s, micro_rows=16)
+        micro, = make_batch(train, *some, vocabulary, few, s.seed, sequences.sep_id, predict).parts
+        student.project = fitted_projection(student.eval(), teacher.eval(), micro)
+    groups = parameter_groups(student, s.weight_decay, head if scale != 1 else (), scale)
+    optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=(0.9, s.adam_beta2), fused=True)
     if teacher and half:
         for p in teacher.parameters(): p.data = p.data.to(half)  # Buffers stay: rounded rotary frequencies would be other positions
-    student = MaskedPredictor(student, needs, mine)
     return Run(student, teacher, optimizer, acc, batches, heldout, steps, s, folder, title, checkpoint_minutes, objective=objective,
                measures=measures, unigram_entropy=entropy, cache={}, passes=steps*s.batch_rows/len(train))
 
@@ -333,12 +354,15 @@ def initial_model(
     dropout:float=0.0, # In training, hidden and attention
     seed:int=42, # Of random weights
     shape:Mapping | None=None, # Without a source: layers, hidden, heads, intermediate, max_len; and init_std of random weights
+    narrower:Mapping[str, int]=MappingProxyType({}), # `Scenario.shape` of a student
+    sequences:Path | None=None, # Folder of the sequences, for the principal directions of a narrower student that is truncated
 )->tuple[nn.Module, bool]: # A masked language model, float32; is its prediction head new? Raises `SettingsError`
     "The model of a scenario before any training."
     entries, new_head = read_manifest(tokenizer)['counts']['vocab_size'], False
     if init != 'random' and source:
         model, new_head = load_masked_lm(source, head_seed=seed)
-        if init == 'truncated': model = truncate(model, layer_map)
+        if init == 'truncated' and narrower: model = narrow(model, layer_map, Sequences.open(sequences).train, **narrower)
+        elif init == 'truncated': model = truncate(model, layer_map)
     else:
         shape = SimpleNamespace(**shape, dropout=dropout)
         if source: config = load_config(source)
@@ -346,7 +370,7 @@ def initial_model(
             pieces = load_tokenizer(tokenizer)
             config = bert_config(shape, entries, shape.layers, (pieces.pad_token_id, pieces.cls_token_id, pieces.sep_token_id))
         config.initializer_range = shape.init_std
-        model = random_model(shortened(config, layer_map) if init == 'random' else config, seed)
+        model = random_model(shortened(config, layer_map, **narrower) if init == 'random' else config, seed)
     if (tokenizer/'kept.npy').is_file() and model.config.vocab_size > entries: trim_model(model, np.load(tokenizer/'kept.npy'))
     if not belong_together(entries, model.config.vocab_size):
         raise SettingsError(f'The tokenizer has {entries} entries, the model {model.config.vocab_size}: they do not belong together. '

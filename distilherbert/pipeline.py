@@ -161,7 +161,8 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
     if 'max_position_embeddings' in known and (room := usable_positions(known)) < p.max_len:
         raise SettingsError(f'Profile {p.name}: the teacher {p.teacher} has {room} positions, too few for sequences of '
                             f'max_len = {p.max_len} tokens. Lower `max_len` to {room}.')
-    tokenizer, sequences = tokenizer_artefact(p), sequences_artefact(p, part) if part else None
+    projected = s.init == 'truncated' and s.shape  # Onto principal directions, which some text shows
+    tokenizer, sequences = tokenizer_artefact(p), sequences_artefact(p, part or 'ccsub') if part or projected else None
     models = {n: model_artefact(p, get_scenario(n)) for n in dict.fromkeys(filter(None, (s.source, s.teacher)))}
     init, source = s.init, models.get(s.source)
     if init == 'pretrained' and part and not scratch: init, source = 'copy', model_artefact(p, SCENARIOS['E0'])
@@ -173,13 +174,15 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
     if source is None: settings |= {'seed': p.seed, **shape}
     elif not isinstance(source, Artefact): settings['pretrained'] = source_identity(source)
     if init == 'random': settings |= {'seed': p.seed, 'init_std': p.init_std}
+    if s.shape: settings['student'] = s.shape
     def make(work):
         from distilherbert.cards import card
         from distilherbert.distill import initial_model, make_model
         weights = source.path if isinstance(source, Artefact) else source or ''
-        first = initial_model(init, weights, tokenizer.path, s.layer_map, p.dropout, p.seed, shape)
-        counts = make_model(work, tokenizer.path, *first, sequences and sequences.path, models[s.teacher].path if s.teacher else None,
-                            training, f'{s.name} ({p.name})', p.zero, p.checkpoint_minutes)
+        text = sequences and sequences.path
+        first = initial_model(init, weights, tokenizer.path, s.layer_map, p.dropout, p.seed, shape, s.shape, text)
+        counts = make_model(work, tokenizer.path, *first, text, models[s.teacher].path if s.teacher else None, training,
+                            f'{s.name} ({p.name})', p.zero, p.checkpoint_minutes)
         if counts:  # empty in processes other than the first
             command = f'python -m distilherbert.distill --scenario {as_typed(s)} --profile {as_typed(p)}'
             kind = 'feature-extraction' if counts['head_is_new'] else 'fill-mask'

@@ -51,9 +51,11 @@ def distil_settings(
     fixed:dict, # Fields of the profile that are decided already: name, text, teacher, and what the user has given
     layers:Sequence[int]=(), # Layers to copy, counted from 0; half of them, evenly spaced, when empty
     objective:str='', # A preset; chosen when empty
+    hidden:int=0, # Width of the student; the teacher's when 0
+    heads:int=0, # Its attention heads; of the teacher's size when 0
 )->tuple[Profile, Scenario, list[str]]: # And a line for each setting that was chosen, with the reason
     "Settings of a distillation."
-    width, reasons, fixed = config.hidden_size, {}, dict(fixed)
+    width, reasons, fixed = hidden or config.hidden_size, {}, dict(fixed)
     def choose(name, value, why):
         if name not in fixed: fixed[name], reasons[name] = value, why
         return fixed[name]
@@ -67,20 +69,25 @@ def distil_settings(
     rows = 2**max(4, min(10, int(math.log2(max(1, tokens/length/2000)))))
     rows = choose('batch_rows', rows, 'about two thousand steps, of 16 sequences or more')
     choose('micro_rows', min(rows, 16), 'fits most devices')
-    choose('lr_trained', round(3e-4*(384/width)**0.5, 6), f'falls with the width of the teacher, {width}')
+    choose('lr_trained', round(3e-4*(384/width)**0.5, 6), f'falls with the width of the student, {width}')
     choose('dropout', 0.0, 'no text is seen more than a few times')
     choose('threads', min(8, os.cpu_count() or 1), 'cores of this machine, up to eight')
     chosen, source = objective or ('distilbert' if has_head else 'hidden'), 'T0' if has_head else 'E0'
     if not objective:
         reasons['objective'] = 'that of DistilBERT' if has_head else 'the teacher has no head that could predict tokens'
+        if hidden: reasons['objective'] += '; hidden states of other width are compared through a learned projection'
     if not layers: reasons['layers'] = 'half of the teacher'
     if chosen not in PRESETS: raise unknown_name('objective', chosen, list(PRESETS))
     if not has_head and 'soft' in ' '.join(PRESETS[chosen].weights):
         raise SettingsError(f'The teacher has no head that could predict tokens, which the objective {chosen} needs; take "hidden".')
     scenario = Scenario('student', 'truncated', source, mlm='mlm' in PRESETS[chosen].weights, teacher=source, objective=chosen,
-                        layer_map=tuple(layers) or tuple(range(0, config.num_hidden_layers, 2)))
+                        layer_map=tuple(layers) or tuple(range(0, config.num_hidden_layers, 2)), hidden=hidden, heads=heads)
+    own = config_of(config, scenario)
+    if hidden and not heads: reasons['heads'] = f'of the teacher\'s size, {config.hidden_size//config.num_attention_heads}'
+    if hidden: reasons['intermediate'] = 'the teacher\'s ratio to the width'
     profile = Profile(tokenizer='teacher', scenarios=('T0',), **fixed)
-    shown = {**{n: getattr(profile, n) for n in reasons if hasattr(profile, n)}, 'objective': chosen, 'layers': list(scenario.layer_map)}
+    shown = {**{n: getattr(profile, n) for n in reasons if hasattr(profile, n)}, 'objective': chosen, 'layers': list(scenario.layer_map),
+             'heads': own.num_attention_heads, 'intermediate': own.intermediate_size}
     return profile, scenario, [f'{n} = {shown[n]}: {why}' for n, why in reasons.items()]
 
 # %% ../nbs/29_recipes.ipynb #00000009
@@ -134,6 +141,8 @@ def distil(
     lines:int=0, # Lines of the text to read; 0 for all
     layers:int=0, # Layers of the student, evenly spaced in the teacher; 0 for half
     layer_map:str='', # The layers to copy, as "0,2,4"
+    hidden:int=0, # Width of the student; the teacher's when 0
+    heads:int=0, # Its attention heads; of the teacher's size when 0
     objective:str='', # A preset; chosen by the teacher when empty
     vocab:str='', # "trim" keeps only the pieces that the text uses, "keep" all of them; chosen by the size when empty
     tokens:str='', # Training tokens, as "200M"; three passes over the text when empty
@@ -172,7 +181,7 @@ def distil(
         raise SettingsError(f'--layers {layers}: the teacher has {config.num_hidden_layers}.')
     if not re.fullmatch(r'(\d+(,\d+)*)?', layer_map): raise SettingsError(f'--layer-map {layer_map!r} should be numbers, as 0,2,4.')
     chosen = [int(i) for i in layer_map.split(',') if i] or [i*config.num_hidden_layers//layers for i in range(layers)]
-    def settings(): return distil_settings(config, not new_head, size, fixed, chosen, objective)
+    def settings(): return distil_settings(config, not new_head, size, fixed, chosen, objective, hidden, heads)
     profile, scenario, reasons = settings()
     known, kind = teacher_config(profile)[0], resolve_precision(precision)
     pace = training_pace(profile, known)

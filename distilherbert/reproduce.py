@@ -190,6 +190,8 @@ DISTIL = (
     {'name': '--lines', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'lines of the text to read (default: all)'},
     {'name': '--layers', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'layers to copy, evenly spaced (default: half)'},
     {'name': '--layer-map', 'default': '', 'metavar': '0,2,4', 'help': 'the layers to copy'},
+    {'name': '--hidden', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'width of the student (default: that of the teacher)'},
+    {'name': '--heads', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'its attention heads (default: of the teacher\'s size)'},
     {'name': '--tokens', 'default': '', 'metavar': '200M', 'help': 'budget (default: three passes over the text)'},
     {'name': '--hours', 'type': float, 'default': 0.0, 'metavar': 'H', 'help': 'budget as time on this machine, estimated'},
     {'name': '--objective', 'default': '', 'metavar': 'NAME', 'help': f'{", ".join(PRESETS)} (default: chosen by the teacher)'},

@@ -109,6 +109,9 @@ class Scenario:
     teacher:str='' # Scenario whose predictions are imitated; empty for none
     layer_map:tuple[int, ...]=() # Copied layers, counted from 0; empty for every second one
     objective:'str | Objective'='distilbert' # Preset of the distillation loss, or one of your own
+    hidden:int=0 # Width of a student's hidden states; 0 for the teacher's
+    heads:int=0 # Its attention heads; 0 for as many of the teacher's size as the width holds
+    intermediate:int=0 # Its feed-forward size; 0 for the teacher's ratio to the width
 
     def __post_init__(self): # Raises `SettingsError` for an invalid combination
         _check_fields(self, 'scenario')
@@ -123,6 +126,15 @@ class Scenario:
                                 'or an objective without the weight `mlm`, such as "hidden".')
         if self.layer_map and self.init != 'truncated':
             raise SettingsError(f'Scenario {self.name}: `layer_map` needs init "truncated".')
+        if self.shape and (self.init not in ('random', 'truncated') or min(self.shape.values()) < 0):
+            got = ', '.join(f'{n} = {v}' for n, v in self.shape.items())
+            raise SettingsError(f'Scenario {self.name}: sizes of a student are above 0 and need init "random" or "truncated"; got {got}, '
+                                f'init "{self.init}".')
+
+    @property
+    def shape(self)->dict[str, int]: # Size by field
+        "The sizes of a student that are not its teacher's."
+        return {n: v for n in ('hidden', 'heads', 'intermediate') if (v := getattr(self, n))}
 
     @property
     def loss(self)->Objective | None: # None without a teacher

@@ -107,8 +107,9 @@ def teacher_config(profile:Profile): # Its teacher's configuration, with the voc
 def config_of(teacher, scenario:Scenario): # Configuration of its model: all layers for a teacher, those of the layer map for a student
     "The shape of a scenario's model, from the configuration of the teacher."
     from distilherbert.student import shortened
-    if scenario.init == 'copy': return config_of(teacher, get_scenario(scenario.source))
-    return teacher if scenario.init == 'pretrained' else shortened(teacher, scenario.layer_map)
+    config = config_of(teacher, get_scenario(scenario.source)) if scenario.source else teacher
+    if scenario.init in ('copy', 'pretrained'): return config
+    return shortened(config, scenario.layer_map, copied=scenario.init == 'truncated', **scenario.shape)
 
 def parameters_of(config)->int: # Number of weights, tied ones once
     "Parameters of a masked language model, counted without allocating them."
@@ -133,6 +134,9 @@ def training_flops(
     def predicted(losses): # Share of the tokens that the head is applied to
         return max((1.0 if x.positions == 'prediction' and everywhere else share for x in losses if x.needs == 'logits'), default=0.0)
     step, evaluation, once = 3*forward(student, predicted(losses)), forward(student, share), 0.0
+    if teacher is not None and teacher.hidden_size != student.hidden_size:  # Hidden states are projected
+        states = sum({'hidden': 1, 'layers': student.num_hidden_layers}.get(n, 0) for n in {x.needs for x in losses})
+        step, evaluation = (x + n*2*states*student.hidden_size*teacher.hidden_size for x, n in ((step, 3), (evaluation, 1)))
     if teacher is not None: step, once = step + forward(teacher, predicted([x for x in losses if x.teacher])), forward(teacher, share)
     return settings['tokens']*step, HELDOUT*length*((settings['evaluations'] + 1)*evaluation + once)
 
