@@ -93,10 +93,7 @@ def flush(path:Path)->None: # A file or a folder
     try: os.fsync(handle)
     finally: os.close(handle)
 
-def write_json(
-    file:Path, # Where to write
-    value, # JSON-ready, without NaN
-)->None:
+def write_json(file:Path, value)->None: # `value`: JSON-ready, without NaN
     "Write JSON atomically: readers see the old file or the new one."
     part = file.with_name(f'.{file.name}.part')
     text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + '\n'
@@ -105,10 +102,7 @@ def write_json(
     os.replace(part, file)
     flush(file.parent)
 
-def publish(
-    work:Path, # A finished folder
-    final:Path, # Its final path
-)->None:
+def publish(work:Path, final:Path)->None: # A finished folder, and its final path
     "Remove the notes of a finished folder (names that begin with a dot), flush it, and give it its final name."
     for note in work.glob('.*'): note.unlink()
     for p in (*work.rglob('*'), work): flush(p)
@@ -133,7 +127,6 @@ def new_folder(out:Path)->Iterator[Path]: # For a `with`: a folder to fill
         publish(work, out)
     finally: shutil.rmtree(work, ignore_errors=True)
 
-
 # %% ../nbs/10_artefact.ipynb #0000000d
 class DamagedArtefact(RuntimeError):
     "An artefact's folder that differs from its manifest."
@@ -149,10 +142,7 @@ def read_metrics(folder:Path)->list[dict]: # A model folder; empty when the mode
     file = Path(folder)/'metrics.jsonl'
     return [json.loads(line) for line in file.read_text('utf-8').splitlines()] if file.is_file() else []
 
-def verify(
-    folder:Path, # An artefact's folder
-    content:bool=True, # Compare the checksums too, not only the sizes
-)->list[str]: # Names of files that are missing or differ
+def verify(folder:Path, content:bool=True)->list[str]: # Names of files that are missing or differ; without `content` only in size
     "Compare a folder with its manifest: sizes, and with `content` checksums too."
     def same(f, known): return f.is_file() and f.stat().st_size == known['bytes'] and (not content or digest(f) == known['sha256'])
     return [name for name, known in read_manifest(folder)['files'].items() if not same(Path(folder)/name, known)]
@@ -171,41 +161,34 @@ class Artefact:
     parallel:bool=False # In a process group, is `make` called by every process? Otherwise by the first only
     note:str=field(default='', compare=False) # Readable note, as the profile's name; in the manifest, not in the key
 
-    def identity(self)->dict: # The content of which the key is a hash
-        "Stage, label, version, settings and the keys of the inputs."
+    def identity(self)->dict: # Stage, label, version, settings and the keys of the inputs: what the key is a hash of
         return {'stage': self.stage, 'label': self.label, 'version': self.version, 'settings': self.settings,
                 'inputs': {f'{a.stage}/{a.label}': a.key for a in self.inputs}}
 
     @cached_property
     def key(self)->str: # 12 hexadecimal digits
-        "Hash of everything that determines the content."
         canonical = json.dumps(self.identity(), ensure_ascii=False, sort_keys=True, separators=(',', ':'), allow_nan=False)
         return hashlib.sha256(canonical.encode('utf-8', 'surrogateescape')).hexdigest()[:12]
 
     @property
-    def path(self)->Path: # Absolute; exists once it is built
-        "The artefact's folder."
+    def path(self)->Path: # Its folder, absolute; exists once it is built
         return runs_dir()/self.stage/f'{self.label}-{self.key}'
 
     @property
-    def partial(self)->Path: # Absolute; exists while it is built, or after a run was killed
-        "The folder in which it is built."
+    def partial(self)->Path: # The folder in which it is built; also there after a run was killed
         return self.path.with_name(f'.{self.path.name}.partial')
 
     @property
-    def lock(self)->FileLock: # Released by the system when its holder dies
-        "The lock that a process holds while it builds."
+    def lock(self)->FileLock: # Held while it is built; released by the system when its holder dies
         return FileLock(self.path.with_name(f'.{self.path.name}.lock'))
 
     def locked(self)->bool: # Does another process hold the lock?
-        "Is the artefact being built?"
         if not self.path.parent.is_dir(): return False
         try:
             with self.lock.acquire(blocking=False): return False
         except Timeout: return True
 
     def state(self)->str: # "current", "building", "damaged" or "absent"
-        "The present state of the artefact."
         if self.path.is_dir():
             try: return 'damaged' if verify(self.path, content=False) else 'current'
             except DamagedArtefact: return 'damaged'
@@ -270,13 +253,9 @@ MEMORY_RAN_OUT = re.compile(r'OutOfMemoryError:|MemoryError:|Cannot allocate mem
 DISK_IS_FULL = re.compile(r'No space left on device|Disk quota exceeded|StorageFull|QuotaExceeded|\d+ requested and \d+ written')
 EXPECTED = (Interrupted, KeyboardInterrupt, MemoryError, OSError, RuntimeError, ValueError)
 
-def guarded(
-    work:Callable[[], object], # The body of a command
-    program:str, # Its name, which precedes each message
-    profile:str, # Name or TOML file, as given on the command line
-    verbose:bool=False, # Show the traceback of an error
-)->int: # Exit code: 0; 2 for a wrong setting; 128 plus the signal that stopped it; 1 for other errors
-    "Run a command, and turn errors into messages and exit codes."
+def guarded(work:Callable[[], object], program:str, profile:str, verbose:bool=False)->int:
+    """Run the body of a command, and turn errors into messages that begin with the program's name, and exit codes: 0; 2 for a wrong
+    setting; 128 plus the signal that stopped it; 1 for other errors. `profile` is as typed; `verbose` shows tracebacks."""
     for stream, errors in ((sys.stdin, 'strict'), (sys.stdout, 'replace')):  # Texts are Polish, in any locale
         if hasattr(stream, 'reconfigure'): stream.reconfigure(encoding='utf-8', errors=errors)
     try:
@@ -332,8 +311,7 @@ class Progress:
         self.start = self.shown = time.perf_counter()
         self.wait = 2.0
 
-    def line(self, note:str='')->str: # One line
-        "The state of the work, as text."
+    def line(self, note:str='')->str: # The state of the work, in one line
         seconds = time.perf_counter() - self.start
         if not self.total: return f'{self.title}: {self.done:,} {self.unit}, {duration(seconds)} {note}'.rstrip()
         left = seconds*(self.total - self.done)/max(1, self.done - self.first)

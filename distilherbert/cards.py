@@ -120,13 +120,9 @@ def card(
             + '\n'.join(f'- {x}' for x in limits) + f'\n\n## Use\n```{"bash" if scores else "python"}\n{use}\n```\n')
 
 # %% ../nbs/16_cards.ipynb #0000000d
-def data_card(
-    sequences:Mapping, # Label, key, settings and counts of the packed sequences
-    text:Mapping, # Manifest of the cleaned text
-    found:Mapping | None=None, # Counts of the search for examples of the tasks, where it was made
-    left_out:int | None=None, # Texts that `drop_klej` left out
-)->str: # Markdown
-    "The card of a folder of packed sequences."
+def data_card(sequences:Mapping, text:Mapping, found:Mapping | None=None, left_out:int | None=None)->str: # Markdown
+    """The card of a folder of packed sequences, from their label, key, settings and counts, and the manifest of the cleaned text; `found`:
+    counts of the search for examples of the tasks; `left_out`: texts that `drop_klej` left out."""
     part, c, t = sequences['label'], sequences['counts'], text['counts']
     w, bad = t['parts'][part], [*t.get('bad_files', ()), *t.get('unread_files', ())]
     steps = {'lines read': w['lines_read'], **{f'rejected as {r}': -n for r, n in w['rejected'].items() if n},

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from .artefact import check_new, log, new_folder, read_manifest, write_json
 from .klej import (
-    DeviceExamples, FineTuning, encode, exact, input_format, load_classifier, logits_of, to_prediction, token_ids)
+    FineTuning, classifier_logits, exact, input_format, load_classifier, logits_of, to_prediction, token_ids)
 from .pack import as_text, openings, reading
 from .pipeline import build_classifier, build_submission
 from .scenario import Profile, Scenario, SettingsError, get_scenario
@@ -51,15 +51,9 @@ def _choose_run(runs:Mapping[int, Path], task:Task)->tuple[int, int]: # Seed, an
 
 # %% ../nbs/17_classify.ipynb #00000007
 def make_classifier(
-    work:Path, # Folder to fill
-    model:Path, # Model folder
-    runs:Mapping[int, Path], # Seed to its folder of scores
-    tasks:Sequence[Task], # Tasks of one group
-    source:str, # Where their data are: "world", "local", "hub", or a folder
-    settings:TaskSettings, # How to fine-tune
-    about:dict, # More entries of `classifier.json`, as profile and scenario
-)->dict: # Counts for the manifest
-    "Repeat the best run of a group of tasks and save its model."
+    work:Path, model:Path, runs:Mapping[int, Path], tasks:Sequence[Task], source:str, settings:TaskSettings, about:dict)->dict: # Counts
+    """Repeat the best run of a group of tasks, of those in the folders of scores by seed, and save its model; `about` holds more entries of
+    `classifier.json`, as profile and scenario."""
     seed, epoch = _choose_run(runs, tasks[0])
     data, run = load_group(tasks, source, settings), load_run(runs[seed])
     with exact(settings.threads, seed) as device:
@@ -120,11 +114,8 @@ class Classifier:
         "Indices of labels, or ratings."
         return to_prediction(self.run(texts)[0], get_task(self.about['tasks'][0]))
 
-def open_classifier(
-    folder:'str | Path', # A classifier folder, or one that `export_onnx` wrote
-    threads:int=0, # Threads of ONNX Runtime; 0 for all
-)->Classifier: # Raises `TaskError` for another kind of folder
-    "Load a classifier."
+def open_classifier(folder:'str | Path', threads:int=0)->Classifier: # `threads` of ONNX Runtime, 0 for all; raises `TaskError`
+    "Load a classifier from its folder, or from one that `export_onnx` wrote."
     folder, about = Path(folder), read_about(folder)
     if (folder/'model.onnx').is_file():
         needed('onnxruntime')
@@ -135,11 +126,11 @@ def open_classifier(
         positions, run = about['positions'], lambda texts: runner_logits(runner, texts)
     else:
         model, tokenizer = load_classifier(folder, max(1, len(about['labels'])), None)
-        device, positions = torch.device('cuda' if torch.cuda.is_available() else 'cpu'), usable_positions(model.config.to_dict())
-        model.to(device).eval()
+        model.to('cuda' if torch.cuda.is_available() else 'cpu')
+        positions = usable_positions(model.config)
         def run(texts):
-            encoded = encode(Examples(tuple(texts), np.zeros(len(texts))), tokenizer, about['max_len'], model.config)
-            return checked(DeviceExamples(encoded, tokenizer.pad_token_id, device).logits(model)), encoded.cut
+            logits, cut = classifier_logits(model, tokenizer, Examples(tuple(texts), np.zeros(len(texts))), about['max_len'])
+            return checked(logits), cut
     if about['max_len'] > positions:
         raise TaskError(f'{folder}: classifier.json says max_len = {about["max_len"]}, but the model has {positions} positions.')
     return Classifier(about, run)
@@ -157,11 +148,8 @@ def checked(logits): # The same; raises `ValueError`
     if np.isfinite(logits).all(): return logits
     raise ValueError('The outputs of the model are NaN or infinite: its weights are damaged.')
 
-def answers_of(
-    logits, # `(N, C)`
-    about, # What `classifier.json` holds
-): # Label and probability of each example, or number and None
-    "Logits as answers."
+def answers_of(logits, about): # Label and probability of each example, or number and None
+    "Logits `(N, C)` as answers; `about` is what `classifier.json` holds."
     if about['scale']:
         low, high = about['scale']
         return [(f'{min(max(x*(high - low) + low, low), high):.4f}', None) for x in logits[:, 0].tolist()]
@@ -169,11 +157,8 @@ def answers_of(
     shares /= shares.sum(1, keepdims=True)
     return [(about['labels'][i], s[i]) for i, s in zip(shares.argmax(1).tolist(), shares.tolist(), strict=True)]
 
-def split_texts(
-    lines, # A text a line; for pairs two, with a tab between them
-    about, # What `classifier.json` holds
-): # One or two texts an example; raises `ValueError`
-    "Lines as the texts of examples."
+def split_texts(lines, about): # One or two texts an example; raises `ValueError`
+    "Lines as the texts of examples; those of a pair have a tab between them."
     if not lines: raise ValueError('There is no text: give texts as arguments, or a text a line on standard input.')
     for n, line in enumerate(lines, 1):
         if about['texts'] == 2 and line.count('\t') != 1:
@@ -183,12 +168,8 @@ def split_texts(
             raise ValueError(f'Text {n} is not valid UTF-8 at character {e.start + 1}; convert it, for example with iconv.') from e
     return [tuple(line.split('\t')) if about['texts'] == 2 else (line,) for line in lines]
 
-def answer_lines(
-    lines, # A text a line
-    run, # Function from texts to logits and how many were cut
-    about, # What `classifier.json` holds
-): # Answer, probability and text of each line, with tabs between them; and a note about cut texts, or ''
-    "Classify lines of text."
+def answer_lines(lines, run, about): # Answer, probability and text of each line, with tabs between them; a note about cut texts, or ''
+    "Classify lines of text with a function from texts to logits and how many were cut."
     logits, cut = run(split_texts(lines, about))
     found = answers_of(logits, about)
     note = f'{cut} of {len(lines)} texts are longer than the {about["max_len"]} tokens that are read, and were cut.' if cut else ''
@@ -196,27 +177,24 @@ def answer_lines(
     return [f'{answer}\t{"" if share is None else f"{share:.3f}"}\t{line}' for (answer, share), line in parts], note
 
 # %% ../nbs/17_classify.ipynb #0000000e
-def _requested(model:str, profile:Profile, task:str)->tuple: # A folder and its `classifier.json`, or a scenario and a task
-    "Resolve the model that a command names; raises `SettingsError`."
-    if Path(model).is_dir():
+def _requested(model:str, profile:Profile, task:str)->tuple[str, dict, Callable[[], Path]]: # Raises `SettingsError`
+    "The name of the model that a command names, its tasks and texts as in `classifier.json`, and a function that returns its folder."
+    if (folder := Path(model)).is_dir():
         if task: raise SettingsError(f'{model} is a folder and has a task already; --task is for scenarios, such as S4.')
-        return Path(model), read_about(model)
+        return folder.resolve().name, read_about(folder), lambda: folder
     if os.sep in model and not model.endswith('.toml'): raise SettingsError(f'There is no folder {model}.')
     known = [get_task(t) for t in profile.tasks]  # Tasks of the profile's own are known by their names then
-    return get_scenario(model), get_task(task) if task else known[0]
+    scenario, t = get_scenario(model), get_task(task) if task else known[0]
+    return scenario.name, {'tasks': [t.name], 'texts': len(t.texts)}, lambda: build_classifier(profile, scenario, t.name)
 
-def predict(
-    model:str, # A folder, or a scenario: name or TOML file
-    texts:Iterable[str], # Texts; a pair is one text with a tab in it
-    profile:Profile, # Of a scenario
-    task:str='', # Of a scenario; the profile's first when empty
-)->list[str]: # A line for each text: answer, probability, text
-    "Classify texts."
-    found, about = _requested(model, profile, task)
+def predict(model:str, texts:Iterable[str], profile:Profile, task:str='')->list[str]: # A line for each text: answer, probability, text
+    """Classify texts with a folder, or with a scenario (name or TOML file) on a task, the profile's first when empty; a pair is one text
+    with a tab in it."""
+    _, about, folder = _requested(model, profile, task)
     if hasattr(texts, 'reconfigure'): texts.reconfigure(errors='surrogateescape')  # Standard input: `split_texts` names the place
     lines = [t.rstrip('\n') for t in texts or ()]
-    split_texts(lines, {'texts': len(about.texts), 'tasks': [about.name]} if isinstance(about, Task) else about)
-    c = open_classifier(found if isinstance(found, Path) else build_classifier(profile, found, about.name))
+    split_texts(lines, about)  # Errors show before a model is trained
+    c = open_classifier(folder())
     answers, note = answer_lines(lines, c.run, c.about)
     if note: log.warning(note)
     return answers
@@ -247,8 +225,7 @@ def _silent()->Iterator[None]:
 @_silent()
 def _write_onnx(model:PreTrainedModel, file:Path)->None:
     "Write the network of a model on the CPU for ONNX Runtime; batch size and length are dynamic."
-    longest = usable_positions(model.config.to_dict())
-    examples, tokens = torch.export.Dim('examples', min=1), torch.export.Dim('tokens', min=2, max=longest)
+    examples, tokens = torch.export.Dim('examples', min=1), torch.export.Dim('tokens', min=2, max=usable_positions(model.config))
     free, ids = {n: {0: examples, 1: tokens} for n in INPUTS}, torch.full((3, 7), 3)
     inputs = ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool)
     torch.onnx.export(ExportedForward(model).eval(), inputs, file, input_names=list(INPUTS), output_names=['logits'],
@@ -261,23 +238,16 @@ def _quantize(file:Path)->None:
     q.quantize_dynamic(file, file, weight_type=q.QuantType.QInt8, per_channel=True, reduce_range=True)
 
 # %% ../nbs/17_classify.ipynb #00000013
-def load_runner(
-    folder, # A folder that `export_onnx` wrote
-    threads=0, # Threads of ONNX Runtime; 0 for all
-): # Session, tokenizer, and what `classifier.json` holds
-    "Load an exported classifier."
+def load_runner(folder, threads=0): # Session, tokenizer, and what `classifier.json` holds
+    "Load an exported classifier, to run with some threads, or 0 for all."
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(Path(folder)/'model.onnx'), options, providers=['CPUExecutionProvider'])
     return session, Tokenizer.from_file(str(Path(folder)/'tokenizer.json')), json.loads((Path(folder)/'classifier.json').read_text('utf-8'))
 
-def runner_logits(
-    runner, # What `load_runner` returned
-    texts, # One or two texts an example
-    size=32, # Examples a batch
-): # Logits in the order of the examples `(N, C)`, and how many examples were cut
-    "Run an exported classifier on texts."
+def runner_logits(runner, texts, size=32): # Logits in the order of the examples `(N, C)`, and how many examples were cut
+    "Run an exported classifier on one or two texts an example, in batches of `size`."
     session, tokenizer, about = runner
     ids, types, cut = token_ids(tokenizer, texts, about['special_ids'], about['max_len'], about['token_types'])
     order = np.argsort([len(i) for i in ids], kind='stable')
@@ -333,7 +303,7 @@ The same classifier as ONNX{}; scores and size above are those of the PyTorch fo
 def _check_export(model:PreTrainedModel, file:Path)->None: # Raises `RuntimeError` when they differ
     "Compare an exported network with PyTorch on random ids."
     session = needed('onnxruntime').InferenceSession(str(file), providers=['CPUExecutionProvider'])
-    for n, tokens in ((1, 2), (4, min(33, usable_positions(model.config.to_dict())))):
+    for n, tokens in ((1, 2), (4, min(33, usable_positions(model.config)))):
         ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(n, tokens))
         feed = {'ids': ids, 'types': np.zeros_like(ids), 'keep': np.arange(tokens) < np.linspace(1, tokens, n).astype(int)[:, None]}
         with torch.inference_mode(): expected = ExportedForward(model)(*map(torch.from_numpy, feed.values())).numpy()
@@ -346,13 +316,9 @@ def _check_output(out:Path)->None: # Raises `SettingsError`
     check_new(out)
     for module in EXTRA: needed(module)
 
-def export_onnx(
-    folder:'str | Path', # A classifier folder
-    out:'str | Path', # The folder to write; must not exist
-    int8:bool=False, # Weights of 8 bits
-    texts:Sequence[tuple[str, ...]]=(), # Texts of the task on which the labels of 8 bits are compared; none when empty
-)->Path: # `out`; raises `SettingsError`, `TaskError`, `RuntimeError`
-    "Write a classifier as a folder that runs without PyTorch."
+def export_onnx(folder:'str | Path', out:'str | Path', int8:bool=False, texts:Sequence[tuple[str, ...]]=())->Path: # `out`, which is new
+    """Write a classifier as a folder that runs without PyTorch, with `int8` in 8 bits, whose labels are then compared on some texts. Raises
+    `SettingsError`, `TaskError`, `RuntimeError`."""
     folder, out = Path(folder), Path(out).absolute()
     _check_output(out)
     if (folder/'model.onnx').is_file(): raise SettingsError(f'{folder} is an exported model already.')
@@ -366,7 +332,7 @@ def export_onnx(
         tokenizer.backend_tokenizer.save(str(work/'tokenizer.json'))
         write_json(work/'classifier.json', classifier.about | {
             **input_format(tokenizer, model.config), 'pad_id': tokenizer.pad_token_id, 'int8': int8,
-            'positions': usable_positions(model.config.to_dict())})
+            'positions': usable_positions(model.config)})
         if int8 and texts:
             mine, theirs = (answers_of(c.run(texts)[0], c.about) for c in (open_classifier(work), classifier))
             same = np.mean([a == b if p else round(float(a)) == round(float(b)) for (a, p), (b, _) in zip(mine, theirs, strict=True)])
@@ -378,35 +344,23 @@ def export_onnx(
         (work/'README.md').write_text(card + EXPORT_CARD.format(bits), 'utf-8')
     return out
 
-def export(
-    model:str, # A classifier folder, or a scenario: name or TOML file
-    profile:Profile, # Of a scenario
-    output:str='', # The folder to write; named after the model when empty
-    task:str='', # Of a scenario; the profile's first when empty
-    int8:bool=False, # Weights of 8 bits
-)->Path: # The folder; raises `SettingsError`
-    "Export a classifier; all arguments are checked before anything is trained."
-    found, about = _requested(model, profile, task)
-    name = found.resolve().name if isinstance(found, Path) else found.name
+def export(model:str, profile:Profile, output:str='', task:str='', int8:bool=False)->Path: # The folder; raises `SettingsError`
+    """Export a classifier folder, or that of a scenario for a task (the profile's first when empty), into a folder that is named after the
+    model when `output` is empty. All arguments are checked before anything is trained."""
+    name, about, folder = _requested(model, profile, task)
     out, texts = Path(output or f'{name}-onnx{"-int8" if int8 else ""}'), ()
     _check_output(out)
     if int8:
-        of, columns = (about.name, len(about.texts)) if isinstance(about, Task) else (about['tasks'][0], about['texts'])
+        of = about['tasks'][0]
         try: texts = load_group([get_task(of)], profile.task_source, TaskSettings.of(profile)).dev[of].texts
         except (ValueError, OSError):  # The task's files are not at hand
-            texts = [(r['sentence'],)*columns for r in read_split(TASKS['nkjp-ner'], 'dev', 'world')]
+            texts = [(r['sentence'],)*about['texts'] for r in read_split(TASKS['nkjp-ner'], 'dev', 'world')]
             log.warning('%s has no texts of %s; labels are compared on the embedded world.', profile.task_source, of)
-    return export_onnx(found if isinstance(found, Path) else build_classifier(profile, found, about.name), out, int8, texts[:LABEL_TEXTS])
+    return export_onnx(folder(), out, int8, texts[:LABEL_TEXTS])
 
 # %% ../nbs/17_classify.ipynb #0000001d
-def make_submission(
-    work:Path, # Folder to fill
-    classifiers:Mapping[str, Path], # Name of a task to a classifier folder
-    source:str, # Where the data are: "world", "local", "hub", or a folder
-    data_seed:int, # Seed of the world
-    name:str, # Of the zip
-)->dict: # Counts for the manifest; with a score on test where its labels are given
-    "Classify the test splits, and write the zip."
+def make_submission(work:Path, classifiers:Mapping[str, Path], source:str, data_seed:int, name:str)->dict: # Counts for the manifest
+    "Classify the test splits with the folder of each task, and write the zip `name`; with a score on test where its labels are given."
     files, counts = {}, {}
     for t, folder in classifiers.items():
         task, c = get_task(t), open_classifier(folder)
@@ -423,12 +377,9 @@ def make_submission(
             z.writestr(zipfile.ZipInfo(file), text.encode('utf-8'), zipfile.ZIP_DEFLATED)
     return counts
 
-def submit(
-    scenario:Scenario, # Whose predictions
-    profile:Profile, # Settings
-    tasks:'str | Sequence[str]'='', # Names with commas or spaces between them, or "all" that are there; the profile's when empty
-)->list[str]: # A table of what the zip holds, a note, and its path; raises `SettingsError` for an unknown task
-    "Write the zip for KLEJ's leaderboard; everything that it needs is built first."
+def submit(scenario:Scenario, profile:Profile, tasks:'str | Sequence[str]'='')->list[str]: # A table of the zip, a note, and its path
+    """Write the zip for KLEJ's leaderboard for tasks (names with commas or spaces between them, or "all" that are there; the profile's when
+    empty); everything that it needs is built first. Raises `SettingsError` for an unknown task."""
     words, source = tasks.replace(',', ' ').split() if isinstance(tasks, str) else tasks, profile.task_source
     if list(words) == ['all']:
         places = {} if source == 'world' else {t.name: task_folder(t, source) for t in TASKS.values() if not t.files}

@@ -40,11 +40,9 @@ SPAN = 13 # Words in a run that long texts share
 SHORTEST = 6 # Words of the shortest example that is found inside a text
 FACTORS = np.array([pow(0x9E3779B97F4A7C15, i, 2**64) for i in range(1, SPAN + 1)], np.uint64) # One for each position in a run
 
-def runs_of(
-    texts:Sequence[list[str]], # The words of each text
-    lengths:Sequence[int]=(SPAN,), # Words in a run, rising, `SPAN` at most
-)->Iterator[tuple[np.ndarray, np.ndarray]]: # For each length: hashes of the runs `(n,)`, and the index of the text of each `(n,)`
-    "All runs of some numbers of words, as 64-bit hashes; none crosses the end of a text."
+def runs_of(texts:Sequence[list[str]], lengths:Sequence[int]=(SPAN,))->Iterator[tuple[np.ndarray, np.ndarray]]: # For each length
+    """All runs of some numbers of words (rising, `SPAN` at most), as 64-bit hashes `(n,)`, with the index of the text of each `(n,)`; none
+    crosses the end of a text."""
     owner = np.repeat(np.arange(len(texts)), [len(words) for words in texts])
     words = np.fromiter((xxh3_64_intdigest(w.encode()) for w in chain.from_iterable(texts)), np.uint64, len(owner))
     runs = np.zeros(len(words), np.uint64)
@@ -107,11 +105,9 @@ class Index:
         return dict(zip(KINDS, (np.array(exact, np.int64).reshape(-1, 2), np.unique(np.concatenate(inside), axis=0), overlap), strict=True))
 
 # %% ../nbs/18_contamination.ipynb #0000000f
-def read_examples(
-    source:'str | Path', # "world", or the folder with `klej_<task>/`
-    seed:int=0, # Seed of the world
-)->tuple[list[Example], list[str]]: # Examples, and the names of the files that are not there; raises `SettingsError` when none is
-    "All examples that models may be scored on."
+def read_examples(source:'str | Path', seed:int=0)->tuple[list[Example], list[str]]: # Examples, and files that are not there
+    """All examples that models may be scored on, of the "world" (with a seed) or in the folder with `klej_<task>/`; raises `SettingsError`
+    where there are none."""
     if source == 'world':
         return [Example(task, split, i, (row['sentence'],)) for task in WORLD_TASKS for split in TASK_SIZES
                 for i, row in enumerate(world_task(task, split, seed))], []
@@ -134,13 +130,8 @@ def _write_table(file:Path, header:Sequence[str], rows:Iterable[Sequence])->None
     with open(file, 'w', encoding='utf-8', newline='\n') as f:
         for row in chain([header], rows): print(*row, sep='\t', file=f)
 
-def search(
-    work:Path, # Folder to fill
-    files:Sequence[Path], # Files of the corpus, a text per line
-    examples:Sequence[Example], # What to look for
-    missing:Sequence[str]=(), # Files of examples that are not there
-)->dict: # Counts for the manifest
-    "Find examples in a corpus."
+def search(work:Path, files:Sequence[Path], examples:Sequence[Example], missing:Sequence[str]=())->dict: # Counts for the manifest
+    "Find examples in files with a text per line; `missing` names files of examples that are not there."
     index, found, places, texts = Index(examples), {kind: {} for kind in KINDS}, [], 0
     for file in files:
         first = 0
@@ -208,12 +199,8 @@ def contamination_report(profile:Profile)->str: # What the command prints: the t
     return '\n'.join([contamination_table(values), *where])
 
 # %% ../nbs/18_contamination.ipynb #0000001b
-def leave_out(
-    work:Path, # Folder to fill
-    files:Sequence[Path], # Files with a text per line
-    found:Path, # Folder of the search
-)->dict: # Counts for the manifest
-    "Copy a corpus without the texts in which examples were found."
+def leave_out(work:Path, files:Sequence[Path], found:Path)->dict: # Counts for the manifest
+    "Copy a corpus (a text per line) without the texts in which the search in the folder `found` found examples."
     places, counts = {}, Counter(texts=0, left_out=0)
     with open(found/'texts.tsv', encoding='utf-8') as f:
         for row in csv.DictReader(f, delimiter='\t'): places.setdefault(row['file'], set()).add(int(row['line']))

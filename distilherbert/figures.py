@@ -71,12 +71,8 @@ def svg(figure:Figure)->str: # The file's text, the same for the same drawing
     with style.context(STYLE): figure.savefig(out, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
     return '\n'.join(line.rstrip() for line in out.getvalue().splitlines()) + '\n'
 
-def figure(
-    r:Results, # The records
-    name:str, # Of the figure
-    label:str='', # Identifier for cross-references, as "fig-losses"
-)->str: # Markdown; an empty figure where records are missing
-    "Draw a figure, save it and show it. `DISTILHERBERT_FIGURES` moves `nbs/figures/`."
+def figure(r:Results, name:str, label:str='')->str: # `label` for references, as "fig-losses"; Markdown
+    "Draw a figure, save it and show it; an empty one where records are missing. `DISTILHERBERT_FIGURES` moves `nbs/figures/`."
     draw, needs = FIGURES[name]
     if all(any(w.startswith(n) for w in r.records) for n in needs): picture = draw(r)
     else: picture = Picture(_panels('Not measured yet', 1.2)[0], f'To be drawn from the records of `{r.profile}`.', 'An empty figure.')
@@ -87,8 +83,7 @@ def figure(
     alt, anchor = picture.alt.replace('"', "'"), f'#{label} ' if label else ''
     return f'![{picture.caption}](figures/{r.profile}/{name}.svg){{{anchor}fig-alt="{alt}"}}'
 
-def _error(found:Mapping, field:str, scale:float=1.0)->list | None: # For `errorbar`
-    "Distances of a value to the ends of its interval."
+def _error(found:Mapping, field:str, scale:float=1.0)->list | None: # For `errorbar`: distances of a value to the ends of its interval
     if found.get('low') is None: return None
     return [[scale*(found[field] - found['low'])], [scale*(found['high'] - found[field])]]
 
@@ -192,7 +187,6 @@ def draw_scores(r:Results): # Records with `klej-…`; figure, caption, alternat
 
 # %% ../nbs/15_figures.ipynb #00000010
 def _heldout(r:Results, field:str, scale:float=1.0)->dict[str, list[tuple[float, float]]]: # Scenario to points
-    "A value of the evaluations of every scenario that has it, by millions of tokens."
     seen = {s: [v for v in r.get(f'model-{s}', 'heldout', default=[]) if v.get(field) is not None] for s in SCENARIOS}
     return {s: [(v['tokens']/1e6, scale*v[field]) for v in values] for s, values in seen.items() if values}
 

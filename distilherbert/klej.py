@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVAL_TOKENS', 'Encoded', 'token_ids', 'input_format', 'encode', 'load_classifier', 'logits_of', 'DeviceExamples',
-           'exact', 'taught_loss', 'teacher_outputs', 'to_prediction', 'FineTuning', 'fine_tune', 'make_scores']
+           'classifier_logits', 'exact', 'taught_loss', 'teacher_outputs', 'to_prediction', 'FineTuning', 'fine_tune',
+           'make_scores']
 
 # %% ../nbs/06_klej.ipynb #00000002
 import copy
@@ -42,13 +43,9 @@ class Encoded:
     unknown:int # Tokens that are `<unk>`
 
 def token_ids(
-    rules:Tokenizer, # Splits texts into tokens
-    texts:Sequence[tuple[str, ...]], # One or two texts per example, the same number for all
-    special_ids:Sequence[int], # Ids of `<s>`, `</s>`, and a third one that stands between the texts of a pair, if there is one
-    max_len:int, # Maximum number of tokens of an example
-    token_types:int=2, # Number of token types of the model
-)->tuple[list[np.ndarray], list[np.ndarray], int]: # Ids and token types of each example `(T,)`, and how many examples were cut
-    "Token ids with the special tokens that a model expects; those that are written in a text are ordinary text."
+    rules:Tokenizer, texts:Sequence[tuple[str, ...]], special_ids:Sequence[int], max_len:int, token_types:int=2)->tuple:
+    """Ids and token types of each example `(T,)`, and how many examples were cut. The special ids are those of `<s>`, `</s>`, and perhaps
+    of a third token that stands between the texts of a pair; special tokens that are written in a text are ordinary text."""
     rules.no_truncation()
     rules.no_padding()
     cls, sep, *between = special_ids
@@ -65,31 +62,20 @@ def token_ids(
         types.append(np.repeat(np.minimum(np.arange(len(parts)), token_types - 1), [len(p) + (j == 0) for j, p in enumerate(parts)]))
     return ids, types, cut
 
-def input_format(
-    tokenizer, # A tokenizer of transformers
-    config:PreTrainedConfig, # Of the model
-)->dict: # Arguments of `token_ids`
+def input_format(tokenizer, config:PreTrainedConfig)->dict: # Arguments of `token_ids`
     "The special tokens and token types that a model expects; RoBERTa's layout has two separators between the texts of a pair."
     special = [tokenizer.cls_token_id, *[tokenizer.sep_token_id]*(1 + (config.model_type in ROBERTA))]
     return {'special_ids': special, 'token_types': getattr(config, 'type_vocab_size', 1)}
 
-def encode(
-    examples:Examples, # Texts or pairs of texts
-    tokenizer, # A tokenizer of transformers
-    max_len:int, # Maximum number of tokens of an example
-    config:PreTrainedConfig, # Of the model
-)->Encoded: # In the order of the examples
-    "Encode examples for a model."
+def encode(examples:Examples, tokenizer, max_len:int, config:PreTrainedConfig)->Encoded: # In the order of the examples
+    "Encode examples for a model of this configuration, in at most `max_len` tokens."
     ids, types, cut = token_ids(tokenizer.backend_tokenizer, examples.texts, max_len=max_len, **input_format(tokenizer, config))
     return Encoded(ids, types, cut, int(sum((i == tokenizer.unk_token_id).sum() for i in ids)))
 
 # %% ../nbs/06_klej.ipynb #00000009
-def load_classifier(
-    folder:str | Path, # A model folder of transformers
-    outputs:int, # Classes, or 1 for a rating
-    seed:int | None, # Determines the weights of a new head; None for a fine-tuned folder, which must be complete
-): # The model (float32) and its tokenizer; raises `TaskError` or `SettingsError`
-    "A classifier on top of a pre-trained encoder, or an already fine-tuned one."
+def load_classifier(folder:str | Path, outputs:int, seed:int | None): # Model (float32) and tokenizer; raises `TaskError`, `SettingsError`
+    """A classifier with some classes (1 for a rating) on top of a pre-trained encoder, whose head gets its weights from the seed; with None
+    a fine-tuned one, which must be complete."""
     config, tokenizer = load_config(folder), load_tokenizer(folder)
     if not belong_together(len(tokenizer), config.vocab_size):
         raise TaskError(f'The tokenizer in {folder} has {len(tokenizer)} entries, the model {config.vocab_size}: they do not belong '
@@ -117,13 +103,9 @@ def load_classifier(
     return model, tokenizer
 
 # %% ../nbs/06_klej.ipynb #0000000d
-def logits_of(
-    model:PreTrainedModel, # The classifier
-    ids:torch.Tensor, # `(B, T)`
-    types:torch.Tensor, # `(B, T)`
-    keep:torch.Tensor | None, # False at padding `(B, 1, 1, T)`; None without padding
-)->torch.Tensor: # `(B, C)`
-    "The classifier's output; BERT's last layer is computed at the first position only."
+def logits_of(model:PreTrainedModel, ids:torch.Tensor, types:torch.Tensor, keep:torch.Tensor | None)->torch.Tensor: # `(B, C)`
+    """The classifier's output for token ids and types `(B, T)`, `keep` False at padding `(B, 1, 1, T)` or None without padding; BERT's last
+    layer is computed at the first position only."""
     encoder, family = model.base_model, family_of(model.config)
     if family.modern: return family.classify(model, encoder(ids, attention_mask=attention_masks(model.config, keep, ids))[0], keep)
     places = torch.arange(ids.shape[1], device=ids.device)[None] + first_position(model)
@@ -159,7 +141,6 @@ def _eval_batches(lengths:np.ndarray, tokens:int)->list[np.ndarray]: # Indices o
 EVAL_TOKENS = {'cpu': 4096, 'cuda': 32_768} # Tokens of an evaluation batch: to fit in a CPU's cache, or to fill a GPU
 
 def _autocast(precision:str, device:torch.device): # A context manager; raises `TaskError` for fp16 without a GPU
-    'The number type of matrix products, "fp32", "bf16", "fp16" or "auto".'
     precision = resolve_precision(precision)
     if precision == 'fp16' and device.type == 'cpu': raise TaskError('precision "fp16" needs a GPU; on a processor take "bf16" or "fp32".')
     kind = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
@@ -192,13 +173,16 @@ class DeviceExamples:
             out = torch.cat([logits_of(model, *inputs).float() for _, inputs in self.batches(parts)])
         return out.cpu().numpy()[np.argsort(np.concatenate(parts))]
 
+def classifier_logits(
+    model:PreTrainedModel, tokenizer, examples:Examples, max_len:int, precision:str='fp32')->tuple[np.ndarray, int]: # How many were cut
+    "The logits `(N, C)` of a fine-tuned classifier on the device where it is, in the order of the examples."
+    encoded = encode(examples, tokenizer, min(max_len, usable_positions(model.config)), model.config)
+    return DeviceExamples(encoded, tokenizer.pad_token_id, model.device).logits(model, precision), encoded.cut
+
 # %% ../nbs/06_klej.ipynb #00000016
 @contextmanager
-def exact(
-    threads:int, # CPU threads
-    seed:int, # Seed of the run
-)->Iterator[torch.device]: # Where to compute
-    "Fix the number of threads and the random state, and restore them afterwards."
+def exact(threads:int, seed:int)->Iterator[torch.device]: # Where to compute
+    "Fix the number of CPU threads and the random state, and restore them afterwards."
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -215,24 +199,15 @@ def _example_loss(logits:torch.Tensor, gold:torch.Tensor, task:Task)->torch.Tens
     if not task.scale: return F.cross_entropy(logits.float(), gold)
     return F.mse_loss(logits.float().squeeze(1), _scaled(gold, task))
 
-def taught_loss(
-    logits:torch.Tensor, # Of the student `(B, C)`
-    taught:torch.Tensor, # Of the teacher `(B, C)`
-    loss:torch.Tensor, # On the labels
-    settings:TaskSettings, # Weight of the teacher's predictions, and their temperature
-)->torch.Tensor: # Mean over the batch
-    """The loss on labels and teacher together (Hinton et al., 2015): cross-entropy with the teacher's class probabilities, times T² so that
-    gradients do not shrink with the temperature; for ratings squared error."""
+def taught_loss(logits:torch.Tensor, taught:torch.Tensor, loss:torch.Tensor, settings:TaskSettings)->torch.Tensor: # Mean over the batch
+    """The loss on the labels and that on the teacher's logits `(B, C)` together (Hinton et al., 2015): cross-entropy with the teacher's
+    class probabilities, times T² so that gradients do not shrink with the temperature; for ratings squared error."""
     t = settings.temperature
     soft = t**2*F.cross_entropy(logits.float()/t, (taught/t).softmax(1)) if logits.shape[1] > 1 else F.mse_loss(logits.float(), taught)
     return (1 - settings.teacher_weight)*loss + settings.teacher_weight*soft
 
-def teacher_outputs(
-    data:GroupData, # Training examples, and their labels
-    settings:TaskSettings, # Name the teacher's folder
-    device:torch.device, # Where to compute
-)->torch.Tensor: # Logits in the order of the labels, or ratings scaled to 0..1 `(N, C)`; raises `TaskError`
-    "The predictions of a fine-tuned classifier on the training examples."
+def teacher_outputs(data:GroupData, settings:TaskSettings, device:torch.device)->torch.Tensor: # `(N, C)`; raises `TaskError`
+    "The logits of the teacher on the training examples, in the order of their labels, or its ratings scaled to 0..1."
     folder, task, config = Path(settings.teacher), data.tasks[0], load_config(settings.teacher)
     names = [] if config.num_labels == 1 else [name for _, name in sorted(config.id2label.items())]
     if sorted(names) != sorted(data.labels):
@@ -240,19 +215,15 @@ def teacher_outputs(
         raise TaskError(f'{task.title}: the teacher {folder} predicts {shown(names)}; the labels of the examples are {shown(data.labels)}. '
                         'Take a teacher that was fine-tuned on the same labels, or correct `id2label` in its config.json.')
     model, tokenizer = load_classifier(folder, config.num_labels, None)
-    encoded = encode(data.train, tokenizer, min(settings.max_len, usable_positions(model.config.to_dict())), model.config)
-    examples = DeviceExamples(encoded, tokenizer.pad_token_id, device)
-    logits = torch.from_numpy(examples.logits(model.to(device), settings.precision)).to(device)
+    logits, _ = classifier_logits(model.to(device), tokenizer, data.train, settings.max_len, settings.precision)
+    logits = torch.from_numpy(logits).to(device)
     if not logits.isfinite().all(): raise TaskError(f'The predictions of the teacher {folder} are NaN: its weights are damaged.')
     if data.labels: return logits[:, [names.index(n) for n in data.labels]]
     low, high = json.loads(file.read_text('utf-8'))['scale'] if (file := folder/'classifier.json').is_file() else (0.0, 1.0)
     return _scaled(logits*(high - low) + low, task)
 
-def to_prediction(
-    logits:np.ndarray, # `(N, C)`
-    task:Task, # Classes or ratings?
-)->np.ndarray: # Classes (8 bits) or ratings (32 bits) `(N,)`
-    "The predicted labels."
+def to_prediction(logits:np.ndarray, task:Task)->np.ndarray: # Classes (8 bits) or ratings (32 bits) `(N,)`
+    "The predicted labels of logits `(N, C)`."
     if not task.scale: return logits.argmax(1).astype(np.uint8)
     low, high = task.scale
     return np.clip(logits[:, 0]*(high - low) + low, low, high).astype(np.float32)
@@ -265,7 +236,7 @@ class FineTuning:
         self.taught = teacher_outputs(data, settings, device) if settings.teacher else None
         self.model, self.tokenizer = load_classifier(folder, max(1, len(data.labels)), seed)
         config, pad = self.model.config, self.tokenizer.pad_token_id
-        max_len = min(settings.max_len, usable_positions(config.to_dict()))
+        max_len = min(settings.max_len, usable_positions(config))
         parts = {'train': data.train, 'validation': data.validation, **data.scored}
         encoded = {n: encode(e, self.tokenizer, max_len, config) for n, e in parts.items()}
         self.counts = {'cut': {n: e.cut for n, e in encoded.items()}, 'unknown': {n: e.unknown for n, e in encoded.items()},
@@ -324,14 +295,10 @@ class FineTuning:
         return model
 
 # %% ../nbs/06_klej.ipynb #0000001a
-def fine_tune(
-    folder:str | Path, # A model folder
-    data:GroupData, # Training, validation and scored examples
-    settings:TaskSettings, # Settings of the fine-tuning
-    seed:int, # Determines new weights, order and dropout
-)->tuple[dict[str, np.ndarray], dict]: # Arrays by name, and counts; raises `TaskError`
-    """Fine-tune a model on one group of tasks. `train_loss` and `validation_loss` `(E,)`, `pred/<part>` `(E, N)`, `gold/<part>` `(N,)`,
-    and for classes `prob/<task>` `(E, N, C)`; a part is "validation", a task, or "test/" and a task."""
+def fine_tune(folder:str | Path, data:GroupData, settings:TaskSettings, seed:int)->tuple[dict[str, np.ndarray], dict]: # Arrays, counts
+    """Fine-tune a model on one group of tasks; the seed determines new weights, order and dropout. `train_loss` and `validation_loss`
+    `(E,)`, `pred/<part>` `(E, N)`, `gold/<part>` `(N,)`, and for classes `prob/<task>` `(E, N, C)`; a part is "validation", a task, or
+    "test/" and a task. Raises `TaskError`."""
     task = data.tasks[0]
     gold = {'validation': data.validation.gold, **{n: e.gold for n, e in data.scored.items()}}
     log:dict[str, list] = {'train_loss': [], 'validation_loss': []}
@@ -349,15 +316,8 @@ def fine_tune(
     return {n: np.array(v) for n, v in log.items()} | {f'gold/{n}': g for n, g in gold.items()}, tuning.counts
 
 # %% ../nbs/06_klej.ipynb #0000001e
-def make_scores(
-    work:Path, # Folder to fill with `predictions.npz`
-    folder:Path, # Model folder
-    tasks:Sequence[Task], # Tasks of one group
-    source:str, # Their data: "world", "local", "hub", or a folder
-    settings:TaskSettings, # How to fine-tune
-    seed:int, # Fine-tuning seed
-)->dict: # Counts for the manifest
-    "Fine-tune; save the predictions of all epochs, and the class probabilities of the selected ones."
+def make_scores(work:Path, folder:Path, tasks:Sequence[Task], source:str, settings:TaskSettings, seed:int)->dict: # Counts for the manifest
+    "Fine-tune a model on a group of tasks; save the predictions of all epochs, and the class probabilities of the selected ones."
     data = load_group(tasks, source, settings)
     arrays, counts = fine_tune(folder, data, settings, seed)
     epochs = {t.name: select_epochs(arrays, t) for t in tasks}

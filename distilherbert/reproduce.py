@@ -58,8 +58,7 @@ class Execution:
     stamp:dict # What decides whether the copy is up to date: digest of the notebook, keys of the artefacts
     parameters:dict # `scenario` and `profile`, as the parameters cell takes them
 
-    def is_current(self)->bool: # Is there nothing to do?
-        "Compare the stamp of the executed copy with the present one."
+    def is_current(self)->bool: # Is the stamp of the executed copy the present one?
         try: return json.loads(self.out.read_bytes())['metadata'].get('distilherbert') == self.stamp
         except (OSError, ValueError, KeyError): return False
 
@@ -87,8 +86,6 @@ class ProgressLines(io.TextIOBase):
         for line in lines:
             if re.search(r'\[[█·]{20}\]', line): print(f'  {line}', flush=True)
         return len(text)
-
-    def writable(self)->bool: return True
 
 # %% ../nbs/09_reproduce.ipynb #0000000c
 def execute(e:Execution)->None: # Which notebook, and with which parameters
@@ -126,12 +123,9 @@ def execute_scenario(todo:Sequence[Execution])->None: # Notebooks of one scenari
         for e in todo: execute(e)
 
 # %% ../nbs/09_reproduce.ipynb #00000010
-def reproduce(
-    profile:Profile, # Settings
-    names:Sequence[str]=(), # Scenarios, names or TOML files; those of the profile when empty
-    profile_name:str='', # The profile as it was typed: name or TOML file; its name when empty
-)->None:
-    "Execute the notebooks of all scenarios, then write the records; raises `SettingsError` outside a checkout."
+def reproduce(profile:Profile, names:Sequence[str]=(), profile_name:str='')->None: # Raises `SettingsError` outside a checkout
+    """Execute the notebooks of scenarios (names or TOML files; those of the profile when empty), then write the records. `profile_name`: as
+    typed; its name when empty."""
     names = grid_order(names or profile.scenarios)
     todo = {n: e for n in names if (e := _executions(profile, n, profile_name or profile.name))}
     if not find_spec('papermill'):

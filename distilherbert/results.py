@@ -77,11 +77,9 @@ def move_records(profile:Profile)->list[Path]: # Files in the checkout; raises `
     raise SettingsError(f'There are no records of {profile.name} in {own_results()}: distilherbert reproduce --profile {as_typed(profile)}')
 
 # %% ../nbs/14_results.ipynb #00000006
-def settings_changes(
-    then:Mapping, # Values of the record "settings" of a run
-    p:Profile, # Its profile today
-)->list[str]: # Names of fields, scenarios and stages; what has been added since counts where it is not the default
-    "What differs between the settings of a run and those of today, but for the lists of scenarios and tasks."
+def settings_changes(then:Mapping, p:Profile)->list[str]: # Fields, scenarios and stages; what is new counts where it is not the default
+    """What differs between the settings of a run (the values of its record "settings") and those of its profile today, but for the lists
+    of scenarios and tasks."""
     def plain(settings): return json.loads(json.dumps(asdict(settings)))
     def changes(old, new): return [n for n, v in new.items() if v != old.get(n, v)]
     now, added = plain(p), {f.name: f.default for f in fields(Profile) if f.name not in then['profile']}
@@ -112,23 +110,15 @@ def verdict(pair:Mapping)->str: # One of `VERDICTS`
     "The verdict of a comparison on its first scenario."
     return 'no difference' if not pair['claim'] else 'better' if pair['difference'] > 0 else 'worse'
 
-def holds(
-    text:str, # Text to print
-    condition:bool | None, # Does the claim hold? None without a record
-    truth:str='the records disagree', # Printed where it does not hold
-)->str: # Markdown
-    "A claim in a sentence, marked where the records disagree."
+def holds(text:str, condition:bool | None, truth:str='the records disagree')->str: # `condition`: None without a record; Markdown
+    "A claim in a sentence, marked where the records disagree, with the truth."
     return text if condition in (True, None) else f'{text} **[claim fails: {truth}]**'
 
-def _item(x:Mapping)->str: # As "S4-S3-heldout-mean"
-    "The name of an entry of a list in a record: its words, in the order of their keys."
+def _item(x:Mapping)->str: # Name of an entry of a list, as "S4-S3-heldout-mean": its words, in the order of their keys
     return '-'.join(x[k] for k in sorted(x) if isinstance(x[k], str) and ' ' not in x[k])
 
-def value_groups(
-    values:Mapping | Sequence, # Of a record, or a part of them
-    *path:str, # The way to this part
-)->Iterator[tuple[tuple[str, ...], dict]]: # The way to each group, and the group
-    "The values of a record in groups: those that stand together in one mapping or list."
+def value_groups(values:Mapping | Sequence, *path:str)->Iterator[tuple[tuple[str, ...], dict]]: # The way to each group, and the group
+    "The values of a record, or of the part that `path` leads to, in groups: those that stand together in one mapping or list."
     if isinstance(values, Mapping): named = [*values.items()]
     else:
         names, numbers = [_item(x) if isinstance(x, Mapping) else '' for x in values], map(str, range(len(values)))
@@ -137,12 +127,8 @@ def value_groups(
     for name, x in named:
         if isinstance(x, (Mapping, list)): yield from value_groups(x, *path, name)
 
-def anchor(
-    profile:str, # Name of a profile
-    what:str, # Name of a record
-    *path:str, # The way to a group of its values; none for the record itself
-)->str: # An identifier
-    "Where a record, or a group of its values, stands on the page of all records."
+def anchor(profile:str, what:str, *path:str)->str: # An identifier
+    "Where a record, or the group of its values that `path` leads to, stands on the page of all records."
     return '-'.join(re.sub(r'[^\w.]+', '-', part.lower()) for part in ('record', profile, what, *path))
 
 @dataclass(frozen=True)
@@ -153,8 +139,7 @@ class Results:
     stale:Mapping[str, str | None] # Name of a record to why it is stale; "" for current, None for unknown
     page:str='' # Page that lists the records; empty for the same page
 
-    def get(self, what:str, *path:str, default=None): # `what`: a record; `path`: the way to a value inside it
-        "A value of a record, or `default`."
+    def get(self, what:str, *path:str, default=None): # A value of a record, or `default`
         value = self.records.get(what, {}).get('values')
         for step in path: value = value.get(step) if isinstance(value, Mapping) else None
         return default if value is None else value
@@ -169,29 +154,23 @@ class Results:
         return NOTHING if value is None else self.linked(what, f'{value*scale:{form}}'.replace('-', '−'), *path[:-1])
 
     def scores(self)->dict[str, Mapping]: # Scenario to tasks, in the order of the grid
-        "Scores of all scored scenarios."
         return {s: self.get(f'klej-{s}') for s in SCENARIOS if f'klej-{s}' in self.records}
 
-    def tasks(self)->list[str]: # In the order of `TASKS`
-        "The tasks that were scored."
+    def tasks(self)->list[str]: # Those that were scored, in the order of `TASKS`
         found = {t for v in self.scores().values() for t in v} - {'mean'}
         return [t for t in TASKS if t in found] + sorted(found - set(TASKS))
 
-    def columns(self)->list[str]: # Their names, as in `title`
-        "The tasks of a table, and the mean where there are several."
+    def columns(self)->list[str]: # The tasks of a table, and "mean" where there are several
         tasks = self.tasks()
         return tasks if len(tasks) == 1 else [*tasks, 'mean']
 
-    def overall(self)->str: # "mean", or the only task
-        "What stands for all tasks."
+    def overall(self)->str: # What stands for all tasks: "mean", or the only task
         return self.columns()[-1]
 
-    def title(self, task:str)->str: # `task`: a task, or "mean"
-        "The display name of a task."
+    def title(self, task:str)->str: # Of a task, or of "mean"
         return 'Mean' if task == 'mean' else next((v[task]['title'] for v in self.scores().values() if task in v), task)
 
-    def selection(self)->str: # "heldout", or "last" where no validation slice was held out
-        "The epoch selection that is shown."
+    def selection(self)->str: # That is shown: "heldout", or "last" where no validation slice was held out
         seen = {how for v in self.scores().values() for x in v.values() for how in x['selections']}
         return 'last' if seen and 'heldout' not in seen else 'heldout'
 
@@ -229,10 +208,7 @@ class Results:
         text = self.linked('comparisons', f'{signed(p["difference"])} points [{signed(p["low"])}, {signed(p["high"])}]', *p['field'])
         return holds(text, verdict(p) == said, f'{a} against {b} on {task}: {verdict(p)}')
 
-def load_results(
-    profile:str='demo', # Name of a profile
-    page:str='', # Page that lists the records; empty for the same page
-)->Results: # Its records with their states
+def load_results(profile:str='demo', page:str='')->Results: # `page` lists the records; empty for the same page
     "Read the records of a profile and find the stale ones."
     records = read_records(profile)
     run = records.get('settings', {}).get('values', {})
@@ -334,7 +310,6 @@ WORLD_TITLES = { # The tasks of the synthetic world share the file format of KLE
     'nkjp-ner': 'World NER', 'polemo2.0-in': 'World reviews', 'polemo2.0-out': 'World reviews (out)'}
 
 def _model_values(scenario:str, manifest:Mapping, log:Sequence[Mapping])->dict: # JSON-ready
-    "The recorded values of a model."
     c, steps = manifest['counts'], [line for line in log if 'loss' in line]
     def rounded(value): return float(f'{value:.6g}') if isinstance(value, float) else value
     step, seconds, heldout = max(1, -(-len(steps)//POINTS)), c.get('train_seconds', 0), c.get('heldout', {})

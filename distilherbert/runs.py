@@ -51,7 +51,7 @@ def wanted_zero(zero:int)->int: # Of the profile or the command line; 0 for DDP,
         raise SettingsError("ZeRO-2 needs DeepSpeed, an optional extra: pip install 'distilherbert[deepspeed]'; or leave out zero = 2.")
     return stage
 
-def join_processes(zero:int=0)->PartialState: # 0 for DDP, 2 for ZeRO-2; rank and world size of this process
+def join_processes(zero:int)->PartialState: # 0 for DDP, 2 for ZeRO-2; rank and world size of this process
     "Join the other processes; the first call waits for them."
     stage = wanted_zero(zero)
     if stage: os.environ['ACCELERATE_USE_DEEPSPEED'] = 'true'
@@ -69,14 +69,10 @@ def resolve_precision(precision:str)->str: # "fp32", "bf16", "fp16" or "auto"; t
     else: fast = Path('/proc/cpuinfo').is_file() and bool({'amx_bf16', 'avx512_bf16'} & set(Path('/proc/cpuinfo').read_text().split()))
     return 'bf16' if fast else 'fp32'
 
-def attend(
-    q:torch.Tensor, # Queries `(B, heads, Q, d)`
-    k:torch.Tensor, # Keys `(B, heads, T, d)`
-    v:torch.Tensor, # Values `(B, heads, T, d)`
-    keep:torch.Tensor | None=None, # False where a query must not look, broadcastable to `(B, heads, Q, T)`
-    dropout:float=0.0, # Of the attention weights
-)->torch.Tensor: # `(B, heads, Q, d)`
-    "Scaled dot-product attention; in bf16 on a CPU by matrix products, as the backward pass of PyTorch's fused kernel is slow there."
+def attend(q:torch.Tensor, k:torch.Tensor, v:torch.Tensor, keep:torch.Tensor | None=None, dropout:float=0.0)->torch.Tensor:
+    """Scaled dot-product attention `(B, heads, Q, d)` of queries `(B, heads, Q, d)`, keys and values `(B, heads, T, d)`; `keep` is False
+    where a query must not look, broadcastable to `(B, heads, Q, T)`. In bf16 on a CPU by matrix products, as the backward pass of PyTorch's
+    fused kernel is slow there."""
     if q.device.type != 'cpu' or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout)
     scores = q @ k.transpose(-1, -2)*q.shape[-1]**-0.5
@@ -84,19 +80,14 @@ def attend(
     return F.dropout(scores.softmax(-1), dropout) @ v
 
 def _transformers_attention(module, query, key, value, attention_mask, dropout=0.0, **_):
-    "`attend` with the interface of transformers."
     return attend(query, key, value, attention_mask, dropout).transpose(1, 2), None
 
 AttentionInterface.register('attend', _transformers_attention)
 
 def make_accelerator(
-    precision:str, # "fp32", "bf16", "fp16" or "auto"
-    threads:int, # CPU threads of this process
-    clip:float, # Largest gradient norm
-    zero:int=0, # 0 for DDP, 2 for ZeRO-2
-    partial:bool=False, # Are there parameters that the loss does not reach?
-)->Accelerator: # On the GPU where there is one; raises `SettingsError`
-    "Set the threads and the number type of a run, and join the other processes."
+    precision:str, threads:int, clip:float, zero:int=0, partial:bool=False)->Accelerator: # On a GPU if there is one
+    """Set the CPU threads and the precision ("fp32", "bf16", "fp16" or "auto") of a run, and join the other processes; `clip`: largest
+    gradient norm; `zero`: 0 for DDP, 2 for ZeRO-2; `partial`: are there parameters that the loss does not reach? Raises `SettingsError`."""
     kind = resolve_precision(precision)
     mixed = 'no' if kind == 'fp32' else kind
     if mixed == 'fp16' and not torch.cuda.is_available():
@@ -112,12 +103,8 @@ def make_accelerator(
     return Accelerator(deepspeed_plugin=plugin, mixed_precision=mixed)
 
 # %% ../nbs/12_runs.ipynb #00000009
-def rank_slice(
-    sequences:int, # Sequences of a step
-    rank:int, # Which process, counted from 0
-    world:int, # How many there are
-)->slice: # Its sequences; raises `SettingsError` when there are too few
-    "The slice of a step that one process takes."
+def rank_slice(sequences:int, rank:int, world:int)->slice: # Raises `SettingsError` when there are fewer sequences than processes
+    "The slice of a step's sequences that one process takes; ranks are counted from 0."
     if sequences < world:
         raise SettingsError(f'A step of {sequences} sequences cannot be shared by {world} processes: raise `batch_rows`, or start fewer.')
     return slice(sequences*rank//world, sequences*(rank + 1)//world)
@@ -133,24 +120,20 @@ class ProcessGroup:
     "Processes that build an artefact together."
     first:bool # Is this the process that holds the lock, writes, and names the folder?
 
-    def broadcast(self, value): # Anything that can be pickled
-        "The value of the first process; returns only when all processes have called it."
+    def broadcast(self, value): # The value of the first process, once all have called it
         received, = broadcast_object_list([value])
         PartialState().wait_for_everyone()
         return received
 
-def process_group(zero:int=0)->ProcessGroup | None: # 0 for DDP, 2 for ZeRO-2; None for a single process
+def process_group(zero:int)->ProcessGroup | None: # 0 for DDP, 2 for ZeRO-2; None for a single process
     "Join the processes of a launch, where there are several."
     return ProcessGroup(join_processes(zero).is_main_process) if int(os.environ.get('WORLD_SIZE', '1')) > 1 else None
 
 # %% ../nbs/12_runs.ipynb #0000000c
 def parameter_groups(
-    model:nn.Module, # Parameters that do not require a gradient are left out
-    weight_decay:float, # For matrices
-    head:Collection[nn.Parameter]=(), # Parameters with a learning rate of their own
-    head_scale:float=1.0, # Their learning rate, as a multiple of the others'
-)->list[dict]: # Groups for AdamW; "scale" multiplies the learning rate
-    "Matrices with weight decay, vectors (biases, layer norms) without."
+    model:nn.Module, weight_decay:float, head:Collection[nn.Parameter]=(), head_scale:float=1.0)->list[dict]: # Groups for AdamW
+    """Matrices with weight decay, vectors (biases, layer norms) without; parameters that need no gradient are left out. "scale" multiplies
+    the learning rate: that of `head` is a multiple of the others'."""
     special = set(head)
     def trained(matrix, new): return [p for p in model.parameters() if p.requires_grad and (p.ndim > 1) == matrix and (p in special) == new]
     groups = [{'params': trained(matrix, new), 'weight_decay': weight_decay*matrix, 'scale': head_scale if new else 1.0}
@@ -169,12 +152,8 @@ def optimizer_state(accelerator:Accelerator, optimizer)->'dict | list[dict] | No
     torch.distributed.gather_object(part, parts, dst=0)
     return parts
 
-def load_optimizer(
-    accelerator:Accelerator,
-    optimizer, # As prepared by accelerate
-    state:'dict | list[dict]', # As saved
-)->None: # Raises `SettingsError` where the number of processes differs
-    "Restore the optimiser; called by all processes."
+def load_optimizer(accelerator:Accelerator, optimizer, state:'dict | list[dict]')->None: # Raises `SettingsError`
+    "Restore the optimiser as prepared by accelerate; called by all processes, as many as saved it with ZeRO-2."
     zero = accelerator.distributed_type == DistributedType.DEEPSPEED
     if zero != isinstance(state, list) or zero and len(state) != accelerator.num_processes:
         saved = f'with ZeRO-2 by {len(state)} processes' if isinstance(state, list) else 'without ZeRO-2'
@@ -187,12 +166,8 @@ def load_optimizer(
     vars(own.loss_scaler).update(part['scale'])
 
 # %% ../nbs/12_runs.ipynb #0000000f
-def save_checkpoint(
-    folder:Path, # Folder of the checkpoints
-    step:int, # Steps done
-    state:dict, # Tensors and plain values
-)->Path: # The file
-    "Write a checkpoint atomically, and keep the last two."
+def save_checkpoint(folder:Path, step:int, state:dict)->Path: # `state`: tensors and plain values; the file
+    "Write a checkpoint after `step` steps atomically, and keep the last two."
     folder.mkdir(exist_ok=True)
     part = folder/'part'
     try:
@@ -307,8 +282,7 @@ class Run:
                 saved = self.clock = time.perf_counter()
             if stopped: raise Interrupted(int(stopped), self.step, self.steps)
 
-    def stop_if_asked(self)->None: # Raises `Interrupted`
-        "Within a step or an evaluation: save the state before it, and stop. Several processes stop between steps only."
+    def stop_if_asked(self)->None: # Within a step of a single process: save the state before it, and raise `Interrupted`
         if self.world > 1 or not self.stop.number: return
         self.optimizer.zero_grad(set_to_none=True)
         self.save()
@@ -344,8 +318,7 @@ class Run:
         kind = next(self.teacher_model.parameters()).dtype
         with nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, enabled=False): return self.teacher_model(micro)
 
-    def backward(self, losses:dict[str, torch.Tensor])->None: # "loss" and its parts
-        "Backward pass of a micro-batch."
+    def backward(self, losses:dict[str, torch.Tensor])->None: # "loss" and its parts, of a micro-batch
         loss = losses['loss']*self.world
         with torch.autocast(self.device.type, enabled=False):
             if self.engine:
@@ -395,7 +368,6 @@ class Run:
         return bool(every) and step != self.evaluated and (step % every == 0 or step == self.steps)
 
     def log(self, heldout:dict[str, float])->None: # Results of an evaluation
-        "Log an evaluation."
         self.fetch()
         line = {'step': self.step, 'tokens': self.tokens, **{f'heldout_{k}': v for k, v in heldout.items()}}
         print(json.dumps(line), file=self.log_file, flush=True)

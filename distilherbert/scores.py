@@ -25,8 +25,7 @@ from .scenario import SCENARIOS
 from .tasks import TASKS, Task, TaskError
 
 # %% ../nbs/13_scores.ipynb #00000005
-def _accuracy(gold, pred, weight):
-    "Share of correct predictions."
+def _accuracy(gold, pred, weight): # Share of correct predictions
     return weight @ (pred == gold).T/weight.sum(1, keepdims=True)
 
 def _f1(gold, pred, weight):
@@ -70,25 +69,17 @@ METRICS = {
     'wmae': Metric('1 − wMAE', _wmae),
 }
 
-def weighted_scores(
-    metric:str, # A key of `METRICS`
-    gold:np.ndarray, # `(N,)`
-    pred:np.ndarray, # `(R, N)`
-    weight:np.ndarray, # `(B, N)`
-)->np.ndarray: # In percent `(B, R)`; raises `TaskError` without labels, and for labels or predictions that are not finite
-    "Scores of R runs in B samples."
+def weighted_scores(metric:str, gold:np.ndarray, pred:np.ndarray, weight:np.ndarray)->np.ndarray: # In percent `(B, R)`
+    """Scores of R runs `(R, N)` against labels `(N,)` in B samples with weights `(B, N)`; raises `TaskError` without labels, and for labels
+    or predictions that are not finite."""
     if not len(gold) or not np.isfinite(gold).all():
         raise TaskError(f'There is no score ({metric}) of {len(gold)} labels, {(~np.isfinite(gold)).sum()} of them NaN or infinite.')
     if not np.isfinite(pred).all():
         raise TaskError(f'The score ({metric}) is not a number: {(~np.isfinite(pred)).sum()} predictions are NaN or infinite.')
     return 100*METRICS[metric].function(gold, pred, weight.astype(float))
 
-def score(
-    metric:str, # A key of `METRICS`
-    gold:np.ndarray, # `(N,)`
-    pred:np.ndarray, # `(N,)`
-)->float: # In percent
-    "The official score of one set of predictions."
+def score(metric:str, gold:np.ndarray, pred:np.ndarray)->float: # In percent
+    "The official score of one set of predictions `(N,)`."
     return float(weighted_scores(metric, gold, np.asarray(pred)[None], np.ones((1, len(gold))))[0, 0])
 
 # %% ../nbs/13_scores.ipynb #00000009
@@ -99,11 +90,9 @@ SELECTIONS = {
     'test': 'epoch chosen on a held-out part of train, scored on test',
 }
 
-def select_epochs(
-    run:Mapping[str, np.ndarray], # Arrays of one fine-tuning
-    task:Task, # One of its tasks
-)->dict[str, int]: # Epoch of each selection, counted from 0; no "heldout" without a validation slice, no "test" without labels
-    "The epoch of each selection."
+def select_epochs(run:Mapping[str, np.ndarray], task:Task)->dict[str, int]: # Epoch of each selection, counted from 0
+    """The epoch of each selection, from the arrays of a fine-tuning; without a validation slice there is no "heldout", without labels no
+    "test"."""
     def scores(part):
         gold, pred = run[f'gold/{part}'], run[f'pred/{part}']
         return weighted_scores(task.metric, gold, pred, np.ones((1, len(gold))))[0]
@@ -149,15 +138,11 @@ class Estimate:
         low, high = np.percentile(samples, 100*ndtr(bias + z/(1 - acceleration*z)))
         return float(low), float(high)
 
-    def ends(self, digits:int=4, unit:float=1.0)->dict[str, float]: # `low` and `high`, divided by `unit`
-        "The interval, for records."
+    def ends(self, digits:int=4, unit:float=1.0)->dict[str, float]: # `low` and `high` for records, divided by `unit`
         return dict(zip(('low', 'high'), (round(x/unit, digits) for x in self.interval()), strict=True))
 
-def combine(
-    function:Callable, # Takes one argument per estimate, and works on arrays
-    *estimates:Estimate, # Made with the same bootstrap samples
-)->Estimate:
-    "A function of several estimates, whose seeds and examples are resampled and left out together."
+def combine(function:Callable, *estimates:Estimate)->Estimate: # `function` takes one argument per estimate, and works on arrays
+    "A function of several estimates from the same bootstrap samples, whose seeds and examples are resampled and left out together."
     keys = dict.fromkeys(k for e in estimates for k in e.without)
     return Estimate(float(function(*(e.value for e in estimates))), function(*(e.samples for e in estimates)),
                     {k: function(*(e.without.get(k, e.value) for e in estimates)) for k in keys})
@@ -185,8 +170,7 @@ class TaskPredictions:
         return np.concatenate([weighted_scores(self.task.metric, self.gold, self.pred, w) for w in parts])
 
     @cached_property
-    def estimate(self)->Estimate: # In percent
-        "The mean score over seeds."
+    def estimate(self)->Estimate: # The mean score over seeds, in percent
         n, count, own = len(self.gold), len(self.seeds), self.scores()
         value, correction, without = float(own.mean()), 1.0, {}
         if count > 1:
@@ -204,11 +188,9 @@ def load_run(folder:Path)->dict[str, np.ndarray]: # Arrays by name
     "The predictions in the folder of a fine-tuning, cached in this process."
     with np.load(folder/'predictions.npz') as f: return {n: f[n] for n in f.files}
 
-def read_scores(
-    folders:Mapping[str, Mapping[int, Path]], # Folders of the fine-tunings, by group of tasks and seed
-    tasks:Sequence[str]=(), # Only these tasks, in this order; empty for all
-)->dict[str, dict[str, TaskPredictions]]: # By selection and task
-    "The predictions of a scenario under every selection."
+def read_scores(folders:Mapping[str, Mapping[int, Path]], tasks:Sequence[str]=())->dict[str, dict[str, TaskPredictions]]:
+    """The predictions of a scenario by selection and task, from the folders of its fine-tunings by group and seed; only of some tasks,
+    where they are named."""
     out:dict[str, dict[str, TaskPredictions]] = {}
     for by_seed in folders.values():
         runs = [load_run(f) for f in by_seed.values()]
@@ -254,12 +236,10 @@ def detectable_effect(seeds:int)->float: # In standard deviations of the seeds' 
         low, high = (low, middle) if power > POWER else (middle, high)
     return high
 
-def compare(
-    a:Mapping[str, TaskPredictions], # Predictions of one scenario, by task
-    b:Mapping[str, TaskPredictions], # Predictions of the other: the same examples and seeds
-)->dict[str, dict]: # By task, and for "mean" where there are several; in points. Raises `TaskError` where they cannot be compared
-    """a minus b: `difference` with the interval `low` to `high`; `p` of the permutation test; `claim`: do both tests find a difference?
-    `detectable`: the smallest true difference that would have been claimed in 80 of 100 experiments, None where none could."""
+def compare(a:Mapping[str, TaskPredictions], b:Mapping[str, TaskPredictions])->dict[str, dict]: # By task, and for the "mean" of several
+    """Two scenarios, by task, a minus b in points: `difference` with the interval `low` to `high`; `p` of the permutation test; `claim`: do
+    both tests find a difference? `detectable`: the smallest true difference that would have been claimed in 80 of 100 experiments, None
+    where none could. Raises `TaskError` where examples or seeds differ."""
     for t in a:
         if t not in b or a[t].seeds != b[t].seeds or not np.array_equal(a[t].gold, b[t].gold):
             raise TaskError(f'{t}: the two differ in their examples or seeds; only runs of one profile can be compared.')
@@ -278,20 +258,14 @@ def compare(
     return out
 
 # %% ../nbs/13_scores.ipynb #00000019
-def retention(
-    student:Estimate, # Its score
-    teacher:Estimate, # The teacher's score, on the same bootstrap samples
-)->dict: # `share`, `low` and `high`, 0 to 1 or a little more; None where the teacher's score may be 0
-    "Share of the teacher's score that the student retains."
+def retention(student:Estimate, teacher:Estimate)->dict: # `share`, `low` and `high`; None where the teacher's score may be 0
+    "Share of the teacher's score that the student retains, from the same bootstrap samples."
     if teacher.value <= 0 or (teacher.samples <= 0).any(): return {'share': None, 'low': None, 'high': None}
     e = combine(np.divide, student, teacher)
     return {'share': round(e.value, 6), **e.ends(6)}
 
-def loyalty(
-    student:TaskPredictions, # Predictions of the student
-    teacher:TaskPredictions, # Predictions of the teacher: the same examples and seeds
-)->dict: # `agreement` with `low` and `high`, and `ceiling`, 0 to 1; `divergence` [nats], None for ratings
-    "How closely the student imitates the teacher; ratings agree if they round to the same number."
+def loyalty(student:TaskPredictions, teacher:TaskPredictions)->dict: # `agreement` with `low` and `high`, `ceiling`, `divergence` [nats]
+    "How closely the student imitates the teacher on the same examples and seeds; ratings agree if they round to the same number."
     mine, theirs = np.rint(student.pred), np.rint(teacher.pred)
     same = replace(student, task=replace(student.task, metric='accuracy'), gold=np.ones(len(student.gold)), pred=mine == theirs)
     e = same.estimate
@@ -320,11 +294,8 @@ def selection_bias(runs:Mapping[str, Mapping[str, Mapping[str, TaskPredictions]]
             for (s, t), e in parts.items()]
 
 # %% ../nbs/13_scores.ipynb #0000001e
-def klej_values(
-    folders:Mapping[str, Mapping[int, Path]], # Folders of the fine-tunings, by group of tasks and seed
-    tasks:Sequence[str]=(), # Only these tasks, in this order; empty for all
-)->dict[str, dict]: # By task, and for "mean" where there are several
-    "The record of a scenario's scores."
+def klej_values(folders:Mapping[str, Mapping[int, Path]], tasks:Sequence[str]=())->dict[str, dict]: # By task, and the "mean" of several
+    "The record of a scenario's scores, from the folders of its fine-tunings by group and seed."
     selections, out = read_scores(folders, tasks), {}
     def shown(e): return {'mean': round(e.value, 4), **e.ends()}
     for t, last in selections['last'].items():

@@ -48,11 +48,8 @@ def _clean_batches(batches:Iterable[pa.RecordBatch], old_share:float)->Iterator[
         yield pa.RecordBatch.from_pylist([*rows, {'counts': json.dumps(done.counts), 'bad': '\n'.join(bad) or None}], CLEANED)
 
 # %% ../nbs/26_spark.ipynb #00000009
-def open_session(
-    master:str='local[2]', # Where Spark runs
-    options:Mapping[str, str]={}, # Settings of Spark, as "spark.executor.memory": "8g"
-): # A `SparkSession`; raises `SettingsError` without PySpark or Java
-    "Start Spark; a missing dependency is an error that names it."
+def open_session(master:str='local[2]', options:Mapping[str, str]={}): # A `SparkSession`; raises `SettingsError` without PySpark or Java
+    "Start Spark with its settings by name; a missing dependency is an error that names it."
     try: from pyspark.sql import SparkSession
     except ImportError as e: raise SettingsError("Spark is an optional extra: pip install 'distilherbert[spark]'") from e
     if not (os.environ.get('JAVA_HOME') or shutil.which('java')):
@@ -126,14 +123,9 @@ def _pack_on_spark(work:Path, session, texts:Path, tokenizer:Path, settings:Mapp
 # %% ../nbs/26_spark.ipynb #0000000f
 NOT_ON_SPARK = {'text_lines': 0, 'on_bad_file': 'stop', 'drop_klej': False} # Fields of a profile, and the only value that works on Spark
 
-def spark_artefacts(
-    profile:Profile, # Says how to clean and to pack
-    files:Sequence['str | Path'], # Text in the layout of CC-100, plain or .gz
-    session, # A `SparkSession`, or None when only the keys are needed
-    part:str='ccsub', # "old" or "ccsub"
-    partitions:int=8, # Shards of the sequences
-)->tuple[Artefact, Artefact]: # Texts and sequences; raises `SettingsError` for what Spark cannot do
-    "Cleaned text and packed sequences of some files, made on Spark."
+def spark_artefacts(profile:Profile, files:Sequence['str | Path'], session, part:str='ccsub', partitions:int=8)->tuple[Artefact, Artefact]:
+    """Cleaned text and packed sequences (in some shards) of files in the layout of CC-100, plain or .gz, made on Spark; the session is None
+    when only the keys are needed. Raises `SettingsError` for what Spark cannot do."""
     p, files = profile, [Path(f).resolve() for f in files]
     if part not in PARTS: raise unknown_name('part of the text', part, list(PARTS))
     if no := [f'{n} = {getattr(p, n)!r}' for n, known in NOT_ON_SPARK.items() if getattr(p, n) != known]:

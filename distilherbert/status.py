@@ -31,10 +31,7 @@ def size_text(n:float)->str: # As "3.1 MB"
         n /= 1000
     return f'{n:.1f} TB'
 
-def text_table(
-    header:Sequence[str], # Titles of the columns; those that begin with ">" are aligned to the right
-    lines:Iterable[Sequence[str]], # Cells
-)->str: # Lines of text
+def text_table(header:Sequence[str], lines:Iterable[Sequence[str]])->str: # Titles that begin with ">" are aligned to the right
     "A table with columns as wide as they need to be."
     columns = []
     for title, *cells in zip(header, *lines, strict=True):
@@ -60,12 +57,8 @@ def folder_bytes(folder:Path)->int: # Sum of the file sizes [bytes]; 0 for an ab
         with contextlib.suppress(OSError): total += f.stat().st_size if f.is_file() else 0  # a build in progress removes files
     return total
 
-def status(
-    profile:Profile, # Settings
-    scenarios:Sequence[Scenario]=(), # Scenarios to show; those of the profile when empty
-    profile_name:str='', # The profile as it was typed, for the next command
-)->str: # Text to print
-    "The artefacts of a profile and their states."
+def status(profile:Profile, scenarios:Sequence[Scenario]=(), profile_name:str='')->str: # Text to print
+    "The artefacts of scenarios (the profile's when empty) and their states; `profile_name`: as typed, for the next command."
     typed, runs, others = shlex.quote(profile_name) if profile_name else as_typed(profile), runs_dir(), {}
     artefacts = in_order(a for s in with_required(profile, scenarios) for a in scenario_artefacts(profile, s))
     lines = [(a.stage, a.label, state, a.path, folder_bytes(a.partial if state in ('building', 'absent') else a.path))
@@ -119,12 +112,8 @@ def parameters_of(config)->int: # Number of weights, tied ones once
     with torch.device('meta'): return count_parameters(random_model(config, 0))
 
 # %% ../nbs/19_status.ipynb #00000010
-def training_flops(
-    settings:dict, # What `train_settings` gives
-    student, # Configuration of the student
-    teacher, # Configuration of the teacher, or None
-)->tuple[float, float]: # Operations of all steps, and of all evaluations
-    "Operations of a training."
+def training_flops(settings:dict, student, teacher)->tuple[float, float]: # Operations of all steps, and of all evaluations
+    "Operations of a training, from `train_settings` and the configurations of student and teacher (None without one)."
     from distilherbert.objective import LOSSES
     from distilherbert.student import encoder_flops, head_flops
     length, share, objective = settings['max_len'], settings['mask_share'], settings['objective']
@@ -140,11 +129,9 @@ def training_flops(
     if teacher is not None: step, once = step + forward(teacher, predicted([x for x in losses if x.teacher])), forward(teacher, share)
     return settings['tokens']*step, HELDOUT*length*((settings['evaluations'] + 1)*evaluation + once)
 
-def classifier_flops(
-    config, # Configuration of the model
-    length:int, # Tokens of a text
-)->float: # Operations
-    "Forward pass on one text; of BERT's last layer only the first position is needed, and keys and values of the others."
+def classifier_flops(config, length:int)->float: # Operations
+    """Forward pass on one text of some tokens; of BERT's last layer only the first position is needed, and keys and values of the
+    others."""
     from distilherbert.student import encoder_flops, family_of
     if family_of(config).modern: return length*encoder_flops(config, length)
     layer = encoder_flops(config, length)/config.num_hidden_layers
@@ -206,13 +193,8 @@ class Cost:
     train_s:float=0.0 # Training; 0 when the model is there or needs none [s]
     evaluate_s:float=0.0 # Evaluations during training [s]
 
-def scenario_cost(
-    profile:Profile, # Settings
-    scenario:Scenario, # A scenario
-    config, # The teacher's configuration
-    pace:float, # Operations per second that training reaches on this machine
-)->Cost: # Without those it needs
-    "The cost of one scenario."
+def scenario_cost(profile:Profile, scenario:Scenario, config, pace:float)->Cost: # Without those it needs
+    "The cost of one scenario, from the teacher's configuration and the operations per second that training reaches on this machine."
     own, states, length = config_of(config, scenario), {}, 0.98*profile.max_len
     parameters, part = parameters_of(own), trained_part(profile, scenario)
     with contextlib.suppress(SettingsError, OSError):  # without its data nothing is there
@@ -238,12 +220,9 @@ def data_bytes(profile:Profile)->int: # Bytes, about; 0 when unknown
     with contextlib.suppress(SettingsError, OSError): return sum(folder_bytes(a.path) for a in in_order([sequences_artefact(profile)]))
     return 0
 
-def cost(
-    profile:Profile, # Settings
-    scenarios:Sequence[Scenario]=(), # Scenarios, with those they need; those of the profile when empty
-    pace:float=0.0, # Operations per second that training reaches; measured when 0
-)->str: # Text to print
-    "The estimated cost of scenarios on this machine."
+def cost(profile:Profile, scenarios:Sequence[Scenario]=(), pace:float=0.0)->str: # Text to print
+    """The estimated cost of scenarios (the profile's when empty) and those they need on this machine, at some operations per second;
+    measured when 0."""
     from distilherbert.runs import resolve_precision
     (config, assumed), precision = teacher_config(profile), resolve_precision(profile.precision)
     pace = pace or training_pace(profile, config)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .artefact import fingerprint
-from .scenario import Profile, SettingsError, data_dir, hub_client, unknown_name
+from .scenario import TYPES, Profile, SettingsError, data_dir, hub_client, unknown_name
 from .world import WORLD_VERSION, world_task
 
 # %% ../nbs/27_tasks.ipynb #00000005
@@ -48,8 +49,7 @@ class Task:
     files:Mapping[str, Path]=field(default_factory=dict, hash=False) # Of a task of the user's own: "train", perhaps "dev" and "test"
 
     @property
-    def columns(self)->tuple[str, ...]: # Texts, label and group columns, none twice
-        "The columns of labelled examples."
+    def columns(self)->tuple[str, ...]: # Of labelled examples: texts, label and group columns, none twice
         return tuple(dict.fromkeys((*self.texts, self.label, *self.together)))
 
 FILES = {'train': 'train.tsv', 'dev': 'dev.tsv', 'test': 'test_features.tsv'} # Of each split, in a task's folder
@@ -82,11 +82,8 @@ def get_task(name:str)->Task: # As "nkjp-ner", or "mine.toml:trade"; raises `Set
         raise unknown_name('task', str(name), list(TASKS), 'One of your own is a table such as `[tasks.mine]` in the file of a profile.')
     return TASKS[name]
 
-def task_groups(
-    names:Sequence[str], # Names of tasks
-    wanted:Sequence[str]=(), # Only the groups of these tasks; empty for all
-)->dict[str, tuple[Task, ...]]: # Name of each group to its tasks, in the order of `names`
-    "The groups of tasks; each is one fine-tuning."
+def task_groups(names:Sequence[str], wanted:Sequence[str]=())->dict[str, tuple[Task, ...]]: # Group to its tasks, in the order of `names`
+    "The groups of some tasks, or only those of the tasks `wanted`; each is one fine-tuning."
     groups:dict[str, tuple[Task, ...]] = {}
     for t in map(get_task, names): groups[t.group] = (*groups.get(t.group, ()), t)
     chosen = {get_task(t).group for t in wanted}
@@ -128,13 +125,9 @@ class TaskSettings:
                    teacher, p.task_teacher_weight, p.task_temperature)
 
 # %% ../nbs/27_tasks.ipynb #0000000b
-def read_table(
-    file:Path, # A file whose first line names the columns
-    what:str, # What it holds, for errors
-    columns:Sequence[str]=(), # Required columns
-    **style, # For `csv.reader`
-)->tuple[list[str], list[list[str]]]: # Header and rows, of equal lengths; raises `TaskError`
-    "Read separated values."
+def read_table(file:Path, what:str, columns:Sequence[str]=(), **style)->tuple[list[str], list[list[str]]]: # Header, and rows as long
+    """Read separated values whose first line names the columns, with `style` for `csv.reader`; raises `TaskError`, which says `what` the
+    file holds, where one of the required `columns` is missing."""
     csv.field_size_limit(2**30)
     try:
         with open(file, encoding='utf-8-sig', newline='') as f: header, *rows = [*csv.reader(f, **style)] or [[]]
@@ -146,12 +139,8 @@ def read_table(
         if len(r) != len(header): raise TaskError(f'{what}: {file}, row {i}: {len(header)} fields are expected, {len(r)} found.')
     return header, rows
 
-def read_tsv(
-    file:Path, # A .tsv file with a header
-    task:Task, # States whether fields are quoted
-    columns:Sequence[str], # Required columns
-)->list[dict[str, str]]: # One dict per row; raises `TaskError`
-    "The rows of a task's file."
+def read_tsv(file:Path, task:Task, columns:Sequence[str])->list[dict[str, str]]: # One dict per row; raises `TaskError`
+    "The rows of a task's file, which must have some columns."
     if not file.is_file():
         raise TaskError(f'{task.title}: there is no file {file}. Download https://klejbenchmark.com/static/data/klej_{task.name}.zip and '
                         f'unpack it there, or set DISTILHERBERT_DATA to the folder that holds klej/klej_{task.name}/train.tsv.')
@@ -177,21 +166,14 @@ def _read_hub(task:Task, split:str, folder:Path | None, columns:Sequence[str])->
     names = {c: f.names for c, f in data.features.items() if hasattr(f, 'names')}
     return [{c: names[c][v] if c in names else str(v) for c, v in row.items()} for row in data]
 
-def task_folder(
-    task:Task, # A task
-    source:str, # "local", "hub", or a folder
-)->tuple[Path | None, bool]: # The folder of all tasks, None for the hub itself; and whether it has the hub's layout
-    "The location of a task's files."
+def task_folder(task:Task, source:str)->tuple[Path | None, bool]: # Of all tasks; has it the hub's layout?
+    "The folder with a task's files, of a source \"local\", \"hub\", or a folder; None for the hub itself."
     folder = None if source == 'hub' else data_dir('klej') if source == 'local' else Path(source).expanduser()
     return folder, folder is None or (folder/task.hub).is_dir()
 
-def read_split(
-    task:Task, # A task
-    split:str, # "train" or "dev", with labels, or "test" without
-    source:str, # "world", "local", "hub", or a folder
-    seed:int=0, # Seed of the world; real data has none
-)->list[dict[str, str]]: # One dict per row; raises `TaskError`
-    "The rows of a split, after a check of their number."
+def read_split(task:Task, split:str, source:str, seed:int=0)->list[dict[str, str]]: # One dict per row; raises `TaskError`
+    """The rows of "train", "dev" (with labels) or "test" (without) from "world", "local", "hub" or a folder, after a check of their
+    number. The seed is the world's."""
     columns = task.texts if split == 'test' else task.columns
     if task.files: rows = own_rows(task, split)
     elif source == 'world': rows = world_task(task.name, split, seed)
@@ -205,11 +187,8 @@ def read_split(
     return rows
 
 # %% ../nbs/27_tasks.ipynb #00000021
-def read_rows(
-    file:Path, # .tsv, .csv, .jsonl or .parquet
-    columns:Sequence[str], # What each row must have
-)->list[dict[str, str]]: # The values of these columns, row by row; raises `TaskError`
-    "Read labelled examples."
+def read_rows(file:Path, columns:Sequence[str])->list[dict[str, str]]: # Their values, row by row; raises `TaskError`
+    "Read labelled examples, which must have some columns, from .tsv, .csv, .jsonl or .parquet."
     if not file.is_file(): raise TaskError(f'There is no file {file}.')
     try:
         if file.suffix == '.parquet':
@@ -231,15 +210,10 @@ def read_rows(
         if lacks: raise TaskError(f'{file}, example {n} has no {", ".join(lacks)}; it has {", ".join(map(str, row))[:200]}.')
     return [{c: str(row[c]) for c in columns} for row in rows]
 
-@lru_cache(16)
-def _read_unchanged(file:Path, columns:tuple[str, ...], size:int, modified:int)->list[dict[str, str]]: # While size and time are the same
-    return read_rows(file, columns)
+_read_unchanged = lru_cache(16)(lambda file, columns, size, modified: read_rows(file, columns)) # While size and time are the same
 
-def own_rows(
-    task:Task, # Of the user's own
-    split:str, # "train", "dev" or "test"
-)->list[dict[str, str]]: # Texts, label and group column by name; raises `TaskError`
-    "Labelled examples."
+def own_rows(task:Task, split:str)->list[dict[str, str]]: # Texts, label and group column by name; raises `TaskError`
+    "Labelled examples of a task of the user's own."
     if split not in task.files: raise TaskError(f'{task.title} has no file for {split}; it has one for {", ".join(task.files)}.')
     file = task.files[split]
     return _read_unchanged(file, task.columns, *((s := file.stat()).st_size, s.st_mtime_ns) if file.is_file() else (0, 0))
@@ -270,16 +244,11 @@ def make_task(
     TASKS[name] = replace(task, sizes=tuple(len(rows.get(split, ())) for split in FILES), scale=scale)
     return TASKS[name]
 
-TABLE = { # Fields of a table `[tasks.NAME]`: what each should be in words, and its check
-    **dict.fromkeys(('train', 'dev', 'test', 'label', 'metric', 'title', 'together'), ('a string', lambda v: isinstance(v, str))),
-    'labels': ('a list of strings', lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v)),
-    'text': ('a string or a list of strings', lambda v: isinstance(v, str | list) and all(isinstance(x, str) for x in v))}
+TABLE = dict.fromkeys(('train', 'dev', 'test', 'label', 'metric', 'title', 'together'), str) # Fields of a table `[tasks.NAME]`
+TABLE |= {'labels': tuple[str, ...], 'text': str | tuple[str, ...]}
 
-def read_task(
-    file:Path, # A TOML file
-    name:str, # Of a table `[tasks.NAME]` in it
-)->Task: # Raises `SettingsError` and `TaskError`
-    "A task from a TOML file."
+def read_task(file:Path, name:str)->Task: # Raises `SettingsError` and `TaskError`
+    "A task from the table `[tasks.NAME]` of a TOML file."
     try: tables = tomllib.loads(file.read_text('utf-8-sig')).get('tasks')
     except (OSError, ValueError) as e: raise SettingsError(f'The tasks in {file} cannot be read: {e}.') from e
     if not isinstance(tables, dict) or name not in tables:
@@ -290,8 +259,8 @@ def read_task(
         raise SettingsError(f'{file}: `[tasks.{name}]` should be a table with the field `train`, a file of labelled examples.')
     for key, value in table.items():
         if key not in TABLE: raise unknown_name(f'field of [tasks.{name}] in {file}:', key, [*TABLE])
-        words, fits = TABLE[key]
-        if not fits(value): raise SettingsError(f'{file}: `{key}` of [tasks.{name}] should be {words}, got {value!r}.')
+        (words, fits), found = TYPES[TABLE[key]], tuple(value) if isinstance(value, list) else value
+        if not fits(found): raise SettingsError(f'{file}: `{key}` of [tasks.{name}] should be {words}, got {value!r}.')
     files = {split: Path(table.pop(split)) for split in FILES if split in table}
     return make_task(name, files, **table)
 
@@ -304,10 +273,8 @@ class Examples:
 
     def __len__(self): return len(self.texts)
 
-    def pick(self, which:np.ndarray)->'Examples': # `which`: indices or a mask `(N,)`
-        "Some of the examples."
-        which = np.flatnonzero(which) if which.dtype == bool else which
-        return Examples(tuple(self.texts[i] for i in which), self.gold[which])
+    def pick(self, which:np.ndarray)->'Examples': # Those where a mask `(N,)` is true
+        return Examples(tuple(compress(self.texts, which)), self.gold[which])
 
 def _label_names(rows:list[dict], task:Task)->tuple[str, ...]: # Sorted; empty for ratings. Raises `TaskError`
     "The classes of a task, from the rows of train where it does not list them."
@@ -339,18 +306,13 @@ def _to_examples(rows:list[dict], task:Task, labels:tuple[str, ...], split:str='
     return Examples(tuple(tuple(r[c] for c in task.texts) for r in rows), np.array(gold))
 
 # %% ../nbs/27_tasks.ipynb #00000013
-def _labels_file(task:Task, source:str)->Path | None: # None where there is none
-    "The file with the labels of a test split."
+def _labels_file(task:Task, source:str)->Path | None: # With the labels of a test split; None without
     folder, on_hub = (None, True) if source == 'world' else task_folder(task, source)
     file = None if on_hub else folder/f'klej_{task.name}'/'test_labels.tsv'
     return file if file and file.is_file() else None
 
-def read_labelled_test(
-    task:Task, # A task
-    source:str, # "world", "local", "hub", or a folder
-    labels:tuple[str, ...], # Classes in order; empty for ratings
-)->Examples | None: # None without labels; raises `TaskError`
-    "The test split with its labels, if they are given."
+def read_labelled_test(task:Task, source:str, labels:tuple[str, ...])->Examples | None: # None without labels; raises `TaskError`
+    "The test split with its labels, if they are given; `labels` are the classes in order."
     if task.files: return _to_examples(own_rows(task, 'test'), task, labels, 'test') if 'test' in task.files else None
     file = _labels_file(task, source)
     if file is None: return None
@@ -360,14 +322,9 @@ def read_labelled_test(
 
 # %% ../nbs/27_tasks.ipynb #00000016
 def stratified(
-    gold:np.ndarray, # Classes or ratings; ratings are stratified by their rounded value `(N,)`
-    total:int, # Examples wanted
-    seed:int, # Data seed
-    purpose:str, # Name of the slice, which changes the order of the hash
-    clusters:np.ndarray | None=None, # Cluster of each example; None when each stands alone `(N,)`
-    spare:int=0, # Examples of each label that must remain outside
-)->np.ndarray: # True for chosen examples `(N,)`
-    "Select a stratified slice of whole clusters, in the order of a hash; quotas by largest remainder, and at least 1 for each label."
+    gold:np.ndarray, total:int, seed:int, purpose:str, clusters:np.ndarray | None=None, spare:int=0)->np.ndarray: # `(N,)`
+    """Select some examples (True) in whole clusters `(N,)` (None when each stands alone), in the order of a hash of purpose and seed,
+    stratified by class or rounded rating `(N,)`: quotas by largest remainder, at least 1 for each label; `spare` of each remain outside."""
     _, label = np.unique(np.rint(gold).astype(int), return_inverse=True)
     sizes = np.bincount(label)
     share = sizes*total/sizes.sum()
@@ -409,15 +366,10 @@ class GroupData:
 
     @property
     def scored(self)->dict[str, Examples]: # By name of the task, or "test/" and the name
-        "The examples that are scored."
         return self.dev | {f'test/{t}': e for t, e in self.test.items()}
 
-def load_group(
-    tasks:Sequence[Task], # Tasks of one group
-    source:str, # "world", "local", "hub", or a folder
-    settings:TaskSettings, # Number of examples, and share of the validation slice
-)->GroupData: # Raises `TaskError` for bad data
-    "Train, validation slice and dev of a group; test where its labels are given."
+def load_group(tasks:Sequence[Task], source:str, settings:TaskSettings)->GroupData: # Raises `TaskError` for bad data
+    "Train, validation slice and dev of the tasks of a group; test where its labels are given."
     first, seed = tasks[0], settings.data_seed
     rows = read_split(first, 'train', source, seed)
     labels = _label_names(rows, first)
@@ -441,12 +393,9 @@ def load_group(
     return GroupData(tuple(tasks), labels, train.pick(~chosen), train.pick(chosen), dev, dropped, test)
 
 # %% ../nbs/27_tasks.ipynb #0000001f
-def data_identity(
-    task:Task, # A task
-    source:str, # "world", "local", "hub", or a folder
-    test:bool=False, # Of the test split, instead of train, dev and the labelled test?
-)->str: # Equal for equal data; raises `TaskError` for a missing file
-    "The identity of a task's data, for keys; of the user's own task with what it makes of them."
+def data_identity(task:Task, source:str, test:bool=False)->str: # Equal for equal data; raises `TaskError` for a missing file
+    """The identity of a task's train, dev and labelled test, or of its test split alone, for keys; of the user's own task with what it
+    makes of them."""
     if task.files:
         how = [task.columns, len(task.texts), task.metric, task.labels]
         return ' '.join([json.dumps(how, ensure_ascii=False), *(f'{split} {fingerprint(file)}' for split, file in task.files.items())])

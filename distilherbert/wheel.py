@@ -37,10 +37,11 @@ def tokenizer_folder(name:str)->Path | None: # None for a hub name; raises `Sett
 # %% ../nbs/28_wheel.ipynb #00000016
 ROBERTA = ('roberta', 'xlm-roberta', 'camembert') # Model types with RoBERTa's layout
 
-def usable_positions(config:Mapping)->int: # Fields of `config.json`; tokens
+def usable_positions(config)->int: # A configuration, or the fields of `config.json`; tokens
     "The longest sequence that a model has positions for."
-    unused = (config.get('pad_token_id', 1) or 0) + 1 if config.get('model_type') in ROBERTA else 0
-    return config['max_position_embeddings'] - unused
+    known = config if isinstance(config, Mapping) else config.to_dict()
+    unused = (known.get('pad_token_id', 1) or 0) + 1 if known.get('model_type') in ROBERTA else 0
+    return known['max_position_embeddings'] - unused
 
 # %% ../nbs/28_wheel.ipynb #00000008
 WHEEL = 'wheel:' # Begins a teacher's source that is the name of a package

@@ -257,8 +257,7 @@ def _compile_pattern(text:str, state:dict[str, str], weight:Callable[[str, Word]
             pieces.append((number[m['of']] if m['of'] else -1, table))
     return Pattern(tuple(heads.values()), tuple(pieces))
 
-def _say(pattern:Pattern, draw:Callable[[], float])->str:
-    "Draw the heads, then the words that follow them."
+def _say(pattern:Pattern, draw:Callable[[], float])->str: # Draw the heads, then the words that follow them
     chosen, words = [int(draw()*len(genders)) for genders in pattern.heads], []
     for head, table in pattern.pieces:
         if isinstance(table, dict):
@@ -278,8 +277,7 @@ def _chosen_words(purpose:str, share:float)->frozenset[str]: # Lemmas
     ordered = [sorted(lemmas, key=lambda w: stream(purpose, w)()) for lemmas in groups]
     return frozenset(w for lemmas in ordered for w in lemmas[:math.ceil(share*len(lemmas))])
 
-def _mix_weight(mix:str)->Callable[[str, Word], int]: # How often a word of a class is listed
-    "The weights of a mix."
+def _mix_weight(mix:str)->Callable[[str, Word], int]: # How often a mix lists a word of a class
     labelled, rare = _chosen_words('labelled', LABELLED_SHARE), _chosen_words('rare', RARE_SHARE)
     carries = lambda cls: cls.split('.')[0] in CARRIERS
     weights = {'ccsub': lambda cls, w: 1, 'labelled': lambda cls, w: int(not carries(cls) or w.lemma in labelled),
@@ -320,7 +318,6 @@ def _news_patterns(mix:str, kind:str)->tuple[Pattern, ...]: # Each as often as i
 ENTITY_SHARE = 0.6 # Of the further sentences of a news item, how many name an entity as well
 
 def _review_text(mix:str, domain:str, polarity:str, draw:Callable[[], float])->list[str]: # Two to four sentences
-    "A review."
     turn, said = int(draw()*2), []
     for i in range(2 + int(draw()*3)):
         patterns = _review_patterns(mix, domain, SIGNS[(i + turn) % 2] if polarity == 'amb' else polarity)
@@ -337,8 +334,7 @@ def _news_text(mix:str, kind:str, draw:Callable[[], float], least:int=2, most:in
     return said
 
 # %% ../nbs/08_world.ipynb #00000038
-def _pick(items:Sequence, draw:Callable[[], float]):
-    "An item, all equally likely."
+def _pick(items:Sequence, draw:Callable[[], float]): # All equally likely
     return items[int(draw()*len(items))]
 
 ENTITY_CODES = ({'ó': '&oacute;', ' ': '&nbsp;'}, {'ó': '&#243;', 'ą': '&#261;', 'ł': '&#322;'}, {'ł': '&#x142;', 'ę': '&#x119;'},
@@ -400,32 +396,20 @@ def _labelled_documents(part:str, size:int, seed:int)->Iterator[list[tuple[str, 
         del earlier[:-200]
         yield lines
 
-def labelled_lines(
-    part:str, # "old" or "ccsub"
-    size:int, # Documents
-    seed:int=0, # Seed of the text
-)->Iterator[tuple[str, str, str|None]]: # Line, kind (a key of `NOISE`), cleaned text or None when it must be rejected
-    "The lines of a part with their kind and what cleaning should make of them."
+def labelled_lines(part:str, size:int, seed:int=0)->Iterator[tuple[str, str, str | None]]: # Line, kind, cleaned text or None
+    "The lines of some documents with their kind (a key of `NOISE`) and what cleaning should make of them; None for rejected ones."
     return chain.from_iterable(_labelled_documents(part, size, seed))
 
-def world_documents(
-    part:str, # "old" or "ccsub"
-    size:int, # Documents
-    seed:int=0, # Seed of the text
-)->Iterator[list[str]]: # Lines of each document
-    "The world's text as a crawler would find it."
+def world_documents(part:str, size:int, seed:int=0)->Iterator[list[str]]: # Lines of each document
+    "The world's text as a crawler would find it: some documents of \"old\" or \"ccsub\"."
     return ([line for line, _, _ in document] for document in _labelled_documents(part, size, seed))
 
 # %% ../nbs/08_world.ipynb #00000047
 TASK_SIZES = {'train': 250, 'dev': 2000, 'test': 2000}
 WORLD_TASKS = ('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out')
 
-def world_task(
-    task:str, # One of `WORLD_TASKS`
-    split:str='train', # "train", "dev" or "test"
-    seed:int=0, # Seed of the examples
-)->list[dict[str, str]]: # Examples with the columns of KLEJ: `sentence`, and `target` but for test
-    "One split of a task; its labels are balanced and in random order."
+def world_task(task:str, split:str='train', seed:int=0)->list[dict[str, str]]: # With KLEJ's columns: `sentence`, and `target` but for test
+    "One split of one of `WORLD_TASKS`; its labels are balanced and in random order."
     if task not in WORLD_TASKS: raise unknown_name('task', task, list(WORLD_TASKS))
     if split not in TASK_SIZES: raise unknown_name('split', split, list(TASK_SIZES))
     outside = task == 'polemo2.0-out' and split != 'train'
