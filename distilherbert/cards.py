@@ -72,20 +72,12 @@ def how_it_was_made(p:Profile, s:Scenario, counts:Mapping)->dict[str, str]: # Co
         'Held-out loss': loss_text,
         'Classes': ', '.join(counts.get('labels', ()))}
 
-# %% ../nbs/16_cards.ipynb #00000009
-def card(
-    profile:Profile, # On what the model was made
-    scenario:Scenario, # What was done
-    counts:Mapping, # Of its artefact: parameters, layers, hidden; tokens, steps, heldout; of a classifier labels, max_len, texts
-    made:Mapping, # Provenance
-    *,
-    kind:str='fill-mask', # Or "feature-extraction" for a model without a prediction head, or "text-classification"
-    scores:Mapping[str, Mapping]=MappingProxyType({}), # Task to metric, n, mean, low and high [%]
-    seconds:float=0.0, # How long it took [s]
-    key:str='', # Key of the artefact
-    command:str='', # Makes it again; `distilherbert run` when left out
-)->str: # Markdown with a YAML head
-    "The card of a pre-trained model or of a classifier."
+def card(profile:Profile, scenario:Scenario, counts:Mapping, made:Mapping, *, kind:str='fill-mask', seconds:float=0.0, key:str='',
+         command:str='', scores:Mapping[str, Mapping]=MappingProxyType({}))->str: # Markdown with a YAML head
+    """The card of a pre-trained model or of a classifier, from the counts and the provenance of its artefact (parameters, layers, hidden;
+    tokens, steps, heldout; of a classifier labels, max_len, texts). `kind`: "feature-extraction" for a model without a prediction head,
+    "text-classification" for a classifier, which has `scores`: task to metric, n, mean, low and high [%]. `command` makes it again in
+    `seconds`; `distilherbert run` when left out."""
     p, s = profile, scenario
     world, (name, licence) = p.text == 'world' and p.task_source == 'world', teacher_facts(p)
     trained = any(x.mlm or x.teacher or (x.init == 'pretrained' and not name) for x in (*map(get_scenario, required(s)), s))

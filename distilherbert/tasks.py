@@ -218,17 +218,10 @@ def own_rows(task:Task, split:str)->list[dict[str, str]]: # Texts, label and gro
     file = task.files[split]
     return _read_unchanged(file, task.columns, *((s := file.stat()).st_size, s.st_mtime_ns) if file.is_file() else (0, 0))
 
-def make_task(
-    name:str, # Short name
-    files:Mapping[str, Path], # "train", and perhaps "dev" and "test"
-    text:'str | Sequence[str]'='text', # One or two columns of text
-    label:str='label', # Column of the label
-    metric:str='accuracy', # "accuracy", "f1", "spearman" or "wmae"
-    title:str='', # As in tables; the name when empty
-    labels:Sequence[str]=(), # Classes; those of train when empty
-    together:str='', # Group column
-)->Task: # Known by its name from now on; raises `SettingsError` and `TaskError`
-    "A task from labelled examples."
+def make_task(name:str, files:Mapping[str, Path], text:'str | Sequence[str]'='text', label:str='label', metric:str='accuracy', title:str='',
+              labels:Sequence[str]=(), together:str='')->Task: # Known by its name from now on; raises `SettingsError` and `TaskError`
+    """A task from files of labelled examples ("train", and perhaps "dev" and "test"): `text` is a column or two, `metric` one of those of
+    KLEJ, `title` that of tables (the name when empty), `labels` the classes (those of train when empty), `together` a group column."""
     if name in TASKS and not TASKS[name].files: raise SettingsError(f'{name} is a task of KLEJ; give yours another name.')
     if metric not in (known := sorted({t.metric for t in TASKS.values()})): raise unknown_name(f'metric of the task {name}:', metric, known)
     texts = (text,) if isinstance(text, str) else tuple(text)
