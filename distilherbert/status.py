@@ -239,6 +239,6 @@ def cost(profile:Profile, scenarios:Sequence[Scenario]=(), pace:float=0.0)->str:
         notes.append(f'Training needs about {size_text(memory)} of memory, {size_text(free)} is free: lower `micro_rows` in a TOML file.')
     if assumed: notes.append(f'Assumed as in HerBERT, because it could not be looked up: the shape of {profile.teacher}.')
     head = [f'Profile {profile.name} on {machine()}', f'{precision}, {profile.threads} threads; '
-            f'a vocabulary of {config.vocab_size:,}, {usable_positions(config.to_dict())} positions']
+            f'a vocabulary of {config.vocab_size:,}, {usable_positions(config)} positions']
     header = ['scenario', '>tokens', '>steps', '>parameters', '>disk', '>memory', '>training', '>evaluation', '>tuning']
     return '\n'.join([*head, '', text_table(header, cells), '', *notes])
