@@ -21,12 +21,9 @@ class Local(http.server.ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def __enter__(self): return self
-    def __exit__(self, *error): self.close()
-
-    def close(self):
+    def server_close(self):  # at the end of `with`
         self.shutdown()
-        self.server_close()
+        super().server_close()
 
     @property
     def address(self): return f'http://127.0.0.1:{self.server_port}'
@@ -52,10 +49,6 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         if self.command != 'HEAD': self.wfile.write(body)
 
     def answer_json(self, value): self.answer(json.dumps(value).encode(), Content_Type='application/json')
-
-    def entry(self, repo, file):
-        return {'type': 'directory' if file.is_dir() else 'file', 'path': file.relative_to(repo).as_posix(), 'oid': tag(file),
-                'size': file.stat().st_size}
 
     def do_POST(self):
         "Take an upload of small files, whose contents are in the commit; anything else is a question."
@@ -94,9 +87,11 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             repo = self.server.folder/kind/name
             if not repo.is_dir(): return self.answer(b'', 404, X_Error_Code='RepoNotFound')
             files = sorted((repo/(inside or '')).rglob('*'))
-            if what == 'tree': entries = [self.entry(repo, f) for f in files]
+            path = {f: f.relative_to(repo).as_posix() for f in files}
+            if what == 'tree': entries = [{'type': 'directory' if f.is_dir() else 'file', 'path': path[f], 'oid': tag(f),
+                                           'size': f.stat().st_size} for f in files]
             else: entries = {'id': name, 'sha': COMMIT, 'private': False, 'tags': [], 'downloads': 0, 'likes': 0,
-                             'siblings': [{'rfilename': f.relative_to(repo).as_posix()} for f in files if f.is_file()]}
+                             'siblings': [{'rfilename': path[f]} for f in files if f.is_file()]}
             return self.answer_json(entries)
         if m := re.fullmatch(r'/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)', path):
             file = self.server.folder/(m[1] or 'models/')/m[2]/m[3]

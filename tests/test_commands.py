@@ -86,7 +86,7 @@ def test_blocks_say_what_they_are_and_commands_would_be_understood(page, tmp_pat
     for command in (c for b in found if not b.file for c in b.commands): check_command(shlex.split(command))
 
 
-def test_readme_is_the_home_page_and_has_what_people_look_for():
+def test_readme_is_the_home_page_and_has_what_people_look_for(tmp_path):
     assert pages.readme(TOP/'nbs'/'index.ipynb') == README, 'run `make readme` and commit README.md'
     links = re.findall(r'\]\(([^)#]+)', README)
     assert links and not [x for x in links if not x.startswith('https://') and not (TOP/x).exists()]
@@ -94,11 +94,8 @@ def test_readme_is_the_home_page_and_has_what_people_look_for():
     wanted = ('make report', 'make test', 'papermill nbs/05_distill.ipynb', 'nbs/06_klej.ipynb', 'distilherbert run', 'pip install')
     assert not [command for command in wanted if command not in text] and 'make test-all' in README
     assert list(GUIDES) == ['run', 'distil', 'cluster', 'records', 'task'], 'a guide for each subject'
-
-
-def test_examples_of_readme_run(tmp_path):
     examples = [b.text for b in blocks('README') if b.kind == 'python']
-    for text in examples: run_block(text, 'python', cwd=tmp_path, env={'PYTHONWARNINGS': 'error::DeprecationWarning:distilherbert'})
+    for example in examples: run_block(example, 'python', cwd=tmp_path, env={'PYTHONWARNINGS': 'error::DeprecationWarning:distilherbert'})
     assert examples
 
 

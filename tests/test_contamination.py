@@ -2,6 +2,7 @@
 import csv
 import random
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,13 @@ from distilherbert.tasks import TASKS
 def slow_find(examples, texts):
     "Every field against every text, word for word."
     found = {kind: set() for kind in KINDS}
-    for e, example in enumerate(examples):
-        for field in map(normal_words, example.texts):
-            for t, words in enumerate(map(normal_words, texts)):
-                runs = {tuple(words[i:i + SPAN]) for i in range(len(words) - SPAN + 1)}
-                if field and field == words: found['exact'].add((t, e))
-                inside = any(words[i:i + len(field)] == field for i in range(len(words)))
-                if SHORTEST <= len(field) < SPAN and inside: found['inside'].add((t, e))
-                if any(tuple(field[i:i + SPAN]) in runs for i in range(len(field) - SPAN + 1)): found['overlap'].add((t, e))
+    spans = lambda words: {tuple(words[i:i + SPAN]) for i in range(len(words) - SPAN + 1)}
+    fields = [(e, field) for e, example in enumerate(examples) for field in map(normal_words, example.texts)]
+    for (e, field), (t, words) in product(fields, enumerate(map(normal_words, texts))):
+        inside = SHORTEST <= len(field) < SPAN and any(words[i:i + len(field)] == field for i in range(len(words)))
+        for kind, holds in (('exact', field and field == words), ('inside', inside), ('overlap', spans(field) & spans(words))):
+            if holds: found[kind].add((t, e))
     return found
-
-
-def as_sets(found): return {kind: set(map(tuple, pairs.tolist())) for kind, pairs in found.items()}
 
 
 SOME_WORDS = st.lists(st.sampled_from(['a', 'b', 'Kot', 'kot,', 'k\xadot', 'z\u0307', '—']), max_size=30).map(' '.join)
@@ -44,8 +40,8 @@ SOME_WORDS = st.lists(st.sampled_from(['a', 'b', 'Kot', 'kot,', 'k\xadot', 'z\u0
 def test_the_search_finds_what_a_slow_one_finds(fields, texts):
     examples = [Example('dyk', 'train', i, f) for i, f in enumerate(fields)]
     found = Index(examples).find(texts)
-    assert as_sets(found) == slow_find(examples, texts)
-    assert all(len(found[kind]) == len(as_sets(found)[kind]) for kind in ('inside', 'overlap'))
+    sets = {kind: set(map(tuple, pairs.tolist())) for kind, pairs in found.items()}
+    assert sets == slow_find(examples, texts) and all(len(found[kind]) == len(sets[kind]) for kind in ('inside', 'overlap'))
 
 
 @pytest.mark.parametrize('same', [('kot i pies', 'KOT\xa0i – „pies”!'), ('gęś', 'ge\u0328s\u0301'), ('nie\xadwidzialny', 'niewidzialny'),
@@ -61,17 +57,18 @@ def sentence(rng, n):
 def klej(tmp_path, monkeypatch):
     "All nine tasks in the official layout, a few rows each; artefacts in a folder of their own."
     monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
-    rng, folder = random.Random(0), tmp_path/'klej'
+    rng = random.Random(0)
     for task in TASKS.values():
-        def row(i, task=task): return {c: '"'*(i == 0) + sentence(rng, 20 if i < 3 else 8) + ' .' for c in task.texts} | {'target': 'x'}
         files = [Path(name).stem for name, size in zip(FILES.values(), task.sizes, strict=True) if size]
-        write_task(folder, task.name, {file: list(map(row, range(4))) for file in files})
-    return folder
+        rows = {file: [{c: '"'*(i == 0) + sentence(rng, 20 if i < 3 else 8) + ' .' for c in task.texts} | {'target': 'x'} for i in range(4)]
+                for file in files}
+        write_task(tmp_path/'klej', task.name, rows)
+    return tmp_path/'klej'
 
 
 @pytest.fixture
 def planted(tmp_path, klej):
-    "A corpus in which some examples stand, exactly or inside other words, and a profile on it."
+    "A profile on a corpus in which some examples stand, exactly or inside other words; these, and texts that only look like examples."
     examples = {(e.task, e.split, e.row): e.texts for e in read_examples(klej)[0]}
     plants = {
         ('nkjp-ner', 'test', 3): examples['nkjp-ner', 'test', 3][0].upper(),
@@ -81,14 +78,12 @@ def planted(tmp_path, klej):
         ('dyk', 'test', 2): 'Ktoś pytał: ' + ' '.join(examples['dyk', 'test', 2][0].split()[4:4 + SPAN])}
     nearly = ['Ktoś pytał: ' + ' '.join(examples['cbd', 'test', 1][0].split()[:SPAN - 1]), examples['cdsc-e', 'dev', 3][0][:-9],
               'Tu jest: ' + ' '.join(examples['cbd', 'test', 3][0].split()[1:])]
-    rng, folder = random.Random(1), tmp_path/'text'
-    folder.mkdir()
+    rng = random.Random(1)
     lines = [sentence(rng, rng.randrange(5, 40)) for _ in range(400)]
     for i, text in enumerate([*plants.values(), *nearly]): lines.insert(37*(i + 1), text)
-    (folder/'a.txt').write_text('\n\n'.join(lines), 'utf-8')
-    p = replace(get_profile('demo'), name='planted', text=str(folder), old_share=0.4, task_source=str(klej), vocab_size=400, max_len=64,
-                heldout_share=0.1)
-    return p, plants, nearly
+    (tmp_path/'a.txt').write_text('\n\n'.join(lines), 'utf-8')
+    return replace(get_profile('demo'), name='planted', text=str(tmp_path/'a.txt'), old_share=0.4, task_source=str(klej), vocab_size=400,
+                   max_len=64, heldout_share=0.1), plants, nearly
 
 
 def test_planted_examples_are_found_and_no_others(planted, monkeypatch):
@@ -128,13 +123,12 @@ def test_drop_klej_leaves_these_texts_out_of_the_sequences(planted):
 
 
 def test_an_example_in_both_parts_is_one_example_and_an_empty_search_leaves_all(tmp_path):
-    folders, parts = [tmp_path/part for part in ('old', 'ccsub')], []
-    run = 'jeden dwa trzy cztery pięć sześć'
+    folders, run = [tmp_path/part for part in ('old', 'ccsub')], 'jeden dwa trzy cztery pięć sześć'
     examples = [Example('cbd', 'test', i, (f'{run} {i}',)) for i in range(3)]
     for folder, lines in zip(folders, (f'mówi: {run} 0\n', f'{run} 0\na {run} 2\n'), strict=True):
         folder.mkdir()
         (folder/'text.txt').write_text(lines)
-        parts.append(search(folder, [folder/'text.txt'], examples, ['klej_ar/dev.tsv']))
+    parts = [search(folder, [folder/'text.txt'], examples, ['klej_ar/dev.tsv']) for folder in folders]
     assert module._count_together(parts, folders) == {
         'texts': 3, 'texts_found': 3, 'texts_exact': 1, 'texts_inside': 3, 'texts_overlap': 0, 'missing': ['klej_ar/dev.tsv'],
         'tasks': {'cbd': {'test': {'n': 3, 'searchable': 3, 'exact': 1, 'inside': 2, 'overlap': 0, 'found': 2}}}}

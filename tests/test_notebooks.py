@@ -38,22 +38,16 @@ def copy(tmp_path_factory):
     return top
 
 
-def test_export_leaves_no_difference(copy):
-    for f in (copy/'distilherbert').glob('*.py'):
-        if f.stem != '__init__': f.unlink()
-    done = run_program(Path(sys.executable).with_name('nbdev_export'), cwd=copy)
+@pytest.mark.parametrize(('program', 'kind'), [('nbdev_export', 'distilherbert/*.py'), ('nbdev_clean', 'nbs/*.ipynb')])
+def test_exporting_and_cleaning_leave_no_difference(copy, program, kind):
+    if program == 'nbdev_export':
+        for f in (copy/'distilherbert').glob('[!_]*.py'): f.unlink()
+    done = run_program(Path(sys.executable).with_name(program), cwd=copy)
     assert done.returncode == 0, done.stdout + done.stderr
-    made = {f.name: f.read_text('utf-8') for f in (copy/'distilherbert').glob('*.py')}
-    kept = {f.name: f.read_text('utf-8') for f in (TOP/'distilherbert').glob('*.py')}
+    read = json.loads if kind.endswith('ipynb') else str
+    made, kept = ({f.name: read(f.read_text('utf-8')) for f in top.glob(kind)} for top in (copy, TOP))
     different = sorted(n for n in made.keys() | kept.keys() if made.get(n) != kept.get(n))
-    assert not different, f'run nbdev_export and commit: {different}'
-
-
-def test_notebooks_are_clean(copy):
-    done = run_program(Path(sys.executable).with_name('nbdev_clean'), cwd=copy)
-    assert done.returncode == 0, done.stdout + done.stderr
-    different = [f.name for f in NOTEBOOKS if json.loads(f.read_text('utf-8')) != json.loads((copy/'nbs'/f.name).read_text('utf-8'))]
-    assert not different, f'run nbdev_clean and commit: {different}'
+    assert not different, f'run {program} and commit: {different}'
 
 
 @each_notebook
@@ -118,12 +112,11 @@ def imports_of(file):
     tree = ast.parse(file.read_text('utf-8'))
     late = {n for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.Lambda)) for n in ast.walk(f)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level and not node.module: names = [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level: names = [node.module]
-        elif isinstance(node, ast.ImportFrom) and node.module.startswith('distilherbert.'): names = [node.module.split('.')[1]]
-        elif isinstance(node, ast.Import): names = [a.name.split('.')[1] for a in node.names if a.name.startswith('distilherbert.')]
-        else: continue
-        for name in names: yield name, node in late
+        names = [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        if isinstance(node, ast.ImportFrom) and node.module: names = [f'distilherbert.{node.module}' if node.level else node.module]
+        elif isinstance(node, ast.ImportFrom): names = [f'distilherbert.{name}' for name in names]
+        for name in names:
+            if name.startswith('distilherbert.'): yield name.split('.')[1], node in late
 
 
 def test_imports_run_one_way():

@@ -11,7 +11,7 @@ import time
 from array import array
 from collections import Counter
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,45 +32,33 @@ from distilherbert.scenario import SettingsError
 from distilherbert.wheel import TOKENIZER_FILES, tokenizer_folder, unigram_tokenizer
 from distilherbert.world import world_documents
 
-
-@cache
-def _layout(layout): return LAYOUTS[layout]().to_str()
-
-
-def tokenizer_of(layout):
-    "A tokenizer of a layout, trained once."
-    return Tokenizer.from_str(_layout(layout))
-
-
 HERBERT = Path(os.environ.get('DISTILHERBERT_DATA', '.')).resolve()/'herbert-base-cased'
+tokenizer_text = cache(lambda layout: LAYOUTS[layout]().to_str())  # trained once
+
+
+def tokenizer_of(layout): return Tokenizer.from_str(tokenizer_text(layout))
 
 
 def brute_force(texts, ends, max_len, min_piece, cls_id=0, sep_id=2, starts=None):
     "Rules 1 to 4 as they are written down, and nothing clever."
-    rows, row, dropped, holds_a_text, waiting = [], [cls_id], 0, False, [list(t) for t in texts if len(t)]
+    rows, dropped, waiting = [[cls_id]], 0, [list(t) for t in texts if len(t)]
     while waiting:
-        text = waiting.pop(0)
+        text, row = waiting.pop(0), rows[-1]
         f = max_len - len(row)
         if len(text) + 1 <= f:
             row += text + [sep_id]
-            holds_a_text = True
             continue
         if len(text) <= f: cut = len(text)
         else: cut = max([k for k in range(1, f + 1) if ends[text[k - 1]] or (starts is not None and starts[text[k]])], default=0)
-        if cut < min_piece:
-            if holds_a_text:
-                rows.append(row)
-                row, holds_a_text = [cls_id], False
-                waiting.insert(0, text)
-                continue
-            cut = f
-        rows.append(row + text[:cut])
-        row, holds_a_text = [cls_id], False
-        rest = text[cut:]
-        if len(rest) >= min_piece: waiting.insert(0, rest)
+        rows.append([cls_id])
+        if cut < min_piece and row != [cls_id]:
+            waiting.insert(0, text)
+            continue
+        if cut < min_piece: cut = f
+        row += text[:cut]
+        if len(rest := text[cut:]) >= min_piece: waiting.insert(0, rest)
         else: dropped += len(rest)
-    if row != [cls_id]: rows.append(row)
-    return rows, dropped
+    return [row for row in rows if row != [cls_id]], dropped
 
 
 LENGTHS = st.tuples(st.integers(4, 40), st.floats(0, 1)).map(lambda p: (p[0], max(1, int(p[1]*(p[0] - 2)))))
@@ -102,26 +90,19 @@ def test_a_shortest_piece_that_fits_nowhere_is_an_error(max_len, min_piece):
     assert [s.tolist() for length in (8, 2) for s in pack_texts([[1]*2], [True]*2, length, length - 2)] == [[0, 1, 1, 2], [0, 1], [0, 1]]
 
 
-def test_training_gives_the_same_tokenizer_in_every_process():
-    code = f'from distilherbert.pack import train_tokenizer; print(ascii(train_tokenizer({TEXT*3!r}, 95).to_str()))'
-    assert run_program(sys.executable, '-c', code).stdout == ascii(train_tokenizer(TEXT*3, 95).to_str()) + '\n'
-
-
 def slow_merges(counts, number):
     "Byte-pair encoding by counting everything again for each merge."
     words, merges = {w: [*w[:-1], w[-1] + '</w>'] for w in counts}, []
     while len(merges) < number:
         pairs = Counter()
         for w, tokens in words.items():
-            for p in zip(tokens, tokens[1:], strict=False): pairs[p] += counts[w]
+            for p in pairwise(tokens): pairs[p] += counts[w]
         best = min(pairs, key=lambda p: (-pairs[p], p), default=None)
-        if best is None or pairs[best] < 2: break
+        if pairs[best] < 2: break
         merges.append(best)
         for tokens in words.values():
-            i = 0
-            while i + 1 < len(tokens):
-                if (tokens[i], tokens[i + 1]) == best: tokens[i:i + 2] = [''.join(best)]
-                i += 1
+            for i, _ in enumerate(tokens):
+                if tuple(tokens[i:i + 2]) == best: tokens[i:i + 2] = [''.join(best)]
     return merges
 
 
@@ -131,28 +112,39 @@ def test_merges_are_those_of_the_slow_way(words, number):
     assert pack._learn_merges(Counter(words), number) == slow_merges(words, number)
 
 
-def test_a_trained_tokenizer_covers_its_text_and_has_the_size_asked_for():
+def test_a_trained_tokenizer_covers_its_text_has_the_size_asked_for_and_is_the_same_in_every_process():
     t = train_tokenizer(TEXT*3, 95)
     assert t.get_vocab_size() == 95 and [t.id_to_token(i) for i in range(5)] == list(pack.SPECIAL)
     assert all(3 not in t.encode(text).ids for text in TEXT) and t.encode('☃').ids == [0, 3, 2]
     with pytest.raises(SettingsError, match='vocab_size = 20 is too small: .* Write `vocab_size = ') as raised: train_tokenizer(TEXT, 20)
     least = int(re.search(r'`vocab_size = (\d+)`', str(raised.value))[1])
     assert train_tokenizer(TEXT, least).get_vocab_size() == least
+    code = f'from distilherbert.pack import train_tokenizer; print(ascii(train_tokenizer({TEXT*3!r}, 95).to_str()))'
+    assert run_program(sys.executable, '-c', code).stdout == ascii(t.to_str()) + '\n'
 
 
 @needs_data
-def test_the_layout_is_that_of_herbert():
+def test_the_layout_is_that_of_herbert_and_both_ways_to_store_it_are_the_same_tokenizer(tmp_path, texts):
+    "The hub has vocab.json and merges.txt, but no tokenizer.json."
     ours, theirs = json.loads(train_tokenizer(TEXT*3, 95).to_str()), json.loads((HERBERT/'tokenizer.json').read_text('utf-8'))
     for t in (ours, theirs):
         for k in ('vocab', 'merges'): t['model'].pop(k)
         t['model'].pop('ignore_merges', None)
     assert ours == theirs
+    for folder in ('hub', 'whole', 'parts'): (tmp_path/folder).mkdir()
+    for f in ('vocab.json', 'merges.txt', 'special_tokens_map.json'): shutil.copy(HERBERT/f, tmp_path/'hub')
+    (tmp_path/'hub'/'tokenizer_config.json').write_text('{"tokenizer_class": "HerbertTokenizer"}')
+    for source, name in ((HERBERT, 'whole'), (tmp_path/'hub', 'parts')):
+        assert make_tokenizer(tmp_path/name, source) == {'vocab_size': 50_000}
+    whole, parts = load_tokenizer(tmp_path/'whole'), load_tokenizer(tmp_path/'parts')
+    for text in TEXT + texts[:200]: assert whole(text)['input_ids'] == parts(text)['input_ids']
+    assert all(np.array_equal(a, b) for a, b in zip(word_boundaries(whole), word_boundaries(parts), strict=True))
 
 
 @pytest.mark.parametrize('layout', [n for n in LAYOUTS if n != 'Unigram'])
 def test_words_end_where_the_tokenizer_says_and_around_punctuation(layout):
     "In every layout a punctuation mark is a word of its own for masking and cutting, glued to its word or not."
-    t = LAYOUTS[layout]()
+    t = tokenizer_of(layout)
     ends, starts = word_boundaries(t)
     special = [t.token_to_id(n) for n in NAMES]
     assert len(ends) == len(starts) == t.get_vocab_size()
@@ -174,7 +166,7 @@ def test_words_end_where_the_tokenizer_says_and_around_punctuation(layout):
 @pytest.mark.parametrize('opening, closing', ['<>', '＜＞', '<＞', ('<\u0007', '>')])
 def test_special_tokens_that_are_written_in_a_text_are_text(layout, opening, closing):
     "As they are, or as Unigram's compatibility normalisation would make them."
-    t, written = LAYOUTS[layout](), [opening + n[1:-1] + closing for n in NAMES]
+    t, written = tokenizer_of(layout), [opening + n[1:-1] + closing for n in NAMES]
     ids, plain = pack.WordEncoder(t).encode((' '.join(f'Ala{s} {s}{s}' for s in written) + '\nAla ma < kota').encode())
     special = {t.token_to_id(n) for n in NAMES if n != '<unk>'}
     assert not special & set(array('I', ids))
@@ -215,11 +207,9 @@ def test_a_tokenizer_that_looks_past_a_space_is_used_on_whole_texts(caplog):
     assert looked_up(encoder, TEXT) == as_whole(t, TEXT)
 
 
-def test_few_words_are_kept(monkeypatch):
-    "The table is emptied when it is full, and the ids stay right."
+def test_the_table_of_words_is_emptied_when_it_is_full_and_the_ids_stay_right(monkeypatch):
     monkeypatch.setattr(pack, 'CACHED_WORDS', 3)
-    t = tokenizer_of('BPE </w>')
-    encoder = pack.WordEncoder(t)
+    encoder = pack.WordEncoder(t := tokenizer_of('BPE </w>'))
     for _ in range(3): assert [ids for text in TEXT for ids in looked_up(encoder, [text])] == as_whole(t, TEXT)
     assert 0 < len(encoder.known) < 16
 
@@ -260,21 +250,18 @@ def words(tmp_path_factory, texts):
     return folder
 
 
-def test_a_trained_tokenizer_is_loaded_by_transformers(words, texts):
-    tokenizer, plain = AutoTokenizer.from_pretrained(words), Tokenizer.from_file(str(words/'tokenizer.json'))
+def test_a_tokenizers_folder_is_copied_without_other_files_and_is_loaded_by_transformers(words, texts, tmp_path):
+    source, work = tmp_path/'source', tmp_path/'work'
+    shutil.copytree(words, source)
+    (source/'pytorch_model.bin').touch()
+    work.mkdir()
+    assert make_tokenizer(work, str(source)) == {'vocab_size': 400}
+    assert {f.name: f.read_bytes() for f in work.iterdir()} == {f.name: f.read_bytes() for f in words.iterdir()}
+    assert {f.name for f in words.iterdir()} <= set(TOKENIZER_FILES)
+    tokenizer, plain = AutoTokenizer.from_pretrained(work), Tokenizer.from_file(str(words/'tokenizer.json'))
     for text in texts[:50]: assert tokenizer(text)['input_ids'] == plain.encode(text).ids
     assert [getattr(tokenizer, f'{n}_token_id') for n in ('cls', 'pad', 'sep', 'unk', 'mask')] == list(range(5))
     assert tokenizer.decode(tokenizer('Ala')['input_ids'], skip_special_tokens=True).strip() == 'Ala' and tokenizer.model_max_length == 32
-
-
-def test_only_the_files_of_a_tokenizer_are_copied(words, tmp_path):
-    source, work = tmp_path/'source', tmp_path/'work'
-    for folder in (source, work): folder.mkdir()
-    for f in words.iterdir(): shutil.copy(f, source)
-    (source/'pytorch_model.bin').touch()
-    assert make_tokenizer(work, str(source)) == {'vocab_size': 400}
-    contents = lambda folder: {f.name: f.read_bytes() for f in folder.iterdir()}
-    assert contents(work) == contents(words) and set(contents(work)) <= set(TOKENIZER_FILES)
 
 
 def test_a_tokenizer_that_is_not_there_or_lacks_a_mask(words, tmp_path, monkeypatch, run):
@@ -289,19 +276,6 @@ def test_a_tokenizer_that_is_not_there_or_lacks_a_mask(words, tmp_path, monkeypa
     (tmp_path/'tokenizer.json').write_bytes((words/'tokenizer.json').read_bytes())
     (tmp_path/'tokenizer_config.json').write_text(json.dumps({k: v for k, v in config.items() if k != 'mask_token'}))
     with pytest.raises(SettingsError, match='has no mask token'): load_tokenizer(tmp_path)
-
-
-@needs_data
-def test_both_layouts_of_herbert_on_the_hub_are_the_same_tokenizer(tmp_path, texts):
-    "The hub has vocab.json and merges.txt, but no tokenizer.json."
-    for folder in ('hub', 'whole', 'parts'): (tmp_path/folder).mkdir()
-    for f in ('vocab.json', 'merges.txt', 'special_tokens_map.json'): shutil.copy(HERBERT/f, tmp_path/'hub')
-    (tmp_path/'hub'/'tokenizer_config.json').write_text('{"tokenizer_class": "HerbertTokenizer"}')
-    for source, name in ((HERBERT, 'whole'), (tmp_path/'hub', 'parts')):
-        assert make_tokenizer(tmp_path/name, source) == {'vocab_size': 50_000}
-    whole, parts = load_tokenizer(tmp_path/'whole'), load_tokenizer(tmp_path/'parts')
-    for text in TEXT + texts[:200]: assert whole(text)['input_ids'] == parts(text)['input_ids']
-    assert all(np.array_equal(a, b) for a, b in zip(word_boundaries(whole), word_boundaries(parts), strict=True))
 
 
 SETTINGS = dict(max_len=32, min_piece=6, heldout_share=0.1, data_seed=0)
@@ -325,7 +299,7 @@ def packed(tmp_path_factory, shards, words):
     return folder, pack_corpus(folder, shards, words, SETTINGS)
 
 
-def test_the_sequences_are_those_of_the_texts(packed, shards, words):
+def test_the_sequences_are_those_of_the_texts_and_hold_what_masking_needs(packed, shards, words):
     (folder, counts), tokenizer = packed, load_tokenizer(words)
     found, expected, texts, dropped = pack.Sequences.open(folder), [], [], 0
     for file in shards:
@@ -345,10 +319,6 @@ def test_the_sequences_are_those_of_the_texts(packed, shards, words):
     for (low, n), (high, _) in zip(bins, [*bins[1:], (33, 0)], strict=True): assert n == sum(low <= len(s) < high for s in expected)
     for chosen in (found.train, found.heldout):
         assert np.array_equal(chosen.token_counts(400), np.bincount(np.concatenate(list(chosen)), minlength=400))
-
-
-def test_sequences_hold_what_masking_needs(packed):
-    found = pack.Sequences.open(packed[0])
     assert (found.cls_id, found.pad_id, found.sep_id, found.unk_id, found.mask_id) == found.special_ids == (0, 1, 2, 3, 4)
     assert found.vocab_size == len(found.ends_word) == len(found.starts_word) == 400 and found.max_len == 32
     ids, lengths = pack.pad_sequences(found.train, [3, 0, 3], 40)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from conftest import NOTEBOOKS, TOP
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from distilherbert.results import read_records
 
@@ -39,23 +40,16 @@ def site(tmp_path_factory):
 def soup_of(site, page): return BeautifulSoup((site/f'{page}.html').read_text('utf-8'), 'html.parser')
 
 
-def test_every_notebook_is_a_page_in_the_sidebar(site):
+def test_every_notebook_is_a_page_in_the_sidebar_with_its_code_formulas_and_figures(site):
     def flat(items): return [f for i in items for f in (flat(i['contents']) if isinstance(i, dict) else [i])]
     listed = flat(yaml.safe_load((NBS/'sidebar.yml').read_text('utf-8'))['website']['sidebar']['contents'])
     assert sorted(listed) == sorted(f.name for f in NOTEBOOKS)
     assert {f.name for f in site.glob('*.html')} == {pages.page_name(f.name) for f in NOTEBOOKS}
     assert len(soup_of(site, 'index').find('nav').find_all('a')) == len(listed)
-
-
-def test_a_chapter_shows_the_source_of_what_it_exports_without_imports(site):
     code = '\n'.join(e.get_text() for e in soup_of(site, 'distill').find_all('pre'))
     assert 'def train(' in code and 'default_exp' not in code and not re.search(r'^#\||^from dataclasses import', code, re.M)
-
-
-def test_formulas_and_figures_are_in_the_page(site):
-    assert soup_of(site, 'objective').find('math')
     pictures = soup_of(site, 'index').find_all('img')
-    assert pictures and all(i['alt'].strip() for i in pictures)
+    assert pictures and all(i['alt'].strip() for i in pictures) and soup_of(site, 'objective').find('math')
     assert sum(f.stat().st_size for f in site.rglob('*') if f.is_file()) < 20e6
 
 
@@ -74,16 +68,12 @@ def test_records_and_report_can_be_taken_along(site):
 
 
 def notebook(folder, *cells):
-    "A site of one page; a cell is Markdown, or a pair of code and outputs."
+    "A site of one page; a cell is Markdown, or a pair of code and outputs. The page, and what is wrong with it."
     (folder/'nbs').mkdir()
-    for name in ('settings.ini', '_quarto.yml'): shutil.copy(TOP/name, folder)
-    for name in ('references.bib', 'nbdev.yml'): shutil.copy(NBS/name, folder/'nbs')
+    for name in ('settings.ini', '_quarto.yml', 'nbs/references.bib', 'nbs/nbdev.yml'): shutil.copy(TOP/name, folder/name)
     (folder/'nbs'/'sidebar.yml').write_text('website: {sidebar: {contents: [01_x.ipynb]}}')
-    def cell(c):
-        if isinstance(c, str): return {'cell_type': 'markdown', 'source': c, 'metadata': {}}
-        return {'cell_type': 'code', 'source': c[0], 'outputs': c[1], 'metadata': {}, 'execution_count': None}
-    made = [cell(c) for c in ('# Title\n\n> Subtitle', *cells)]
-    content = {'cells': made, 'metadata': {'kernelspec': {'name': 'python3', 'language': 'python'}}, 'nbformat': 4, 'nbformat_minor': 5}
+    made = [new_markdown_cell(c) if isinstance(c, str) else new_code_cell(c[0], outputs=c[1]) for c in ('# Title\n\n> Subtitle', *cells)]
+    content = new_notebook(cells=made, metadata={'kernelspec': {'name': 'python3', 'language': 'python'}})
     (folder/'nbs'/'01_x.ipynb').write_text(json.dumps(content))
     out = pages.render_pandoc(pages.process(folder))
     return (out/'x.html').read_text('utf-8'), pages.find_problems(out)

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from layouts import LAYOUTS
 
 from distilherbert import klej, pipeline
 from distilherbert.artefact import read_manifest
 from distilherbert.pipeline import all_scores, build_model, model_artefact, record_key, scenario_artefacts, train_settings, trained_part
 from distilherbert.scenario import PROFILES, SCENARIOS, Objective, Profile, SettingsError
 from distilherbert.tasks import TaskError
-from distilherbert.wheel import unigram_tokenizer
 
 DEMO = PROFILES['demo']
 GRID = set(Profile.scenarios)
@@ -38,12 +38,6 @@ def test_a_key_depends_on_what_decides_the_model(changes, changed):
     assert {n for n in GRID if before[n] != after[n]} == changed
 
 
-def test_the_key_of_scores_depends_on_model_data_and_settings():
-    def key(**changes): return all_scores(replace(DEMO, **changes), SCENARIOS['S2'])['nkjp-ner'][10].key
-    different = [key(), key(task_lr=1e-3), key(task_precision='bf16'), key(data_seed=1), key(teacher_tokens=5)]
-    assert len(set(different)) == len(different) and key(task_seeds=(10,), checkpoint_minutes=9.0) == different[0]
-
-
 def test_keys_do_not_depend_on_where_files_are(tmp_path, teacher):
     def key(at):
         (tmp_path/at).mkdir()
@@ -54,7 +48,10 @@ def test_keys_do_not_depend_on_where_files_are(tmp_path, teacher):
     assert one == two and one[0] != one[1]
 
 
-def test_a_record_has_the_key_of_what_it_measures(monkeypatch):
+def test_the_keys_of_scores_and_records_are_those_of_what_they_measure(monkeypatch):
+    def key(**changes): return all_scores(replace(DEMO, **changes), SCENARIOS['S2'])['nkjp-ner'][10].key
+    different = [key(), key(task_lr=1e-3), key(task_precision='bf16'), key(data_seed=1), key(teacher_tokens=5)]
+    assert len(set(different)) == len(different) and key(task_seeds=(10,), checkpoint_minutes=9.0) == different[0]
     whats = ('clean', 'pack', 'vocabulary', 'contamination', 'model-S3', 'klej-S3', 'comparisons')
     before = {what: record_key(DEMO, what) for what in whats}
     assert before['model-S3'] == model_artefact(DEMO, SCENARIOS['S3']).key and before['clean'] == pipeline.text_artefact(DEMO).key
@@ -126,19 +123,16 @@ def test_rates_and_masks_of_the_teacher_are_its_own():
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):
-    "A random encoder of 12 layers in a folder, with a Unigram tokenizer in XLM-R's layout: `<mask>` last, and pieces that no text uses."
+    "A random encoder of 12 layers in a folder, with a Unigram tokenizer in XLM-R's layout, some of whose pieces no text uses."
     import torch
     from transformers import BertConfig, BertModel
 
-    from distilherbert.pack import SPECIAL, write_tokenizer
+    from distilherbert.pack import write_tokenizer
     folder = tmp_path_factory.mktemp('teacher')
-    letters = 'aąbcćdeęfghijklłmnńoóprsśtuwyzźżABCDEFGHIJKLŁMNOPRSŚTUWZŻ0123456789.,:;!?-–„”()%'
-    pieces = [*letters, *('▁' + x for x in letters), *(a + b for a in 'aeiouy' for b in letters[:30]), *'αβγδεζηθ']
-    scores = [(x, 0.0) for x in SPECIAL[:4]] + [('▁', -2.0), *((x, -4.0 + len(x)/4) for x in pieces), ('<mask>', 0.0)]
-    write_tokenizer(folder, unigram_tokenizer(scores), 34, eos_token='</s>')
+    write_tokenizer(folder, tokenizer := LAYOUTS['Unigram'](), 34, eos_token='</s>')
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(scores) + 3, hidden_size=16, num_hidden_layers=12, num_attention_heads=2, intermediate_size=32,
-                        max_position_embeddings=34, pad_token_id=1)
+    config = BertConfig(vocab_size=tokenizer.get_vocab_size() + 3, hidden_size=16, num_hidden_layers=12, num_attention_heads=2,
+                        intermediate_size=32, max_position_embeddings=34, pad_token_id=1)
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
 

@@ -62,6 +62,7 @@ def test_what_is_not_utf8_is_named_with_its_file():
     assert [r['bad'] for r in replaced] == [None]*3, 'U+FFFD itself is UTF-8'
 
 
+@pytest.mark.filterwarnings('ignore:.*found in sys.modules:RuntimeWarning')
 def test_settings_are_checked_before_java_starts(corpus, monkeypatch, tmp_path, capsys):
     p, files = corpus
     for fields, words in (({'drop_klej': True}, 'drop_klej = True'), ({'on_bad_file': 'skip'}, "on_bad_file = 'skip'"),
@@ -72,6 +73,9 @@ def test_settings_are_checked_before_java_starts(corpus, monkeypatch, tmp_path, 
     assert key(files, text_without=('1*',)) == key(files[:1]) != key(files) and key(files, 1) != key(files, 1, 3)
     monkeypatch.setitem(sys.modules, 'pyspark.sql', None)
     with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[spark\]'"): open_session()
+    monkeypatch.setattr(sys, 'argv', ['distilherbert.spark', 'none.txt', '--profile', 'demo'])
+    with pytest.raises(SystemExit, match='2'): runpy.run_module('distilherbert.spark', run_name='__main__')
+    assert capsys.readouterr().err.startswith('distilherbert.spark: Spark reads .txt and .txt.gz files that are there; not none.txt')
 
 
 @pytest.fixture(scope='module')
@@ -130,10 +134,3 @@ def test_the_command_makes_sequences(corpus, session, tmp_path, capsys):
     card = (folder/'README.md').read_text('utf-8')
     assert '0.txt, 1.txt' in card and read_manifest(folder)['key'] in card
     assert Sequences.open(folder).max_len == 64 and folder == spark_artefacts(p, files, None, partitions=2)[1].path
-
-
-@pytest.mark.filterwarnings('ignore:.*found in sys.modules:RuntimeWarning')
-def test_the_module_is_a_program(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['distilherbert.spark', 'none.txt', '--profile', 'demo'])
-    with pytest.raises(SystemExit, match='2'): runpy.run_module('distilherbert.spark', run_name='__main__')
-    assert capsys.readouterr().err.startswith('distilherbert.spark: Spark reads .txt and .txt.gz files that are there; not none.txt')

@@ -76,14 +76,12 @@ def test_rare_words_of_the_old_part_are_not_absent():
     assert mean('old', False) > 2.5*mean('old', True) and 0.8 < mean('ccsub', False)/mean('ccsub', True) < 1.25
 
 
-def test_lines_are_noisy_as_labelled():
-    counts, seen, wrong = Counter(), set(), 0
+def test_lines_are_noisy_as_labelled_and_cleaning_restores_what_was_said():
+    counts, wrong = Counter(), 0
     for line, kind, clean in world.labelled_lines('ccsub', 3000):
         counts[kind] += 1
         wrong += clean_text(line) != clean
         assert '\n' not in line and '\t' not in line and ('<' in line or kind not in ('tags', 'script'))
-        if kind in ('text', 'duplicate'): assert clean == line and (kind == 'text' or line in seen)
         if clean: assert len(clean) >= 15 and re.fullmatch(r'[^\W_]([ ,.]*[^\W_])*\.', clean) and '  ' not in clean
-        seen.add(clean)
     assert set(counts) == set(world.NOISE) and wrong <= 0.005*counts.total()
     for kind, share in world.NOISE.items(): assert abs(counts[kind]/counts.total() - share/100) < 0.02
