@@ -35,8 +35,9 @@ MARKUP = """< > & ; / " # p b br <script> </script> <style> <!-- --> <![CDATA[ ]
 PIECES = [*MARKUP, *' \n\t\0\xa0\u2028\ud800\ufeff\x85\u202f\xad\u0301\u0338\u0323\u037e\u212a\u1100\u1161\u11a8', '  ', 'słowo ',
           '<p title="', '<img alt="a > b">', 'e\u0301', 'z\u0307', 'ą\u0301']
 MESSY = st.lists(st.sampled_from(PIECES), max_size=30).map(''.join) | st.tuples(ANY, st.sampled_from(PIECES), ANY).map(''.join)
-LINES = st.lists(st.sampled_from([*PIECES, WORDS, '\n\n', '\n \n', 'ww.', '://', '§', '½', '\u0378', '\u200b']) | st.text(max_size=20),
-                 max_size=40).map(''.join)
+BITS = st.lists(st.sampled_from([*PIECES, 'ww.', '://', '§', '½', '\u0378', '\u200b']) | st.text(max_size=20), max_size=3).map(''.join)
+LINE = st.tuples(BITS, st.sampled_from(['', WORDS, WORDS, f'{WORDS}, {WORDS}']), BITS, st.sampled_from(['', '\n', '\n\n', '\n \n']))
+LINES = st.lists(LINE.map(''.join), max_size=12).map(''.join)
 
 
 def slow_clean(text):
@@ -52,7 +53,7 @@ def slow_clean(text):
 
 
 @settings(max_examples=600, deadline=None)
-@given(ANY | MESSY | st.tuples(MESSY, st.just(f' {WORDS}')).map(''.join))
+@given(ANY | MESSY | LINE.map(''.join))
 @example('')
 @example('\ud800'*20)
 @example('<'*1000)

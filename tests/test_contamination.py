@@ -32,7 +32,9 @@ def slow_find(examples, texts):
     return found
 
 
-SOME_WORDS = st.lists(st.sampled_from(['a', 'b', 'Kot', 'kot,', 'k\xadot', 'z\u0307', '—']), max_size=30).map(' '.join)
+FEW_WORDS = st.lists(st.sampled_from(['a', 'b', 'Kot', 'kot,', 'k\xadot', 'z\u0307', '—']), max_size=8).map(' '.join)
+PASSAGE = st.tuples(st.integers(0, 9), st.integers(8, 20)).map(lambda ends: ' '.join(f'słowo{i}' for i in range(*ends)))
+SOME_WORDS = FEW_WORDS | st.tuples(FEW_WORDS, PASSAGE, FEW_WORDS).map(' '.join)
 
 
 @settings(max_examples=150, deadline=None)
