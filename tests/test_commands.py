@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pages
 import pytest
@@ -18,20 +18,17 @@ from distilherbert.scenario import PROFILES, SCENARIOS, get_profile, get_scenari
 
 README = (TOP/'README.md').read_text('utf-8')
 GUIDES = {g.stem.rpartition('_')[2]: g for g in sorted((TOP/'nbs').glob('2?_guide_*.ipynb'))}
-FENCE = re.compile(r'^```(\w*)[^\n]*\n(.*?)^```', re.M | re.S)
+FENCE = re.compile(r'^```(\w*)[^\n]*\n(?:# file: (\S+)\n)?(.*?)^```', re.M | re.S)
 MAKEFILE = re.findall(r'^([a-z-]+):', (TOP/'Makefile').read_text('utf-8'), re.M)
 # Run the tests or the whole report, or need another environment, a network or the user's own data.
 NOT_HERE = re.compile(r'^(make|pip install|source)\b|^DISTILHERBERT_DATA=|\b(reproduce|distil|finetune|classifier|onnx8|real|paper)\b')
 
 
-@dataclass(frozen=True)
-class Block:
-    "A fenced block of README or of a guide."
+class Block(NamedTuple):
+    "A fenced block of README or of a guide: its kind, the name of the file that it shows, if any, and its lines."
     kind: str
+    file: str
     text: str
-
-    @property
-    def file(self): return m[1] if (m := re.match(r'# file: (\S+)\n', self.text)) else ''
 
     @property
     def long(self): return self.text.startswith('# long')
@@ -41,14 +38,14 @@ class Block:
 
 
 def blocks(page):
-    if page == 'README': return [Block(*m) for m in FENCE.findall(README)]
-    cells = json.loads(GUIDES[page].read_text('utf-8'))['cells']
-    return [Block(*m) for c in cells if c['cell_type'] == 'markdown' for m in FENCE.findall(''.join(c['source']))]
+    if page == 'README': texts = [README]
+    else: texts = [''.join(c['source']) for c in json.loads(GUIDES[page].read_text('utf-8'))['cells'] if c['cell_type'] == 'markdown']
+    return [Block(*m) for text in texts for m in FENCE.findall(text)]
 
 
 def write_files(page, folder):
     for b in blocks(page):
-        if b.file: (folder/b.file).write_text(b.text.partition('\n')[2], 'utf-8')
+        if b.file: (folder/b.file).write_text(b.text, 'utf-8')
 
 
 def check_command(words):

@@ -73,7 +73,7 @@ def notebook(folder, *cells):
     for name in ('settings.ini', '_quarto.yml', 'nbs/references.bib', 'nbs/nbdev.yml'): shutil.copy(TOP/name, folder/name)
     (folder/'nbs'/'sidebar.yml').write_text('website: {sidebar: {contents: [01_x.ipynb]}}')
     made = [new_markdown_cell(c) if isinstance(c, str) else new_code_cell(c[0], outputs=c[1]) for c in ('# Title\n\n> Subtitle', *cells)]
-    content = new_notebook(cells=made, metadata={'kernelspec': {'name': 'python3', 'language': 'python'}})
+    content = new_notebook(cells=made, metadata={'kernelspec': {'name': 'python3', 'display_name': 'Python', 'language': 'python'}})
     (folder/'nbs'/'01_x.ipynb').write_text(json.dumps(content))
     out = pages.render_pandoc(pages.process(folder))
     return (out/'x.html').read_text('utf-8'), pages.find_problems(out)

@@ -1,7 +1,6 @@
 "The profile `paper` from end to end: CC-100 over HTTP, teacher, tokenizer and KLEJ from a hub, all of it small and on this machine."
 import json
 import lzma
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,44 +46,31 @@ def put_tasks(folder, tasks):
             Dataset.from_list([{'target': None} | rows[i % len(rows)] for i in range(n)]).to_parquet(data/f'{name}-00000-of-00001.parquet')
 
 
-@pytest.fixture(scope='module')
-def found(tmp_path_factory):
-    "What `distilherbert run S4` makes of such a profile; and what it says when both servers are gone."
-    top = tmp_path_factory.mktemp('paper')
+def test_the_profile_paper_from_text_to_scores(tmp_path):
+    "And what `distilherbert run S4` does when both servers are gone."
     documents = list(world_documents('ccsub', 1500))
-    teacher = put_teacher(top, (line for lines in documents for line in lines))
-    put_tasks(top, [t for t in TASKS.values() if t.name in ('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out')])
-    (file := top/'small.toml').write_text('\n'.join(f'{k} = {json.dumps(v)}' for k, v in SMALL.items()))
-    text = ''.join('\n'.join(lines) + '\n\n' for lines in documents)
-    cc100 = Server(lzma.compress(text.encode()))
-    with Hub(top) as hub, cc100:
-        env = {'DISTILHERBERT_RUNS': top/'runs', 'DISTILHERBERT_CC100': cc100.address, 'HF_ENDPOINT': hub.address, 'HF_HOME': top/'cache'}
+    teacher = put_teacher(tmp_path, (line for lines in documents for line in lines))
+    put_tasks(tmp_path, [t for t in TASKS.values() if t.name in ('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out')])
+    (file := tmp_path/'small.toml').write_text('\n'.join(f'{k} = {json.dumps(v)}' for k, v in SMALL.items()))
+    text, runs = ''.join('\n'.join(lines) + '\n\n' for lines in documents), tmp_path/'runs'
+    with Hub(tmp_path) as hub, Server(lzma.compress(text.encode())) as cc100:
+        env = {'DISTILHERBERT_RUNS': runs, 'DISTILHERBERT_CC100': cc100.address, 'HF_ENDPOINT': hub.address, 'HF_HOME': tmp_path/'cache'}
         first = run_program('distilherbert', 'run', 'S4', '--profile', file, env=env)
     assert first.returncode == 0, first.stdout + first.stderr
-    before = {f: f.stat().st_mtime_ns for f in (top/'runs').rglob('*.safetensors')}
+    before = {f: f.stat().st_mtime_ns for f in runs.rglob('*.safetensors')}
     again = run_program('distilherbert', 'run', 'S4', '--profile', file, env=env)
-    return SimpleNamespace(runs=top/'runs', teacher=teacher, text=text, again=again, before=before)
+    assert again.returncode == 0, again.stderr
+    assert before and before == {f: f.stat().st_mtime_ns for f in runs.rglob('*.safetensors')}
 
-
-def folder_of(found, kind, name):
-    folder, = (found.runs/kind).glob(f'{name}-*')
-    return folder
-
-
-def test_the_teacher_is_that_of_the_hub_and_the_student_half_of_it(found):
+    def made(name): return next(runs.glob(f'{name}-*'))
+    assert read_manifest(made('text/cc100'))['counts']['lines'] == LINES < text.count('\n')
+    dev = [read_manifest(made(f'scores/S4-{group}-42'))['counts']['dev'] for group in ('nkjp-ner', 'polemo2.0')]
+    assert dev == [{'nkjp-ner': 1941}, {'polemo2.0-in': 723, 'polemo2.0-out': 494}], 'the whole dev splits'
     ids = torch.tensor([[0, 9, 8, 7, 2]])
-    t0, s4 = (AutoModelForMaskedLM.from_pretrained(folder_of(found, 'model', n)).eval() for n in ('T0', 'S4'))
-    assert torch.allclose(t0(ids).logits, found.teacher(ids).logits, atol=1e-6) and not torch.equal(s4(ids).logits, t0(ids).logits)
+    t0, s4 = (AutoModelForMaskedLM.from_pretrained(made(f'model/{n}')).eval() for n in ('T0', 'S4'))
+    assert torch.allclose(t0(ids).logits, teacher(ids).logits, atol=1e-6) and not torch.equal(s4(ids).logits, t0(ids).logits)
     query = [[layer.attention.self.query.weight for layer in m.bert.encoder.layer] for m in (t0, s4)]
     nearest = [min(range(12), key=lambda i: (w - query[0][i]).norm().item()) for w in query[1]]
     assert nearest == [0, 2, 4, 6, 8, 10], 'five steps later each layer is still next to the one it was cut from'
-    tokenizer = AutoTokenizer.from_pretrained(folder_of(found, 'model', 'S4'))
+    tokenizer = AutoTokenizer.from_pretrained(made('model/S4'))
     assert tokenizer('czysty.')['input_ids'][0] == 0 and tokenizer.tokenize('czysty.')[-1] == '.</w>'
-
-
-def test_text_and_tasks_are_whole_and_the_second_time_needs_neither_server(found):
-    assert read_manifest(folder_of(found, 'text', 'cc100'))['counts']['lines'] == LINES < found.text.count('\n')
-    dev = [read_manifest(folder_of(found, 'scores', f'S4-{group}-42'))['counts']['dev'] for group in ('nkjp-ner', 'polemo2.0')]
-    assert dev == [{'nkjp-ner': 1941}, {'polemo2.0-in': 723, 'polemo2.0-out': 494}]
-    assert found.again.returncode == 0, found.again.stderr
-    assert found.before and found.before == {f: f.stat().st_mtime_ns for f in found.runs.rglob('*.safetensors')}

