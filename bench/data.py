@@ -31,11 +31,12 @@ import numpy as np
 from bs4 import BeautifulSoup
 
 from distilherbert.artefact import provenance, read_manifest
-from distilherbert.clean import BLOCK, Block, clean_block, cut_blocks, first_occurrences, text_keys
+from distilherbert.clean import clean_block, first_occurrences, text_keys
 from distilherbert.pack import Packer, WordEncoder, load_tokenizer, make_tokenizer, open_encoder, word_boundaries
 from distilherbert.pipeline import sequences_artefact, text_artefact, tokenizer_artefact
 from distilherbert.results import read_records, write_record
 from distilherbert.scenario import data_dir, get_profile
+from distilherbert.sources import BLOCK, Block, cut_blocks
 from distilherbert.world import world_documents
 
 TIMES, CORES = 3, len(os.sched_getaffinity(0))

@@ -24,11 +24,11 @@ from pyarrow import parquet
 
 from distilherbert.artefact import DamagedArtefact, read_manifest
 from distilherbert.classify import open_classifier
-from distilherbert.clean import BadText, text_sources
 from distilherbert.pack import load_tokenizer
 from distilherbert.pipeline import build_classifier, build_model
 from distilherbert.results import write_record
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
+from distilherbert.sources import BadText, text_sources
 from distilherbert.student import load_masked_lm
 from distilherbert.tasks import TASKS, TaskError, get_task, read_rows, read_tsv
 

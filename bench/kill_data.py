@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from distilherbert import clean
+from distilherbert import clean, sources
 from distilherbert.artefact import digest
 from distilherbert.pipeline import sequences_artefact, text_artefact
 from distilherbert.results import write_record
@@ -35,7 +35,7 @@ STAGES = {'clean': 'text/*/.texts-?????', 'deduplicate': 'text/*/*-?????.txt', '
 
 def build(documents, shard):
     "What is killed: both parts from nothing to sequences, in small shards, so that there is much to resume."
-    clean.SHARD, clean.GROUP = shard, 100
+    clean.SHARD, sources.GROUP = shard, 100
     profile = replace(get_profile('demo'), world_size=documents, vocab_size=600)
     text_artefact(profile).build()
     for part in ('old', 'ccsub'): sequences_artefact(profile, part).build()

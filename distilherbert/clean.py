@@ -4,42 +4,31 @@
 
 # %% auto #0
 __all__ = ['DEEPEST', 'WIDEST', 'LARGEST', 'MOST_MARKS', 'PASSES', 'URL', 'CHANGES', 'SHORTEST', 'RULES', 'SORTED', 'INVISIBLE',
-           'CHUNK', 'CC100', 'BLOCK', 'LONGEST', 'LONGEST_LINE', 'PARTS', 'Row', 'GROUP', 'TABLE', 'READ', 'ENDINGS',
-           'SOURCES', 'SHARD', 'NOTE', 'strip_markup', 'is_too_deep', 'compose', 'fold', 'remove_markup',
-           'count_symbols', 'explain_text', 'clean_text', 'text_keys', 'first_occurrences', 'BadText', 'http_chunks',
-           'cut_blocks', 'Block', 'decode_block', 'Source', 'file_source', 'cc100_source', 'text_sources',
-           'unread_files', 'may_change', 'CleanBlock', 'clean_block', 'write_whole', 'tidy_counts', 'clean_corpus',
-           'text_shards', 'read_texts']
+           'SHARD', 'NOTE', 'strip_markup', 'is_too_deep', 'compose', 'fold', 'remove_markup', 'count_symbols',
+           'explain_text', 'clean_text', 'text_keys', 'first_occurrences', 'skippable', 'CleanBlock', 'clean_block',
+           'write_whole', 'tidy_counts', 'clean_corpus', 'text_shards', 'read_texts']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
 import json
-import lzma
 import os
 import re
-import socket
 import threading
-import time
 import unicodedata
-import urllib.request
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
-from functools import cache, partial
-from http.client import HTTPException
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from .artefact import Progress, fingerprint, flush, log, worker_pool, write_json
-from .scenario import SettingsError, data_dir, hub_client
-from .world import WORLD_VERSION, world_documents
+from .artefact import Progress, flush, log, worker_pool, write_json
+from .scenario import SettingsError
+from .sources import GAP, PARTS, UNWRITABLE, BadText, Block, Source, read_sources
 
 # %% ../nbs/01_clean.ipynb #00000006
 _INLINE = ('a|abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|ins|kbd|mark|nobr|q|s|samp|small|span|strike|strong|sub|sup'
@@ -58,7 +47,7 @@ def strip_markup(text:str)->str: # The text without its outermost layer of marku
     box = _PARSER.box
     box.inner_html = text
     if _SCRIPT.search(text): box.strip_tags(['script', 'style'])
-    return box.text()
+    return box.text_lexbor()
 
 DEEPEST = 2000 # Nested tags that are still parsed
 WIDEST = 1000 # Attributes of a tag that are still parsed
@@ -94,7 +83,6 @@ def compose(text:str)->str: # The text in Unicode's normal form NFC
     return unicodedata.normalize('NFC', text)
 
 PASSES = 4 # Layers of markup that are removed
-_UNWRITABLE = re.compile('[\ud800-\udfff\0]')
 URL = re.compile(r'''(?:(?i:https?|ftp)://|(?<!\w)(?:www|Www|WWW)\.)[^\s<>"]*[^\s<>".,;:!?)\]'’”»…]''')
 
 def fold(text:str)->str: # The text with single spaces between its words and none around it
@@ -114,7 +102,7 @@ def remove_markup(text:str)->str | None: # Folded, in NFC, without markup; None 
     return text if text == before else None
 
 CHANGES:dict[str, Callable[[str], str | None]] = { # In this order
-    'characters': lambda text: text if text.isprintable() else _UNWRITABLE.sub('\ufffd', text),
+    'characters': lambda text: text if text.isprintable() else UNWRITABLE.sub('\ufffd', text),
     'space': fold, 'composed': compose, 'markup': remove_markup,
     'urls': lambda text: fold(URL.sub(' ', text)) if '://' in text or 'ww.' in text or 'WW.' in text else text}
 
@@ -135,17 +123,16 @@ def count_symbols(text:str)->int: # Characters other than letters with their mar
 
 def explain_text(
     text:str, # Any string
-    may_change:bool=True, # False where it is known that none of `CHANGES` changes it
+    skip:int=0, # The first so many of `CHANGES` are known not to change it
 )->tuple[str | None, str, tuple[str, ...]]: # Clean text or None; "kept" or the rule that rejects it; the changes made
     "Clean a text and report what was done."
     if len(text) < SHORTEST: return None, 'short', ()
     changes:tuple[str, ...] = ()
-    if may_change:
-        for name, change in CHANGES.items():
-            before, text = text, change(text)
-            if text != before: changes += (name,)
-            if text is None: return None, 'markup', changes
-        if len(text) < SHORTEST: return None, 'short', changes
+    for name, change in islice(CHANGES.items(), skip, None):
+        before, text = text, change(text)
+        if text != before: changes += (name,)
+        if text is None: return None, 'markup', changes
+    if len(text) < SHORTEST: return None, 'short', changes
     if 10*len(text.encode().translate(None, _COMMON)) > len(text) and 10*count_symbols(text) > len(text): return None, 'symbols', changes
     return text, 'kept', changes
 
@@ -171,335 +158,21 @@ def first_occurrences(keys:np.ndarray)->np.ndarray: # `(n,)` False where a key o
         first[order[1:][(keys[order[1:]] == keys[order[:-1]]).all(1)]] = False
     return first
 
-# %% ../nbs/01_clean.ipynb #00000014
-class BadText(ValueError):
-    "A text file that cannot be read completely and correctly."
-
-CHUNK = 1 << 16 # Bytes read at a time
-_DECODERS:dict[str, Callable] = {'.xz': lzma.LZMADecompressor, '.gz': lambda: zlib.decompressobj(31)}
-
-def _unpack_zst(chunks:Iterator[bytes], name:str)->Iterator[bytes]: # Raises `BadText` as below
-    "Unpack an archive with Arrow, which takes pieces of up to 64 kB as they come."
-    from pyarrow import CompressedInputStream, PythonFile
-    first = next(chunks, b'')
-    if not first: raise BadText(f'{name} is a truncated archive: it is empty. Fetch it again.')
-    stored = chain([first], chunks)
-    file = PythonFile(SimpleNamespace(read=lambda size: next(stored, b''), close=lambda: None, closed=False), 'r')
-    try: yield from iter(partial(CompressedInputStream(file, 'zstd').read, CHUNK), b'')
-    except OSError as e:
-        raise BadText(f'{name} is a {"truncated" if "Truncated" in str(e) else "broken"} archive ({e}). Fetch it again.') from e
-
-def _decompress(chunks:Iterable[bytes], name:str)->Iterator[bytes]: # Raises `BadText` where the archive is broken or ends early
-    "Unpack the stored pieces of an archive of one or more streams; other files, by the ending of their name, pass through."
-    make, decoder, stored = _DECODERS.get(Path(name).suffix), None, 0
-    if name.endswith('.zst'): chunks = _unpack_zst(iter(chunks), name)
-    for chunk in chunks:
-        stored += len(chunk)
-        if make is None: yield chunk
-        while make and chunk:
-            if decoder is None and not (chunk := chunk.lstrip(b'\0')): break # Padding between streams
-            decoder = decoder or make()
-            try: data = decoder.decompress(chunk)
-            except (lzma.LZMAError, zlib.error, EOFError) as e:
-                raise BadText(f'{name} is a broken archive ({e}) near byte {stored:,} of the stored file. Fetch it again.') from e
-            chunk, decoder = (decoder.unused_data, None) if decoder.eof else (b'', decoder)
-            if data: yield data
-    if make and (decoder is not None or not stored):
-        raise BadText(f'{name} is a truncated archive: it ends early, after {stored:,} bytes. Fetch it again.')
-
-# %% ../nbs/01_clean.ipynb #00000017
-CC100 = 'https://data.statmt.org/cc-100/pl.txt.xz' # DISTILHERBERT_CC100 names another address or a file
-_PERMANENT = frozenset((400, 401, 403, 404, 405, 410, 412, 416)) # Status codes after which trying again is pointless
-def http_chunks(address:str)->Iterator[bytes]: # Pieces of the file at an address; raises `BadText` when it cannot be read to its end
-    "Read a file over HTTP, resuming after broken connections."
-    position, total, tag, failures = 0, None, '', 0
-    advice = (f'To work without it, fetch the file elsewhere (`curl -LO {address}`) and put it at $DISTILHERBERT_DATA/cc100/'
-              f'{address.rsplit("/", 1)[-1]}, or give its path in DISTILHERBERT_CC100.')
-    while total is None or position < total:
-        request = urllib.request.Request(address, headers={'User-Agent': 'distilherbert', 'Accept-Encoding': 'identity'})
-        if position: request.add_header('Range', f'bytes={position}-')
-        if position and tag and tag[:2] != 'W/': request.add_header('If-Range', tag)
-        try:
-            with urllib.request.urlopen(request, timeout=15 if position else 5) as answer:
-                if position and (answer.status != 206 or not answer.headers.get('Content-Range', '').startswith(f'bytes {position}-')):
-                    raise BadText(f'The connection to {address} broke after {position:,} bytes, and the server cannot go on from there '
-                                  f'(or the file has changed). {advice}')
-                if not position: total, tag = int(answer.headers.get('Content-Length', 0)) or None, answer.headers.get('ETag', '')
-                while chunk := answer.read(CHUNK):
-                    position, failures = position + len(chunk), 0
-                    yield chunk
-            if total is None: return
-            if position < total: raise ConnectionError('the connection was closed early')
-        except (OSError, HTTPException) as e:
-            failures += 2 if isinstance(getattr(e, 'reason', None), socket.gaierror) else 1 # An unknown host stays unknown
-            if getattr(e, 'code', None) in _PERMANENT: raise BadText(f'{address}: the server answers {e.code} {e.reason}. {advice}') from e
-            if failures >= (6 if position else 2) or total is None and position:
-                what = f'broke after {position:,} bytes and cannot be opened again' if position else 'cannot be opened'
-                raise BadText(f'{address} {what}: {getattr(e, "reason", e) or type(e).__name__}. {advice}') from e
-            time.sleep(0.5*2**failures if position else 0.5)
-
-# %% ../nbs/01_clean.ipynb #0000001b
-BLOCK = 1 << 21 # A block ends at the last document end within this size [bytes]
-LONGEST = 1 << 24 # Longer documents are cut [bytes]
-LONGEST_LINE = 1 << 26 # Longer lines are an error [bytes]
-def cut_blocks(
-    chunks:Iterable[bytes], # Unpacked text
-    block:int, # Size to aim at [bytes]
-    name:str='The text', # Name of the file, for errors
-)->Iterator[bytes]: # Blocks of whole documents; raises `BadText` for a line longer than `LONGEST_LINE`
-    "Cut a stream between documents."
-    buffer, want, offset = bytearray(), block, 0
-    for chunk in chunks:
-        buffer += chunk
-        while len(buffer) >= want:
-            ends = [end + len(gap) for gap in (b'\n\n', b'\n\r\n') if (end := buffer.rfind(gap, 0, want)) >= 0]
-            if cut := max(ends) if ends else buffer.rfind(b'\n', 0, want) + 1 if want >= LONGEST else 0:
-                yield bytes(buffer[:cut])
-                del buffer[:cut]
-                want, offset = block, offset + cut
-            elif want < LONGEST_LINE: want = min(2*want, LONGEST_LINE)
-            else:
-                raise BadText(f'{name} has no line end in the {want:,} bytes from offset {offset:,} of its text on. '
-                              'Is it text, a paragraph per line?')
-    if buffer: yield bytes(buffer)
-
-PARTS = ('old', 'ccsub') # The text of the teacher's pre-training, and the text of all other training
-
-@dataclass(frozen=True)
-class Block:
-    "A piece of text that one worker cleans at a time."
-    text:str # Whole documents, an empty line between them
-    part:str='' # The part they belong to, or "" where a hash of each document decides
-    size:int=0 # Size of this piece in its source [bytes as stored]
-
-_FEW = 10 # NULs, or carriage returns without a line feed, that are tolerated in a block
-_RETURN = re.compile(rb'\r(?!\n)')
-
-def decode_block(
-    data:bytes, # A block
-    name:str, # Name of the file
-    offset:int, # Unpacked bytes of the file before the block
-    lines:int, # Lines of the file before the block
-)->str: # Its text; raises `BadText`
-    "Decode strict UTF-8 without a byte-order mark; reject many NULs, and lines that end in carriage returns."
-    def where(at): return f'at offset {offset + at:,} of its text (0x{data[at]:02x}), in line {lines + data[:at].count(10) + 1:,}'
-    try: text = data.decode('utf-8-sig' if offset == 0 else 'utf-8')
-    except UnicodeDecodeError as e:
-        mark = 3 if offset == 0 and data.startswith(b'\xef\xbb\xbf') else 0 # It is not counted in `e.start`
-        raise BadText(f'{name} is not UTF-8: byte {where(e.start + mark)}. Convert it, for instance with `iconv -t utf-8`.') from e
-    if (nuls := data.count(0)) > max(_FEW, len(data)//100):
-        raise BadText(f'{name} is not text: {nuls:,} of {len(data):,} bytes are NUL, the first one {where(data.index(0))}. If it is '
-                      'UTF-16, convert it with `iconv -f utf-16 -t utf-8`; if it is a download with holes, fetch it again.')
-    if (returns := data.count(b'\r') - data.count(b'\r\n')) > max(_FEW, 10*data.count(b'\n')):
-        raise BadText(f'{name} has {returns:,} carriage returns where its lines should end, the first one '
-                      f"{where(_RETURN.search(data).start())}. Convert it, for instance with `tr '\\r' '\\n'`.")
-    return text
-
-# %% ../nbs/01_clean.ipynb #0000001e
-@dataclass(frozen=True)
-class Source:
-    "A named origin of text."
-    name:str # For display and errors
-    identity:dict # Identity of its content, independent of its location: part of the artefact's key
-    blocks:Callable[[], Iterator[Block]]=field(compare=False) # Its text, cut between documents
-    size:int=0 # Its size [bytes as stored]; 0 if unknown
-
-def _read_blocks(name:str, chunks:Callable[[], Iterator[bytes]])->Iterator[Block]:
-    "The blocks of a file from its stored pieces; raises `BadText` where it is incomplete or not UTF-8."
-    stored = counted = offset = lines = 0
-    def counting():
-        nonlocal stored
-        try:
-            for chunk in chunks():
-                stored += len(chunk)
-                yield chunk
-        except OSError as e:
-            raise BadText(f'{name} cannot be read from byte {stored:,} on: {e.strerror or e}. Check its permissions and the disk.') from e
-    for data in cut_blocks(_decompress(counting(), name), BLOCK, name):
-        yield Block(decode_block(data, name, offset, lines), '', stored - counted)
-        offset, lines, counted = offset + len(data), lines + data.count(b'\n'), stored
-
-_GAP = re.compile(r'\n\s*\n') # Between documents
-Row = tuple[str, object, float] # Where it is, what it holds, and how much of the source it takes [bytes as stored]
-
-def _json_rows(name:str, chunks:Callable[[], Iterator[bytes]])->Iterator[Row]:
-    "The rows of a file of JSON lines; raises `BadText`."
-    number = 0
-    for block in _read_blocks(name, chunks):
-        lines = block.text.split('\n')
-        for i, line in enumerate(lines, number + 1):
-            try: row = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError) as e: raise BadText(f'{name}, line {i:,} is not JSON: {e}.') from e
-            if row is not None: yield f'line {i:,}', row, block.size/len(lines)
-        number += len(lines) - 1
-
-def _parquet_rows(path:Path, column:str)->Iterator[Row]:
-    "The rows of a Parquet file, with one of its columns; raises `BadText`."
-    from pyarrow import ArrowException, parquet
-    try:
-        file, number = parquet.ParquetFile(path), 0
-        columns = [column] if column in file.schema_arrow.names else None # None for all, so that an error can list them
-        for batch in file.iter_batches(1000, columns=columns):
-            for i, row in enumerate(batch.to_pylist(), number + 1): yield f'row {i:,}', row, path.stat().st_size/file.metadata.num_rows
-            number += len(batch)
-    except (ArrowException, OSError, UnicodeDecodeError) as e:
-        raise BadText(f'{path.name} is no Parquet file that can be read: {e}. Fetch it again.') from e
-
-def _hub_rows(name:str)->Iterator[Row]: # As "owner/name", "owner/name:configuration", or the folder of a copy; raises `BadText`
-    "The rows of a data set's split train."
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-    name, _, config = name.partition(':')
-    try:
-        with hub_client(local=Path(name).is_dir()): data = load_dataset(name, config or None, split='train', streaming=True)
-        for number, row in enumerate(data, 1): yield f'row {number:,}', row, 0.0
-    except (OSError, ValueError, RuntimeError, DatasetsError) as e:
-        raise BadText(f'The data set {name} cannot be read ({type(e).__name__}: {str(e)[:300]}). Check its name and the network. A '
-                      'configuration is written behind a colon: hf:wikimedia/wikipedia:20231101.pl.') from e
-
-def _table_blocks(name:str, rows:Iterable[Row], column:str)->Iterator[Block]: # Raises `BadText` for a row without text
-    "The texts of a table; each is a document. A missing value (null) is an empty one."
-    texts, length, size = [], 0, 0.0
-    for where, row, stored in rows:
-        if not isinstance(row, dict) or column not in row:
-            there = f'it has {", ".join(row)[:200]}' if isinstance(row, dict) else f'it is {row!r:.40}, not an object'
-            raise BadText(f'{name}, {where} has no column {column!r}; {there}. Name the column of the text: `--column NAME`, or '
-                          '`text_column = "NAME"` in a profile.')
-        if not isinstance(text := row[column] or '', str): raise BadText(f'{name}, {where}: {column!r} is {text!r:.40}, not text.')
-        texts.append(_UNWRITABLE.sub('\ufffd', _GAP.sub('\n', text)))
-        length, size = length + len(text), size + stored
-        if length >= BLOCK:
-            yield Block('\n\n'.join(texts) + '\n', '', round(size))
-            texts, length, size = [], 0, 0.0
-    if texts: yield Block('\n\n'.join(texts) + '\n', '', round(size))
-
-def file_source(
-    path:Path, # A local file
-    column:str='text', # Column of the text, in JSON lines and Parquet
-)->Source: # Raises `SettingsError` for a name that is not UTF-8
-    "A source for one file. An unreadable file is identified by its name; reading it raises the error."
-    def chunks():
-        with open(path, 'rb') as f: yield from iter(partial(f.read, CHUNK), b'')
-    if _UNWRITABLE.search(path.name): raise SettingsError(f'The name of the text file {path.name!a} is not UTF-8. Rename it.')
-    try: identity = {'file': fingerprint(path)}
-    except OSError: identity = {'unreadable': path.name}
-    def blocks():
-        if not TABLE.search(path.name): return _read_blocks(path.name, chunks)
-        rows = _parquet_rows(path, column) if path.suffix == '.parquet' else _json_rows(path.name, chunks)
-        return _table_blocks(path.name, rows, column)
-    if TABLE.search(path.name): identity['column'] = column
-    return Source(path.name, identity, blocks, path.stat().st_size)
-
-def cc100_source()->Source: # Raises `SettingsError` when DISTILHERBERT_CC100 names a missing file
-    "CC-100 Polish: a local copy, or else its address."
-    address, data = os.environ.get('DISTILHERBERT_CC100', ''), os.environ.get('DISTILHERBERT_DATA', '')
-    copies = [Path(data).expanduser().resolve()/'cc100'/name for name in ('pl.txt.xz', 'pl.txt.gz', 'pl.txt') if data]
-    address = address or next((str(f) for f in copies if f.is_file()), CC100)
-    if address.startswith(('http://', 'https://')):
-        return Source(address, {'address': address}, lambda: _read_blocks(address, lambda: http_chunks(address)))
-    if Path(address).is_file(): return file_source(Path(address))
-    raise SettingsError(f'DISTILHERBERT_CC100 names {address}, which is {"neither a file nor http(s)" if "://" in address else "no file"}.')
-
-GROUP = 2000 # Documents of the world in a block
-def _world_sources(size:int, seed:int)->list[Source]:
-    "Both parts of the embedded world, of so many documents each."
-    def blocks(part):
-        documents = world_documents(part, size, seed)
-        while some := '\n\n'.join('\n'.join(d) for d in islice(documents, GROUP)): yield Block(some + '\n', part, len(some))
-    identity = {'world': WORLD_VERSION, 'size': size, 'seed': seed}
-    return [Source(f'world/{part}', identity | {'part': part}, partial(blocks, part)) for part in PARTS]
-
-TABLE = re.compile(r'\.jsonl(\.gz|\.xz|\.zst)?$|\.parquet$') # Names of files with rows
-READ = re.compile(rf'\.txt$|(\.txt|^[^.]+)(\.gz|\.xz|\.zst)$|{TABLE.pattern}') # Of all that are read
-ENDINGS = '.txt or .jsonl, perhaps with .gz, .xz or .zst, or in .parquet' # The same in words
-SOURCES:dict[str, Callable[[int, int], list[Source] | Path]] = { # Name to a function of the world's size and seed
-    'world': _world_sources, 'cc100': lambda size, seed: [cc100_source()], 'local': lambda size, seed: data_dir('text')}
-
-def _list_files(folder:Path, without:Sequence[str])->dict[Path, str]: # Each file and why it is not read ("" where it is)
-    "The contents of a folder, without hidden files and those that match a pattern, or one file; raises `SettingsError`."
-    if not folder.exists():
-        raise SettingsError(f'There is no file or folder {folder} to read text from. `text` of a profile is {", ".join(SOURCES)}, a file '
-                            f'or folder of files that end in {ENDINGS}, or "hf:" and the name of a data set on the hub.')
-    def why(p):
-        if p.is_symlink() and not p.exists(): return 'a link to what is not there'
-        if not p.is_file(): return 'a folder' if p.is_dir() else 'no file'
-        if not READ.search(p.name): return f'its name does not end in {ENDINGS}'
-        return '' if p.stat().st_size else 'empty'
-    if not folder.is_dir(): return {folder: why(folder)}
-    return {p: why(p) for p in sorted(folder.iterdir()) if p.name[0] != '.' and not any(fnmatch(p.name, w) for w in without)}
-
-def _places(text:'str | tuple[str, ...]', world_size:int=0, seed:int=0)->list['Source | str']: # As of `text_sources`
-    "What a text names: sources, or paths and data sets of the hub."
-    named = SOURCES[text](world_size, seed) if text in SOURCES else text
-    return list(named) if isinstance(named, list | tuple) else [str(named)]
-
-def text_sources(
-    text:'str | tuple[str, ...]', # A key of `SOURCES`; or files, folders and data sets of the hub, one or several
-    without:Sequence[str]=(), # Patterns of file names that are left out
-    world_size:int=0, # Documents of each part of the world
-    seed:int=0, # Seed of the world
-    column:str='text', # Column of the text, in JSON lines, Parquet and data sets
-)->list[Source]: # In the order they are read; raises `SettingsError` when there is none
-    "The sources of a text."
-    sources = []
-    for place in _places(text, world_size, seed):
-        if isinstance(place, Source):
-            sources.append(place)
-            continue
-        if place.startswith('hf:'):
-            folder = Path(place[3:]).expanduser()
-            name, identity = (str(folder), fingerprint(folder)) if folder.is_dir() else (place[3:], place)
-            sources.append(Source(place, {'data': identity, 'column': column}, lambda n=name: _table_blocks(n, _hub_rows(n), column)))
-            continue
-        found = Path(place).expanduser().resolve()
-        files = [p for p, why in _list_files(found, without).items() if why in ('', 'empty')]
-        sources += [file_source(p, column) for p in files]
-        if files: continue
-        there = f'it holds {", ".join(sorted(p.name for p in found.iterdir())[:5]) or "nothing"}; ' if found.is_dir() else ''
-        less = f', other than {", ".join(without)} (`text_without`)' if without else ''
-        raise SettingsError(f'There is no text in {found}: {there}wanted are files that end in {ENDINGS}{less}.')
-    return sources
-
-def unread_files(
-    text:'str | tuple[str, ...]', # A key of `SOURCES`; or files, folders and data sets of the hub, one or several
-    without:Sequence[str]=(), # Patterns of file names that are left out
-)->list[str]: # As "a.docx: its name does not end in .txt or .jsonl, …"
-    "The files of folders that are not read, and why."
-    found = [Path(p).expanduser().resolve() for p in _places(text) if isinstance(p, str) and not p.startswith('hf:')]
-    lines = [f'{p.name}: {why}' for f in found for p, why in _list_files(f, without).items() if why]
-    return [line.encode(errors='backslashreplace').decode() for line in lines] # A name may not be UTF-8
-
-# %% ../nbs/01_clean.ipynb #00000021
-def _read_sources(sources:Iterable[Source], lines:int, on_bad_file:str, bad:dict[str, str])->Iterator[Block]:
-    "The blocks of all sources in order, up to so many lines (0: all); the error of a skipped file goes to `bad`, by its name."
-    left = lines
-    for source in sources:
-        if on_bad_file == 'skip':
-            try: deque(source.blocks(), maxlen=0)
-            except BadText as e:
-                log.warning('Left out: %s', e)
-                bad[source.name] = str(e)
-                continue
-        for block in source.blocks():
-            ends = block.text.count('\n')
-            if lines and ends >= left:
-                yield Block('\n'.join(block.text.split('\n', left)[:left]) + '\n', block.part, block.size)
-                return
-            left -= ends
-            yield block
-
 # %% ../nbs/01_clean.ipynb #00000024
 @cache
-def _changed_by_rules()->str: # A regular expression in RE2 syntax that matches every line that one of `CHANGES` may change
+def _changed_by_rules()->tuple[str, str]: # Regular expressions in RE2 syntax
+    "What matches every line that one of the first three `CHANGES` may change, and one of the others if none of these does."
     characters = ''.join( # NUL, white space, combining marks, Hangul letters that join their neighbours, and what NFC replaces
         c for c in map(chr, chain(range(0xd800), range(0xe000, 0x10000))) if c == '\0' or c.isspace() and c != ' '
         or '\u1160' <= c <= '\u11ff' or unicodedata.category(c)[0] == 'M' or not unicodedata.is_normalized('NFC', c))
-    return rf'^ | $|  |[<&]|://|ww\.|WW\.|[{characters}\x{{10000}}-\x{{10ffff}}]'
+    return rf'^ | $|  |[{characters}\x{{10000}}-\x{{10ffff}}]', r'[<&]|://|ww\.|WW\.'
 
-def may_change(lines:Iterable[str])->list[bool]: # False for those that none of `CHANGES` would change
-    "Find the lines that a rule may change."
+def skippable(lines:Iterable[str])->list[int]: # As the `skip` of `explain_text`: 0, 3 (to markup) or all
+    "How many of the first `CHANGES` cannot change each line."
     from pyarrow import array, compute, string
-    return compute.match_substring_regex(array(lines, string()), _changed_by_rules()).to_pylist()
+    lines = array(lines, string())
+    first, others = (compute.match_substring_regex(lines, p).to_pylist() for p in _changed_by_rules())
+    return [0 if f else 3 if o else len(CHANGES) for f, o in zip(first, others, strict=True)]
 
 @dataclass
 class CleanBlock:
@@ -515,14 +188,14 @@ def clean_block(
 )->CleanBlock: # Texts, parts, keys and counts
     "Clean every line of a block."
     done, texts, parts = CleanBlock(), [], bytearray()
-    documents = [d.split('\n') for d in map(str.strip, _GAP.split(block.text)) if d]
-    flags = iter(may_change(chain.from_iterable(documents)))
+    documents = [d.split('\n') for d in map(str.strip, GAP.split(block.text)) if d]
+    skips = iter(skippable(chain.from_iterable(documents)))
     for lines in documents:
         old = old_share and xxh3_64_intdigest('\n'.join(lines).encode(), seed=1) < old_share*2**64
         part, before = block.part or PARTS[not old], len(texts)
         counts = done.counts[part]
         for line in lines:
-            text, rule, changes = explain_text(line, next(flags))
+            text, rule, changes = explain_text(line, next(skips))
             if text is None: counts[f'rejected {rule}'] += 1
             else:
                 texts.append(text)
@@ -594,7 +267,7 @@ def clean_corpus(
     note = {'shards': 0, 'blocks': 0, 'lines': 0, 'counts': {}}
     if (work/NOTE).is_file(): note = json.loads((work/NOTE).read_text('utf-8'))
     counts, names, bad = {part: Counter(note['counts'].get(part, {})) for part in PARTS}, ', '.join(s.name for s in sources), {}
-    blocks = _read_sources(sources, lines, on_bad_file, bad)
+    blocks = read_sources(sources, lines, on_bad_file, bad)
     size_of = (lambda b: b.text.count('\n')) if lines else (lambda b: b.size)
     scale, unit = (1, 'lines') if lines else (10**6, 'MB')
     read = sum(size_of(b) for b in islice(blocks, note['blocks'])) # These were cleaned before the run was killed

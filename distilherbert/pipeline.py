@@ -21,10 +21,11 @@ from itertools import chain
 from pathlib import Path
 
 from .artefact import Artefact, Progress, fingerprint, provenance, read_manifest
-from .clean import PARTS, SOURCES, clean_corpus, read_texts, text_shards, text_sources, unread_files
+from .clean import clean_corpus, read_texts, text_shards
 from .scenario import HELDOUT, PRESETS, SCENARIOS, Profile, Scenario, SettingsError
 from .scenario import as_typed, data_dir, data_workers, get_scenario, teacher_source, unknown_name
 from .scores import INTERVAL
+from .sources import PARTS, SOURCES, text_sources, unread_files
 from .tasks import TASKS, TaskError, TaskSettings, data_identity, get_task, load_group, task_groups
 from .wheel import TOKENIZER_FILES, tokenizer_folder, usable_positions, wheel_config, wheel_file
 from .world import WORLD_VERSION

@@ -18,9 +18,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from .artefact import MANIFEST, check_new, duration, machine, new_folder, read_manifest
-from .clean import text_sources
 from .pipeline import build_classifier, build_model, train_settings
 from .scenario import PRESETS, Profile, Scenario, SettingsError, teacher_source, unknown_name
+from .sources import text_sources
 from .status import config_of, parameters_of, scenario_cost, size_text, teacher_config, training_flops, training_pace
 from .tasks import TASKS, make_task
 from .wheel import usable_positions

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from . import pipeline
 from .artefact import Artefact, duration, provenance, read_manifest, read_metrics, write_json
-from .clean import PARTS
 from .pipeline import record_key, scenario_artefacts, scores_folders, text_parts
 from .scenario import (
     PROFILES, SCENARIOS, Profile, Scenario, SettingsError, as_typed, checkout, get_scenario, runs_dir, with_sources)
 from .scores import METRICS, comparison_values, klej_values, read_scores
+from .sources import PARTS
 from .tasks import TASKS
 
 # %% ../nbs/14_results.ipynb #00000004

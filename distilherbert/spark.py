@@ -25,10 +25,11 @@ import pyarrow as pa
 
 from .artefact import Artefact, fingerprint, guarded, read_manifest
 from .cards import data_card
-from .clean import PARTS, BadText, Block, clean_block, decode_block, tidy_counts
+from .clean import clean_block, tidy_counts
 from .pack import describe_tokens, load_tokenizer, pack_shard, sum_counts
 from .pipeline import tokenizer_artefact
 from .scenario import Profile, SettingsError, get_profile, unknown_name
+from .sources import PARTS, BadText, Block, decode_block
 
 # %% ../nbs/26_spark.ipynb #00000006
 CLEANED = pa.schema([('key', pa.binary()), ('part', pa.int8()), ('text', pa.binary()), ('counts', pa.string()), ('bad', pa.string())])

@@ -15,10 +15,11 @@ from conftest import SENTENCE, noisy_corpus
 
 from distilherbert import spark
 from distilherbert.artefact import read_manifest
-from distilherbert.clean import BadText, Block, clean_block, read_texts
+from distilherbert.clean import clean_block, read_texts
 from distilherbert.pack import Sequences, load_tokenizer, train_tokenizer, write_tokenizer
 from distilherbert.pipeline import sequences_artefact, text_artefact
 from distilherbert.scenario import SettingsError, get_profile
+from distilherbert.sources import BadText, Block
 from distilherbert.spark import _clean_batches, open_session, spark_artefacts
 
 
