@@ -197,7 +197,7 @@ class Artefact:
     def is_current(self)->bool: # Raises `DamagedArtefact`
         "Does the artefact exist, and is it complete?"
         if (state := self.state()) == 'damaged':
-            raise DamagedArtefact(f'{self.path} differs from its manifest: {", ".join(verify(self.path, content=False)) or MANIFEST}. '
+            raise DamagedArtefact(f'{self.path} differs from its manifest: {", ".join(verify(self.path, content=False))}. '
                                   'Remove the folder, and it will be built again.')
         return state == 'current'
 

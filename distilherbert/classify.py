@@ -52,8 +52,7 @@ def _choose_run(runs:Mapping[int, Path], task:Task)->tuple[int, int]: # Seed, an
 # %% ../nbs/17_classify.ipynb #00000007
 def make_classifier(
     work:Path, model:Path, runs:Mapping[int, Path], tasks:Sequence[Task], source:str, settings:TaskSettings, about:dict)->dict: # Counts
-    """Repeat the best run of a group of tasks, of those in the folders of scores by seed, and save its model; `about` holds more entries of
-    `classifier.json`, as profile and scenario."""
+    "Repeat the best run, of the folders of scores by seed, and save its model; `about`: more entries of `classifier.json`."
     seed, epoch = _choose_run(runs, tasks[0])
     data, run = load_group(tasks, source, settings), load_run(runs[seed])
     with exact(settings.threads, seed) as device:

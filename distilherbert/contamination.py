@@ -106,8 +106,7 @@ class Index:
 
 # %% ../nbs/18_contamination.ipynb #0000000f
 def read_examples(source:'str | Path', seed:int=0)->tuple[list[Example], list[str]]: # Examples, and files that are not there
-    """All examples that models may be scored on, of the "world" (with a seed) or in the folder with `klej_<task>/`; raises `SettingsError`
-    where there are none."""
+    'All examples of the "world" with a seed, or in the folder with `klej_<task>/`; raises `SettingsError` where there are none.'
     if source == 'world':
         return [Example(task, split, i, (row['sentence'],)) for task in WORLD_TASKS for split in TASK_SIZES
                 for i, row in enumerate(world_task(task, split, seed))], []

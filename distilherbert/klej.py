@@ -74,8 +74,7 @@ def encode(examples:Examples, tokenizer, max_len:int, config:PreTrainedConfig)->
 
 # %% ../nbs/06_klej.ipynb #00000009
 def load_classifier(folder:str | Path, outputs:int, seed:int | None): # Model (float32) and tokenizer; raises `TaskError`, `SettingsError`
-    """A classifier with some classes (1 for a rating) on top of a pre-trained encoder, whose head gets its weights from the seed; with None
-    a fine-tuned one, which must be complete."""
+    "A classifier with a head (one output for a rating) from the seed on a pre-trained encoder; with None a complete fine-tuned one."
     config, tokenizer = load_config(folder), load_tokenizer(folder)
     if not belong_together(len(tokenizer), config.vocab_size):
         raise TaskError(f'The tokenizer in {folder} has {len(tokenizer)} entries, the model {config.vocab_size}: they do not belong '

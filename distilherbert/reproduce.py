@@ -59,8 +59,7 @@ class Execution:
     parameters:dict # `scenario` and `profile`, as the parameters cell takes them
 
     def is_current(self)->bool: # Is the stamp of the executed copy the present one?
-        try: return json.loads(self.out.read_bytes())['metadata'].get('distilherbert') == self.stamp
-        except (OSError, ValueError, KeyError): return False
+        return self.out.is_file() and json.loads(self.out.read_bytes())['metadata'].get('distilherbert') == self.stamp
 
 def _executions(profile:Profile, scenario:str, profile_name:str)->list[Execution]: # Names or TOML files, as they were typed
     "The notebooks of a scenario that are not up to date; raises `SettingsError` outside a checkout."
@@ -88,8 +87,8 @@ class ProgressLines(io.TextIOBase):
         return len(text)
 
 # %% ../nbs/09_reproduce.ipynb #0000000c
-def execute(e:Execution)->None: # Which notebook, and with which parameters
-    "Execute a notebook with papermill; raises `NotebookError` with the error of the cell that failed."
+def execute(e:Execution)->None: # Raises `NotebookError` with the error of the cell that failed
+    "Execute a notebook with papermill."
     import papermill as pm
     logging.getLogger('papermill').setLevel(logging.ERROR)
     part = e.out.with_suffix('.partial.ipynb')

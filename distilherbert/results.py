@@ -68,8 +68,7 @@ def move_records(profile:Profile)->list[Path]: # Files in the checkout; raises `
 
 # %% ../nbs/14_results.ipynb #00000006
 def settings_changes(then:Mapping, p:Profile)->list[str]: # Fields, scenarios and stages; what is new counts where it is not the default
-    """What differs between the settings of a run (the values of its record "settings") and those of its profile today, but for the lists
-    of scenarios and tasks."""
+    "What differs between the record \"settings\" of a run and its profile today, but for the lists of scenarios and tasks."
     def plain(settings): return json.loads(json.dumps(asdict(settings)))
     def changes(old, new): return [n for n, v in new.items() if v != old.get(n, v)]
     now, added = plain(p), {f.name: f.default for f in fields(Profile) if f.name not in then['profile']}

@@ -70,9 +70,8 @@ def resolve_precision(precision:str)->str: # "fp32", "bf16", "fp16" or "auto"; t
     return 'bf16' if fast else 'fp32'
 
 def attend(q:torch.Tensor, k:torch.Tensor, v:torch.Tensor, keep:torch.Tensor | None=None, dropout:float=0.0)->torch.Tensor:
-    """Scaled dot-product attention `(B, heads, Q, d)` of queries `(B, heads, Q, d)`, keys and values `(B, heads, T, d)`; `keep` is False
-    where a query must not look, broadcastable to `(B, heads, Q, T)`. In bf16 on a CPU by matrix products, as the backward pass of PyTorch's
-    fused kernel is slow there."""
+    """Scaled dot-product attention of queries `(B, heads, Q, d)` to keys `(B, heads, T, d)`; `keep` `(B, heads, Q, T)` is False where a
+    query must not look. In bf16 on a CPU by matrix products, as the backward pass of PyTorch's fused kernel is slow there."""
     if q.device.type != 'cpu' or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout)
     scores = q @ k.transpose(-1, -2)*q.shape[-1]**-0.5

@@ -91,8 +91,7 @@ SELECTIONS = {
 }
 
 def select_epochs(run:Mapping[str, np.ndarray], task:Task)->dict[str, int]: # Epoch of each selection, counted from 0
-    """The epoch of each selection, from the arrays of a fine-tuning; without a validation slice there is no "heldout", without labels no
-    "test"."""
+    "The epoch of each selection of a fine-tuning; without a validation slice there is no \"heldout\", without labels no \"test\"."
     def scores(part):
         gold, pred = run[f'gold/{part}'], run[f'pred/{part}']
         return weighted_scores(task.metric, gold, pred, np.ones((1, len(gold))))[0]
@@ -189,8 +188,7 @@ def load_run(folder:Path)->dict[str, np.ndarray]: # Arrays by name
     with np.load(folder/'predictions.npz') as f: return {n: f[n] for n in f.files}
 
 def read_scores(folders:Mapping[str, Mapping[int, Path]], tasks:Sequence[str]=())->dict[str, dict[str, TaskPredictions]]:
-    """The predictions of a scenario by selection and task, from the folders of its fine-tunings by group and seed; only of some tasks,
-    where they are named."""
+    "The predictions of a scenario by selection and task, from the folders of its fine-tunings by group and seed; of all tasks, or of some."
     out:dict[str, dict[str, TaskPredictions]] = {}
     for by_seed in folders.values():
         runs = [load_run(f) for f in by_seed.values()]

@@ -130,8 +130,7 @@ def training_flops(settings:dict, student, teacher)->tuple[float, float]: # Oper
     return settings['tokens']*step, HELDOUT*length*((settings['evaluations'] + 1)*evaluation + once)
 
 def classifier_flops(config, length:int)->float: # Operations
-    """Forward pass on one text of some tokens; of BERT's last layer only the first position is needed, and keys and values of the
-    others."""
+    "Forward pass on one text; of BERT's last layer only the first position is needed, and keys and values of the others."
     from distilherbert.student import encoder_flops, family_of
     if family_of(config).modern: return length*encoder_flops(config, length)
     layer = encoder_flops(config, length)/config.num_hidden_layers

@@ -172,8 +172,7 @@ def task_folder(task:Task, source:str)->tuple[Path | None, bool]: # Of all tasks
     return folder, folder is None or (folder/task.hub).is_dir()
 
 def read_split(task:Task, split:str, source:str, seed:int=0)->list[dict[str, str]]: # One dict per row; raises `TaskError`
-    """The rows of "train", "dev" (with labels) or "test" (without) from "world", "local", "hub" or a folder, after a check of their
-    number. The seed is the world's."""
+    'The rows of "train", "dev" or "test" (without labels) from "world" (with a seed), "local", "hub" or a folder; their number is checked.'
     columns = task.texts if split == 'test' else task.columns
     if task.files: rows = own_rows(task, split)
     elif source == 'world': rows = world_task(task.name, split, seed)
@@ -387,8 +386,7 @@ def load_group(tasks:Sequence[Task], source:str, settings:TaskSettings)->GroupDa
 
 # %% ../nbs/27_tasks.ipynb #0000001f
 def data_identity(task:Task, source:str, test:bool=False)->str: # Equal for equal data; raises `TaskError` for a missing file
-    """The identity of a task's train, dev and labelled test, or of its test split alone, for keys; of the user's own task with what it
-    makes of them."""
+    "Identity of a task's train, dev and labelled test, or of its test split, for keys; of the user's own with what it makes of them."
     if task.files:
         how = [task.columns, len(task.texts), task.metric, task.labels]
         return ' '.join([json.dumps(how, ensure_ascii=False), *(f'{split} {fingerprint(file)}' for split, file in task.files.items())])
