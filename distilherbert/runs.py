@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'FETCH_EVERY', 'CLOCK', 'wanted_zero', 'join_processes', 'resolve_precision', 'attend', 'make_accelerator',
-           'rank_slice', 'gather', 'ProcessGroup', 'process_group', 'parameter_groups', 'optimizer_state',
-           'load_optimizer', 'save_checkpoint', 'load_checkpoint', 'StopSignal', 'NonFiniteLoss', 'unwrapped', 'Run']
+           'rank_slice', 'gather', 'ProcessGroup', 'parameter_groups', 'optimizer_state', 'load_optimizer',
+           'save_checkpoint', 'load_checkpoint', 'StopSignal', 'NonFiniteLoss', 'unwrapped', 'Run']
 
 # %% ../nbs/12_runs.ipynb #00000002
 import json
@@ -123,10 +123,6 @@ class ProcessGroup:
         received, = broadcast_object_list([value])
         PartialState().wait_for_everyone()
         return received
-
-def process_group(zero:int)->ProcessGroup | None: # 0 for DDP, 2 for ZeRO-2; None for a single process
-    "Join the processes of a launch, where there are several."
-    return ProcessGroup(join_processes(zero).is_main_process) if int(os.environ.get('WORLD_SIZE', '1')) > 1 else None
 
 # %% ../nbs/12_runs.ipynb #0000000c
 def parameter_groups(
