@@ -146,6 +146,22 @@ def write_task(root, name, splits):
     return root
 
 
+def damage(folder, file, change):
+    """Damage a file of a folder. It is removed, or gets a content (bytes), or a share of the old one (a number); a dict or a function
+    changes what JSON or safetensors hold."""
+    path = Path(folder)/file
+    if change is None: path.unlink()
+    elif isinstance(change, bytes): path.write_bytes(change)
+    elif isinstance(change, float): path.write_bytes(path.read_bytes()[:int(path.stat().st_size*change)])
+    elif path.suffix == '.json':
+        old = json.loads(path.read_text('utf-8'))
+        path.write_text(json.dumps(old | change if isinstance(change, dict) else change(old)), 'utf-8')
+    else:
+        from safetensors.torch import load_file, save_file
+        save_file(change(load_file(path)), path, {'format': 'pt'})
+    return folder
+
+
 @pytest.fixture(scope='session')
 def tiny():
     "The artefacts of the tiny profile: text, tokenizer, sequences, the models T0 and S4, and their scores."

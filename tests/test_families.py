@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run_program
+from conftest import damage, run_program
 from few import SETTINGS, Few, batch_of, packed
 from hub import Hub
 from layouts import LAYOUTS, NAMES
@@ -99,8 +99,7 @@ def test_a_student_with_all_layers_predicts_what_its_teacher_does(form, config, 
     model, (ids, real) = model_of(form, tie_word_embeddings=config and file), padded(20, 11)
     if file: model.get_output_embeddings().weight.data.copy_(model.get_input_embeddings().weight)
     S.save_model(model, tmp_path/'teacher')
-    settings = tmp_path/'teacher'/'config.json'
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {'tie_word_embeddings': config}))
+    damage(tmp_path/'teacher', 'config.json', {'tie_word_embeddings': config})
     for teacher in (AutoModelForMaskedLM.from_pretrained(tmp_path/'teacher').eval(), S.load_masked_lm(tmp_path/'teacher')[0]):
         student = S.truncate(teacher, range(6)).eval()
         S.save_model(student, tmp_path/'student')

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import damage
 from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,8 +140,8 @@ def whole(tmp_path_factory):
 def test_code_of_a_folder_is_neither_run_nor_asked_about_and_without_a_network_one_reads_what_to_do(whole, tmp_path, run):
     folder, types = Path(shutil.copytree(whole, tmp_path/'model')), {'AutoConfig': 'own.C', 'AutoTokenizer': ['own.C', 'own.C']}
     (folder/'own.py').write_text(f'open({str(tmp_path/"ran")!r}, "w")\nclass C: pass')
-    for name, kind in (('config.json', {'model_type': 'own'}), ('tokenizer_config.json', {'tokenizer_class': 'Own'})):
-        (folder/name).write_text(json.dumps(json.loads((folder/name).read_text()) | kind | {'auto_map': types}))
+    damage(folder, 'config.json', {'model_type': 'own', 'auto_map': types})
+    damage(folder, 'tokenizer_config.json', {'tokenizer_class': 'Own', 'auto_map': types})
     (tmp_path/'program.py').write_text(f"""from distilherbert import pack, student
 for f in (student.load_config, student.load_masked_lm, pack.load_tokenizer, lambda d: pack.make_tokenizer(d, d),
           lambda d: student.trim_tokenizer(d, d, [], 9), lambda d: student.load_masked_lm("allegro/herbert-base-cased")):
@@ -181,9 +182,7 @@ FULL = 'model.safetensors'
 def test_a_folder_that_cannot_be_read_is_one_sentence_with_file_and_cause(whole, tmp_path, capsys, file, change, words):
     folder = Path(shutil.copytree(whole, tmp_path/'model'))
     if file.endswith(('.bin', '.index.json')): (folder/FULL).unlink()
-    old = (folder/file).read_bytes() if (folder/file).is_file() else b''
-    if isinstance(change, dict): change = json.dumps(json.loads(old) | change).encode()
-    (folder/file).write_bytes(change if isinstance(change, bytes) else old[:int(len(old)*change)])
+    damage(folder, file, change)
     loaders = [lambda: load_classifier(folder, 2, 1), *[lambda: S.load_masked_lm(folder)]*(not file.startswith('tokenizer'))]
     for load in loaders:
         with pytest.raises((SettingsError, TaskError), match=words) as raised: load()
