@@ -150,7 +150,7 @@ def test_a_folder_without_a_head_is_no_classifier(ner, tiny, tmp_path):
 
 
 def test_onnx_equals_torch(classifier, exported):
-    "Also for a text that is cut, and an empty one. That PyTorch's logits are those of transformers is for test_families."
+    "Also for a text that is cut, and an empty one. That PyTorch's logits are those of transformers is for test_student."
     longest = tuple(' '.join(['kota']*50) for _ in texts_of(classifier)[0])
     texts = [*texts_of(classifier), longest, tuple('' for _ in longest)]
     ours, onnx = classify.open_classifier(classifier), classify.open_classifier(exported, threads=1)
