@@ -197,22 +197,14 @@ def test_slices_are_stratified_and_keep_every_label(sizes, share, seed):
     assert (mask == tasks.stratified(labels, round(share*len(labels)), seed, 'test')).all()
 
 
-def dyk_rows():
-    "Sixty questions with five answers each, of which one is right."
-    return [{'q_id': f'q{i}', 'question': f'pytanie {i}', 'answer': f'odpowiedź {i} {j}', 'target': str(int(j == 0))}
-            for i in range(60) for j in range(5)]
+DYK = [{'q_id': f'q{i}', 'question': f'pytanie {i}', 'answer': f'odpowiedź {i} {j}', 'target': str(int(j == 0))}
+       for i in range(60) for j in range(5)]  # Questions with five answers each, of which one is right
+OWN_PAIRS = [(i, extract, i, summary) for i in range(40) for extract in range(2) for summary in range(2)]
+PSC = [{'extract_text': f'wyciąg {a} {e}', 'summary_text': f'streszczenie {b} {s}', 'label': str(int(a == b))}
+       for a, e, b, s in [*OWN_PAIRS, *((i, i % 2, (i + 1 + i//2 % 2) % 40, i//3 % 2) for i in range(40))]]  # Own ones are positive
 
 
-def psc_rows():
-    "Forty articles with two extracts and two summaries each; a pair of one article is positive, others are drawn."
-    rng = np.random.default_rng(0)
-    own = [(i, e, i, s) for i in range(40) for e in range(2) for s in range(2)]
-    other = [(i, int(rng.integers(2)), int((i + rng.integers(1, 3)) % 40), int(rng.integers(2))) for i in range(40)]
-    return [{'extract_text': f'wyciąg {a} {e}', 'summary_text': f'streszczenie {b} {s}', 'label': str(int(a == b))}
-            for a, e, b, s in own + other]
-
-
-@pytest.mark.parametrize('name, rows', [('dyk', dyk_rows()), ('psc', psc_rows())])
+@pytest.mark.parametrize('name, rows', [('dyk', DYK), ('psc', PSC)], ids=['dyk', 'psc'])
 def test_dev_slices_of_toys_leak_nothing(tmp_path, monkeypatch, name, rows):
     "Whole questions and whole articles, in dev and in the validation slice."
     task = resize(monkeypatch, name, len(rows), 0)

@@ -347,8 +347,11 @@ def hub_layout(tmp_path):
 
 def test_herberts_layout_is_read_with_its_pooler_and_without_the_hub(hub_layout, tmp_path, monkeypatch):
     (folder, source), read, offline = hub_layout, transformers.BertModel.from_pretrained, []
-    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(transformers.BertModel, 'from_pretrained', lambda *args, **kw: offline.append(constants.HF_HUB_OFFLINE) or read(*args, **kw))
+    def noted(*args, **kw):
+        offline.append(constants.HF_HUB_OFFLINE)
+        return read(*args, **kw)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(transformers.BertModel, 'from_pretrained', noted)
     loaded, head_is_new = S.load_masked_lm(folder)
     assert not head_is_new and torch.allclose(loaded(IDS).logits, source(IDS).prediction_logits, atol=1e-6) and offline == [True]
     student = S.truncate(loaded)
