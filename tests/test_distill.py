@@ -14,7 +14,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import begin_training, check_saved, end_training, link_inputs, log_of, run_program, training, write_tiny
-from few import SETTINGS, SIZE, VOCABULARY, Few, batch_of
+from few import SETTINGS as FEW
+from few import SIZE, VOCABULARY, Few
 from torch.nn import functional as F
 from transformers import BertForMaskedLM, get_cosine_schedule_with_warmup
 
@@ -26,6 +27,7 @@ from distilherbert.scenario import PRESETS, PROFILES, SCENARIOS, Objective, Sett
 from distilherbert.student import bert_config, layers_of, load_masked_lm, random_model, save_model, truncate
 
 SMALL = replace(PROFILES['demo'], layers=2, hidden=16, heads=2, intermediate=32, max_len=12)
+SETTINGS = replace(FEW, tokens=1000, batch_rows=7, micro_rows=16, max_len=12, evaluations=D.TrainSettings.evaluations)
 SEQUENCES = Few(np.array([0, *np.random.default_rng(i).integers(5, SIZE, 3 + i % 8), 2]) for i in range(7))
 
 
@@ -180,7 +182,7 @@ def test_batches_are_prepared_in_the_background_once_each(tmp_path, monkeypatch)
 def one_step(o, micro_rows, needs=('logits', 'hidden'), layers=((), ()), predict='masked'):
     "Loss and gradient of one step over all sequences, and both models."
     models = [random_model(bert_config(SMALL, SIZE, n), seed=s) for n, s in ((1, 0), (2, 1))]
-    batch = batch_of(SEQUENCES, predict, micro_rows=micro_rows)
+    batch = D.make_batch(SEQUENCES, np.arange(7), np.zeros(7, int), VOCABULARY, replace(SETTINGS, micro_rows=micro_rows), 3, 2, predict)
     student, teacher = (D.MaskedPredictor(m, needs, l) for m, l in zip(models, layers))
     total = 0.0
     for micro in batch.parts:

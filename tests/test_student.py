@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from conftest import damage, run_program
-from few import SETTINGS, Few, batch_of, packed
+from few import ALL, FORMS, SEQUENCES, SETTINGS, TEXTS, Few, batch_of, config_of, model_of, packed, padded
 from hub import Hub
 from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
@@ -35,38 +35,11 @@ from distilherbert.tasks import TaskError, get_task
 from distilherbert.wheel import ROBERTA, unigram_tokenizer, usable_positions
 from distilherbert.world import world_documents, world_task
 
-ALL, FORMS = [*S.FAMILIES], ['bert', 'roberta', 'electra', 'modernbert']  # XLM-R and CamemBERT are RoBERTa's classes with other names
-SHAPE = dict(vocab_size=60, hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=32, max_position_embeddings=34,
-             initializer_range=0.3, pad_token_id=1, bos_token_id=0, eos_token_id=2)
-MODERN = dict(cls_token_id=0, sep_token_id=2, local_attention=4, global_attn_every_n_layers=3, global_rope_theta=900.0,
-              local_rope_theta=30.0)
 CHOSEN = (0, 1, 3, 5)
 TOKENS = dict(zip(('cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token'), NAMES, strict=True))
-TEXTS = [np.random.default_rng(i).integers(5, 60, n) for i, n in enumerate((6, 8, 5))]
-SEQUENCES = Few([packed(*TEXTS), packed(TEXTS[0]), packed(TEXTS[1], TEXTS[2]), packed(TEXTS[2])])
-OURS = dict(tokens=300, batch_rows=4, micro_rows=4, max_len=24, evaluations=2)
-
-
-def config_of(form, **changes):
-    own = {'modernbert': MODERN, 'electra': {'embedding_size': 8}, **dict.fromkeys(ROBERTA, {'type_vocab_size': 1})}
-    return AutoConfig.for_model(form, **SHAPE | own.get(form, {}) | changes)
-
-
-def model_of(form, **changes):
-    "A random model in which every parameter matters: biases and norms are random too."
-    model = S.random_model(config_of(form, **changes), 1).eval()
-    torch.manual_seed(2)
-    for p in model.parameters(): p.data += 0.1*torch.randn_like(p)
-    return model
 
 
 def is_tied(model): return model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-def padded(*lengths):
-    "Ids `(B, T)` and where they are tokens."
-    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return torch.where(real, torch.randint(5, 60, real.shape, generator=torch.Generator().manual_seed(3)), 1), real
 
 
 def by_hand(model, layers, ids, real):
@@ -128,7 +101,7 @@ def test_modernberts_first_layer_fits_only_the_first_place(layer_map):
 def test_outputs_of_a_step_are_those_of_transformers(form, implementation):
     """Logits at masked positions, hidden states, and what the last layer itself projects; of sequences with padding, longer than
     ModernBERT's window."""
-    model, (micro,), modern, seen = model_of(form), batch_of(SEQUENCES, **OURS).parts, form == 'modernbert', []
+    model, micro, modern, seen = model_of(form), batch_of(), form == 'modernbert', []
     attention = S.layers_of(model)[5].get_submodule('attn' if modern else 'attention.self')
     for m in (attention.Wqkv,) if modern else (attention.query, attention.key, attention.value):
         m.register_forward_hook(lambda m, x, y: seen.extend(y.chunk(3, -1) if modern else [y]))
@@ -147,7 +120,7 @@ def test_outputs_of_a_step_are_those_of_transformers(form, implementation):
 @pytest.mark.parametrize('form', FORMS)
 def test_padding_and_other_documents_never_influence_a_result(form, attention):
     "A sequence, or where documents are separate each text, is as if it stood alone; with attention across documents, a text is not."
-    model, (micro,) = model_of(form), batch_of(SEQUENCES, attention=attention, mask_share=0.0, **OURS).parts
+    model, micro = model_of(form), batch_of(attention=attention, mask_share=0.0)
     found, at = D.MaskedPredictor(model, ('hidden',))(micro).hidden, 0
     texts = packed(TEXTS[0]), *([*t, 2] for t in TEXTS[1:])
     for part in SEQUENCES if attention == 'row' else [*texts, SEQUENCES[1], packed(TEXTS[1]), texts[2], SEQUENCES[3]]:
@@ -155,7 +128,7 @@ def test_padding_and_other_documents_never_influence_a_result(form, attention):
         assert torch.allclose(states, model.base_model(torch.tensor(np.array(part))[None])[0][0], atol=1e-5)
     second = model.base_model(torch.tensor(texts[1])[None])[0][0]
     assert at == len(found) and torch.allclose(found[8:17], second, atol=0.1) == (attention == 'text')
-    alone, = batch_of(Few(SEQUENCES[:1]), **OURS | {'max_len': len(SEQUENCES[0])}).parts
+    alone = batch_of(Few(SEQUENCES[:1]), max_len=len(SEQUENCES[0]))
     assert alone.mask() is None and micro.mask() is not None, 'no mask where nothing is padded'
 
 
@@ -167,7 +140,7 @@ def test_a_student_is_trained(form, attention, tmp_path):
     before = [p.clone() for p in teacher.parameters()]
     for m in student.modules():
         if isinstance(m, torch.nn.Dropout): m.p = 0.1
-    settings = replace(SETTINGS, precision='bf16', attention=attention, **OURS)
+    settings = replace(SETTINGS, precision='bf16', attention=attention)
     with D.open_run(student, teacher, SEQUENCES, settings, tmp_path) as run: D.train(run)
     losses = [line['loss'] for line in D.read_metrics(tmp_path) if 'loss' in line]
     assert len(losses) == run.steps and np.isfinite(losses).all() and all(map(torch.equal, teacher.parameters(), before))
@@ -182,7 +155,7 @@ def test_rotary_frequencies_are_never_rounded(monkeypatch, tmp_path):
         device=torch.device('cuda'), mixed_precision='bf16', process_index=0, num_processes=1, is_main_process=True,
         distributed_type=None, prepare=lambda *x: x))
     monkeypatch.setattr(D.MaskedPredictor, 'to', lambda self, device: self)
-    run = D.open_run(S.truncate(teacher), teacher, SEQUENCES, replace(SETTINGS, precision='bf16', **OURS), tmp_path)
+    run = D.open_run(S.truncate(teacher), teacher, SEQUENCES, replace(SETTINGS, precision='bf16'), tmp_path)
     assert {p.dtype for p in run.teacher_model.parameters()} == {torch.bfloat16} and len(frequencies) == 4
     assert all(torch.equal(b, frequencies[n]) for n, b in teacher.named_buffers())
 
