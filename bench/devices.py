@@ -3,7 +3,7 @@
     .venv/bin/python bench/devices.py              float32, on two GPUs where there are two, else on the processor (minutes)
     .venv/bin/python bench/devices.py --shape tiny --no-record
 
-It starts itself under torchrun. ZeRO-2 is left out where DeepSpeed is not installed. Written to the record bench/devices.
+It starts itself under torchrun. ZeRO-2 is left out where there is no DeepSpeed. The record is bench/devices.
 """
 import argparse
 import importlib.util

@@ -5,16 +5,9 @@
     .venv/bin/python bench/finetune.py --model FOLDER   from trained weights (as `_runs/model/T0-…`), six seeds: accuracy says something
     .venv/bin/python bench/finetune.py --small          the embedded world's tasks, seconds, no record: to see that it works
 
-Both sides have the same initial weights, examples, batch size, epochs, longest text and maximum learning rate. Everything else of the
-Trainer is its default, as `train_with_trainer` shows; only the checkpoint every 500 steps is off, which favours the Trainer. It computes
-all positions of all layers and all embeddings; we sort texts of similar length into batches, run the last layer at one position, and keep
-the embeddings that the task uses. A third side is ours with bfloat16 products.
-
-Both sides are timed from texts to a trained model: loading, the tokens of train and dev, training. Neither evaluates in that time. The
-ratio is the median over the seeds, in seconds and in processor time, which other work on the machine disturbs less; the sides take turns
-in starting. Without --model the weights are random (their speed is that of trained ones); such a model learns little in a few hundred
-examples, so the constant guess stands next to the accuracy. Real data is read from DISTILHERBERT_DATA. The record is `bench/finetune`,
-under the longest text and the layers.
+Both sides have the same weights, examples, batch size, epochs, longest text and maximum learning rate; all else of the Trainer is its
+default, but for the checkpoint every 500 steps. Both are timed from texts to a trained model, in turns, without evaluation; the ratio is
+the median over the seeds. Without --model the weights are random, so the constant guess stands beside. The record is `bench/finetune`.
 """
 import argparse
 import os

@@ -4,8 +4,7 @@
     .venv/bin/python bench/fuzz.py --seconds 5 --only toml  one reader; the same --seed gives the same damage
     .venv/bin/python bench/fuzz.py --seconds 1 --no-record  to see that it works
 
-A fault is another exception, more than ten seconds, or code of the file that ran. The first example of each is kept in the folder that is
-printed. Written to the record bench/fuzz.
+A fault is another exception, more than ten seconds, or code of the file that ran. The record is bench/fuzz; first examples are kept.
 """
 import argparse
 import contextlib

@@ -4,9 +4,8 @@
     python bench/grid.py run _grid out --minutes 8              there: models, scores, the curve over tokens
     python bench/grid.py unpack out/grid.tar.xz                 at home: the record of the curve, and what `distilherbert collect` needs
 
-The device needs no corpus and no network: the tokenizer, the packed sequences, the tasks and the teacher's weights (without the pieces that
-were trimmed) travel, and so do the descriptions of what they were made from, so that every key is the one that the same work has at home.
-Weights stay on the device.
+The device needs no corpus and no network: tokenizer, packed sequences, tasks and the teacher's trimmed weights travel, with descriptions of
+what they were made from, so that every key is the one that the same work has at home. Trained weights stay there.
 """
 import argparse
 import json

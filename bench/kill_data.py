@@ -3,11 +3,9 @@
     python bench/kill_data.py                     30 kills with one process, 30 with two workers, on the embedded world (10 minutes)
     python bench/kill_data.py --kills 3 --small   a smoke run that writes nothing
 
-One process is undisturbed. Others are started again and again in folders of their own and killed at random moments, until all kills are
-spent; each folder is then finished. Its files must be those of the undisturbed run, byte for byte, and finished work must not be done
-again: a file that was there keeps its time of change. Only the parent is killed: its workers must end by themselves.
-
-A moment is a number of finished files of a stage (clean, drop duplicates, pack), and up to a tenth of a second more.
+Others are started again and again in folders of their own and killed until all kills are spent, then finished. Their files must be
+those of an undisturbed run, byte for byte, and a file that was there keeps its time of change. Only the parent is killed: its workers
+must end by themselves. A moment is a number of finished files of a stage, and up to a tenth of a second more.
 """
 import argparse
 import json

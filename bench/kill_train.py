@@ -3,11 +3,9 @@
     .venv/bin/python bench/kill_train.py                 T0 and S4: 15 kills each of one process and of two (15 to 30 minutes)
     .venv/bin/python bench/kill_train.py --kills 3 --processes 1 --scenarios S4
 
-A kill is SIGKILL to all processes of the run at once. In turn it comes while a checkpoint is being written, while the run makes
-steps, and at any moment from the start of the process on: while it starts, cuts its log, loads a checkpoint, writes the
-finished model or renames its folder. The same command is started again until it ends, and must say that it resumes where a
-checkpoint was left; runs are repeated until there were enough kills. Weights must be the same bytes and logs the same lines but
-for the clock's fields; else the script fails. Written to the record bench/kill_train.
+A kill is SIGKILL to all processes of the run: in turn while it writes a checkpoint, while it makes steps, and at any moment.
+The same command is started again until it ends, and must resume where there is a checkpoint. Weights must be the same bytes and logs the
+same lines but for the clock's fields; else the script fails. Written to the record bench/kill_train.
 """
 import argparse
 import contextlib

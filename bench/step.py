@@ -4,12 +4,10 @@
     .venv/bin/python bench/step.py --where cuda                 one GPU: the shape real in bf16, a sweep of micro-batches (minutes)
     .venv/bin/python bench/step.py --shapes tiny --rounds 2     seconds, to see that it works
 
-"as published" is the baseline to beat: the same models, objective, number type, sequences, masks and optimiser settings, run
-eagerly, attention too, with logits for every position of both models, of which those at masked positions are then selected by
-`masked_select`, as in DistilBERT's code; and, separately, with soft targets at all positions. "baseline" is a stricter one,
-with our attention (SDPA) and a selection by index, which that code had not. Both take MLM over all logits, with the label -100
-where nothing is masked. "step" is the loop itself, loading and masking included, dropout off. Sequences are random texts,
-packed by the project's own packer. Written to the record bench/step, under the place it ran on.
+"as published" is the baseline to beat: the same models, objective, number type, sequences, masks and optimiser settings, run eagerly,
+with logits for every position of both models, of which `masked_select` takes those at masked positions, as in DistilBERT's code; and with
+soft targets at all positions. "baseline" has our attention (SDPA) and a selection by index, which that code had not. "step" is the loop
+itself, loading and masking included, dropout off. Sequences are packed random texts. Written to the record bench/step, by place.
 """
 import argparse
 import gc
