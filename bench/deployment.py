@@ -124,7 +124,7 @@ def untrained_classifier(profile, scenario, folder):
     folder.mkdir()
     save_model(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config), folder)
     load_tokenizer(tokenizer).save_pretrained(folder)
-    about = {'tasks': [profile.tasks[0]], 'texts': 1, 'labels': ['0', '1'], 'scale': [], 'max_len': usable_positions(config.to_dict())}
+    about = {'tasks': [profile.tasks[0]], 'texts': 1, 'labels': ['0', '1'], 'scale': [], 'max_len': usable_positions(config)}
     write_json(folder/'classifier.json', about)
     return folder
 
@@ -138,14 +138,14 @@ def measure(profile, scenarios, task, rounds, untrained):
             folder = untrained_classifier(profile, s, Path(d)/s.name) if untrained else build_classifier(profile, s, task.name)
             folders = {'torch': folder, **{f: export_onnx(folder, Path(d)/f'{s.name}-{f}', int8=f == 'int8') for f in ('onnx', 'int8')}}
             config = load_classifier(folder, outputs_of(folder), None)[0].config
-            tokens, formats, first = max(n for n in (32, 128) if n <= max(32, usable_positions(config.to_dict()))), {}, None
+            tokens, formats, first = max(n for n in (32, 128) if n <= max(32, usable_positions(config))), {}, None
             places = {f: (at, 'cpu') for f, at in folders.items()}
             if torch.cuda.is_available(): places['torch on GPU'] = folder, 'cuda'
             for f, (at, device) in places.items():
                 file = at/('model.onnx' if (at/'model.onnx').is_file() else 'model.safetensors')
                 formats[f] = {'bytes': file.stat().st_size, 'peak_bytes': peak_bytes(at, tokens, profile.threads, device)}
                 forward = onnx_forward(at, profile.threads) if file.name == 'model.onnx' else torch_forward(at, device)
-                forwards[s.name, f] = forward, usable_positions(config.to_dict()), config.vocab_size
+                forwards[s.name, f] = forward, usable_positions(config), config.vocab_size
                 if dev is None or device == 'cuda': continue
                 r = TaskPredictions(task, dev.gold, open_classifier(at, profile.threads).predict(dev.texts)[None], (0,), (0,))
                 first = first or r

@@ -100,7 +100,7 @@ def main():
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     start, seeds = time.perf_counter(), tuple(range(1, (a.seeds or (6 if a.model else 3)) + 1))
     profile, length = replace(get_profile('demo'), hidden=128, heads=2, intermediate=512, max_len=a.max_len), a.max_len
-    if a.model: length = min(length, usable_positions(load_config(a.model).to_dict()))
+    if a.model: length = min(length, usable_positions(load_config(a.model)))
     settings = TaskSettings(0, a.epochs, 32, 5e-4 if a.model else 1e-3, length, 'fp32', 0.0, 0.1, 0.01, 1.0, 1, 0)
     if a.small: profile, settings = replace(profile, hidden=32, intermediate=64, max_len=64), replace(settings, max_len=64, epochs=2)
     source = 'world' if a.small else 'local'

@@ -398,7 +398,7 @@ def make_model(
     "Make a model folder."
     counts = {}
     if settings:
-        room, guide = usable_positions(model.config.to_dict()), load_masked_lm(teacher)[0] if teacher else None
+        room, guide = usable_positions(model.config), load_masked_lm(teacher)[0] if teacher else None
         if (wanted := settings['max_len']) > room:
             raise SettingsError(f'The model has {room} positions, too few for sequences of {wanted} tokens. Lower `max_len` to {room}.')
         run = open_run(model, guide, Sequences.open(sequences), TrainSettings(**settings), work, new_head, zero, title, checkpoint_minutes)

@@ -59,7 +59,7 @@ def distil_settings(
     def choose(name, value, why):
         if name not in fixed: fixed[name], reasons[name] = value, why
         return fixed[name]
-    length = choose('max_len', min(128, usable_positions(config.to_dict())), 'most paragraphs fit, and short sequences cost less attention')
+    length = choose('max_len', min(128, usable_positions(config)), 'most paragraphs fit, and short sequences cost less attention')
     choose('min_piece', min(40, length//4), 'shorter rests of a cut text are dropped')
     if config.vocab_size > LARGE_VOCABULARY:
         choose('vocab', 'trim', f'{config.vocab_size:,} entries are most of the weights; the text needs few of them')

@@ -203,7 +203,7 @@ def principal_directions(
     hidden:int, # Directions, and one more: h
 )->tuple[torch.Tensor, float]: # From the teacher's width to the student's `(h, H)`; share of the squared length that it keeps
     "The principal directions of a teacher's hidden states, in all layers and without their mean over the components."
-    n, room, moments = len(sequences), usable_positions(model.config.to_dict()), 0
+    n, room, moments = len(sequences), usable_positions(model.config), 0
     some = np.linspace(0, n - 1, min(n, 1 + DIRECTION_TOKENS*n//sequences.tokens)).astype(int)
     for part in np.array_split(some, -(-len(some)//16)):
         ids, lengths = map(torch.from_numpy, pad_sequences(sequences, part, max(len(sequences[i]) for i in part)))

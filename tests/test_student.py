@@ -181,7 +181,7 @@ def test_dropout_is_that_of_the_profile(form, tmp_path):
 def test_positions_and_cost(form):
     "The longest sequence fits, one more token does not; torch counts the same operations."
     model = model_of(form, attn_implementation='eager')
-    config, room = model.config, usable_positions(model.config.to_dict())
+    config, room = model.config, usable_positions(model.config)
     assert room == (32 if form in ROBERTA else 34)
     for length in (8, room):
         ids = torch.full((1, length), 7)
@@ -248,7 +248,7 @@ def test_a_configuration_that_cannot_be_is_named(form, fault, tmp_path):
 def test_a_trimmed_model_computes_the_same(form, tied, tmp_path):
     "Also where the id of the padding token changes, from which RoBERTa counts its positions."
     wide = model_of(form, tie_word_embeddings=tied, pad_token_id=3, eos_token_id=5)
-    kept, room = np.array([0, 3, 5, 8, 40, 59]), usable_positions(wide.config.to_dict())
+    kept, room = np.array([0, 3, 5, 8, 40, 59]), usable_positions(wide.config)
     old, new = torch.tensor([[0, 8, 40, 59, 5, 3]]), torch.tensor([[0, 3, 4, 5, 2, 1]])
     with torch.no_grad(): hidden, logits = wide.base_model(old)[0], wide(old).logits[..., kept]
     with pytest.raises(SettingsError, match='Token 60 is outside the vocabulary of 60'): S.trim_model(wide, np.array([0, 60]))
@@ -256,7 +256,7 @@ def test_a_trimmed_model_computes_the_same(form, tied, tmp_path):
     for model in (wide, S.load_masked_lm(tmp_path)[0], AutoModelForMaskedLM.from_pretrained(tmp_path)):
         assert torch.equal(model.base_model(new)[0], hidden) and torch.allclose(model(new).logits, logits, atol=1e-5)
         assert (model.config.vocab_size, model.config.pad_token_id, model.config.eos_token_id) == (6, 1, 2)
-        assert usable_positions(model.config.to_dict()) == room and model.get_input_embeddings().padding_idx == 1
+        assert usable_positions(model.config) == room and model.get_input_embeddings().padding_idx == 1
         assert is_tied(model) == tied
     wide(new, labels=new).loss.backward()
     assert all(p.grad is not None for p in (*wide.get_output_embeddings().parameters(), wide.get_input_embeddings().weight))
