@@ -1,7 +1,7 @@
 """Wall-clock times of the commands that README names: the record `commands` of `demo` (`make records` moves it into results/).
 
     .venv/bin/python bench/times.py                  tests, S4 and the report, cold and warm, and a rendering (about an hour)
-    .venv/bin/python bench/times.py --only S4 test   these alone; what was measured before stays in the record
+    .venv/bin/python bench/times.py --only S4 test   these alone; the rest of the record in results/ stays
 
 Run it on an idle machine, with `.venv` in place. What is trained goes to a temporary folder, or to the one that `--keep` names.
 """
@@ -46,11 +46,12 @@ def main():
     if a.keep and Path(a.keep).is_dir() and any(Path(a.keep).iterdir()):
         p.error(f'{a.keep} is not empty: what is there would not be made again, nor timed. Name another folder.')
     if a.keep: Path(a.keep).mkdir(parents=True, exist_ok=True)
+    values = read_records('demo').get('commands', {}).get('values', {})
     with tempfile.TemporaryDirectory() as d:
         for what in sorted(a.only, key=PARTS.index):
             times = measure(what, a.keep or d)
             for name, s in times.items(): print(f'{name:10} {duration(s)}', flush=True)
-            values = read_records('demo').get('commands', {}).get('values', {}) | times
+            values |= times
             print(write_record('demo', 'commands', values, units=dict.fromkeys(values, 's'), command='python bench/times.py'), flush=True)
 
 
