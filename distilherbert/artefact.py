@@ -263,7 +263,7 @@ def guarded(work:Callable[[], object], program:str, profile:str, verbose:bool=Fa
     except BrokenPipeError:  # The reader, as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (*EXPECTED, Exception) as e:
-        message, code = f'{type(e).__name__}: {e}', 1
+        message, code = str(e) if type(e).__module__.startswith('distilherbert.') else f'{type(e).__name__}: {e}', 1
         if isinstance(e, KeyboardInterrupt):
             message, code = 'Stopped. The same command goes on from there.', 128 + next(iter(e.args), signal.SIGINT)
         elif isinstance(e, Interrupted): message, code = str(e), e.code

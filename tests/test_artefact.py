@@ -144,7 +144,7 @@ def test_a_group_builds_together_and_the_first_writes(parallel):
 @pytest.mark.parametrize('error, code, words', [
     (SettingsError('Unknown profile'), 2, 'Unknown profile'), (KeyboardInterrupt(), 130, 'The same command goes on'),
     (KeyboardInterrupt(signal.SIGTERM), 143, 'The same command goes on'), (Interrupted(15, 3, 9), 143, 'after step 3 of 9'),
-    (FileNotFoundError(2, 'No such file', 'x.txt'), 1, 'x.txt'), (DamagedArtefact('a folder'), 1, 'DamagedArtefact: a folder'),
+    (FileNotFoundError(2, 'No such file', 'x.txt'), 1, 'x.txt'), (DamagedArtefact('a folder'), 1, 'a command: a folder'),
     (MemoryError(), 1, 'lower `micro_rows`'), (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), 1, 'begins with `like = "demo"`'),
     (RuntimeError('[enforce fail] DefaultCPUAllocator: not enough'), 1, 'Memory ran out'),
     (ValueError('torch.OutOfMemoryError: CUDA'), 1, 'Memory ran out'), (ValueError('too long'), 1, 'too long'), (None, 0, ''),
