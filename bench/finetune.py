@@ -1,7 +1,6 @@
 """Fine-tuning against transformers' Trainer with its defaults, in one process: examples/s, and the accuracy that both reach.
 
     .venv/bin/python bench/finetune.py                  NKJP-NER and PolEmo2.0-IN, whole texts, two thin layers, three seeds (minutes)
-    .venv/bin/python bench/finetune.py --max-len 128    cut texts: most reviews fill a sequence, so that no padding can be saved
     .venv/bin/python bench/finetune.py --model FOLDER   from trained weights (as `_runs/model/T0-…`), six seeds: accuracy says something
     .venv/bin/python bench/finetune.py --small          the embedded world's tasks, seconds, no record: to see that it works
 

@@ -1,9 +1,8 @@
 """Kill -9 at random moments while text is cleaned and packed, into the record bench/kill_data.
 
     python bench/kill_data.py                     30 kills with one process, 30 with two workers, on the embedded world (10 minutes)
-    python bench/kill_data.py --kills 3 --small   a smoke run that writes nothing
 
-Others are started again and again in folders of their own and killed until all kills are spent, then finished. Their files must be
+Runs in folders of their own are killed and started again until all kills are spent, then finished. Their files must be
 those of an undisturbed run, byte for byte, and a file that was there keeps its time of change. Only the parent is killed: its workers
 must end by themselves. A moment is a number of finished files of a stage, and up to a tenth of a second more.
 """
