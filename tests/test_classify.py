@@ -369,7 +369,7 @@ def test_all_nine_tasks_in_the_format_of_the_sample(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('more, n', [(('--untrained',), None), (('--task', 'nkjp-ner'), 2000)])
+@pytest.mark.parametrize('more, n', [(('--untrained',), None), (('--task', 'nkjp-ner'), 500)])
 def test_the_bench_measures_what_a_classifier_costs(tiny, more, n):
     done = run_program(sys.executable, TOP/'bench'/'deployment.py', 'S4', '--profile', tiny.file, '--rounds', '1', *more)
     assert done.returncode == 0, done.stderr

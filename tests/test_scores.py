@@ -235,7 +235,7 @@ def test_records_of_scores(tiny, monkeypatch):
     counts = [read_manifest(f)['counts'] for f in folders['S4']['nkjp-ner'].values()]
     tasks, ner = ['nkjp-ner', 'polemo2.0-in', 'polemo2.0-out'], values['nkjp-ner']
     assert list(values) == [*tasks, 'mean'] and list(values['mean']['selections']) == ['heldout', 'last', 'best_on_dev']
-    assert [ner[k] for k in ('n', 'examples_train', 'validation', 'metric')] == [2000, 54, 6, 'accuracy']
+    assert [ner[k] for k in ('n', 'examples_train', 'validation', 'metric')] == [500, 54, 6, 'accuracy']
     assert ner['majority'] == counts[0]['constant']['nkjp-ner']
     for how, r in ner['selections'].items():
         assert r['low'] <= r['mean'] <= r['high'] and list(r['seeds'].values()) == [c['scores']['nkjp-ner'][how] for c in counts]
@@ -253,6 +253,6 @@ def test_records_of_scores(tiny, monkeypatch):
     for name, found in (('retention', [*tasks, 'mean']), ('loyalty', tasks)):
         assert [[x[k] for k in ('student', 'teacher', 'task', 'selection')] for x in c[name]] == [['S4', 'T0', t, 'heldout'] for t in found]
     only, right, name = {'nkjp-ner': folders['S4']['nkjp-ner']}, scores.load_run, 'pred/nkjp-ner'
-    def first_constant(f): return right(f) | {name: 0*right(f)[name] + np.arange(2000) % 2*(f == only['nkjp-ner'][2])}
+    def first_constant(f): return right(f) | {name: 0*right(f)[name] + np.arange(500) % 2*(f == only['nkjp-ner'][2])}
     monkeypatch.setattr(scores, 'load_run', first_constant)
     assert scores.klej_values(only)['nkjp-ner']['selections']['last']['collapsed'] == [1]
