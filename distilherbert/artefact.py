@@ -267,7 +267,7 @@ def guarded(work:Callable[[], object], program:str, profile:str, verbose:bool=Fa
         if isinstance(e, KeyboardInterrupt):
             message, code = 'Stopped. The same command goes on from there.', 128 + next(iter(e.args), signal.SIGINT)
         elif isinstance(e, Interrupted): message, code = str(e), e.code
-        elif isinstance(e, SettingsError): message, code = str(e), 2
+        elif isinstance(e, SettingsError): code = 2
         elif DISK_IS_FULL.search(message):
             message = (f'The disk is full, or a quota is used up ({message.splitlines()[0]}). Nothing finished is lost: free some space, '
                        'or set DISTILHERBERT_RUNS to a folder on a larger disk, and run the same command again.')

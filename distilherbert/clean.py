@@ -161,18 +161,19 @@ def first_occurrences(keys:np.ndarray)->np.ndarray: # `(n,)` False where a key o
 # %% ../nbs/01_clean.ipynb #00000024
 @cache
 def _changed_by_rules()->tuple[str, str]: # Regular expressions in RE2 syntax
-    "What matches every line that one of the first three `CHANGES` may change, and one of the others if none of these does."
+    "What matches every line that one of the `CHANGES` before markup may change, and one of the others if none of these does."
     characters = ''.join( # NUL, white space, combining marks, Hangul letters that join their neighbours, and what NFC replaces
         c for c in map(chr, chain(range(0xd800), range(0xe000, 0x10000))) if c == '\0' or c.isspace() and c != ' '
         or '\u1160' <= c <= '\u11ff' or unicodedata.category(c)[0] == 'M' or not unicodedata.is_normalized('NFC', c))
     return rf'^ | $|  |[{characters}\x{{10000}}-\x{{10ffff}}]', r'[<&]|://|ww\.|WW\.'
 
-def skippable(lines:Iterable[str])->list[int]: # As the `skip` of `explain_text`: 0, 3 (to markup) or all
+def skippable(lines:Iterable[str])->list[int]: # As the `skip` of `explain_text`: none, those before markup, or all
     "How many of the first `CHANGES` cannot change each line."
     from pyarrow import array, compute, string
     lines = array(lines, string())
     first, others = (compute.match_substring_regex(lines, p).to_pylist() for p in _changed_by_rules())
-    return [0 if f else 3 if o else len(CHANGES) for f, o in zip(first, others, strict=True)]
+    markup = [*CHANGES].index('markup')
+    return [0 if f else markup if o else len(CHANGES) for f, o in zip(first, others, strict=True)]
 
 @dataclass
 class CleanBlock:

@@ -192,7 +192,7 @@ class MaskedPredictor(nn.Module):
     def __init__(self, model:nn.Module, needs:Sequence[str]=('logits',), layers:Sequence[int]=()): # `needs`: as of the entries of `LOSSES`
         super().__init__()
         self.model, self.needs, self.layers = model, frozenset(needs), tuple(layers)
-        self.project = None  # From a narrow student's hidden states to the width of its teacher, `open_run` sets it
+        self.project = nn.Identity()  # From a narrow student's hidden states to the width of its teacher, `open_run` sets it
 
     def forward(self, micro:MicroBatch)->Outputs: # Inputs of the output layer, which the loss applies
         "Encode all positions, and predict at some."
@@ -203,9 +203,8 @@ class MaskedPredictor(nn.Module):
                                     output_hidden_states=bool(self.layers))
         predicted = at(out.last_hidden_state, micro.positions) if 'logits' in self.needs else None
         features = None if predicted is None else family_of(config).features(self.model, predicted)
-        project = self.project or nn.Identity()
-        hidden = project(at(out.last_hidden_state, micro.tokens)) if 'hidden' in self.needs else None
-        layers = tuple(project(at(out.hidden_states[i + 1], micro.tokens)) for i in self.layers if 'layers' in self.needs)
+        hidden = self.project(at(out.last_hidden_state, micro.tokens)) if 'hidden' in self.needs else None
+        layers = tuple(self.project(at(out.hidden_states[i + 1], micro.tokens)) for i in self.layers if 'layers' in self.needs)
         relations = ()
         if 'relations' in self.needs:
             last = self.layers[-1]
@@ -333,8 +332,8 @@ def open_run(
     entropy = unigram_entropy(train.token_counts(len(special)), np.concatenate([m.labels.numpy() for m in heldout]), special)
     measures = tuple(losses_of(objective)) if predict == 'nowhere' else ('mlm', 'kl', 'agreement', 'teacher_mlm') if teacher else ('mlm',)
     steps = max(1, round(s.tokens*len(train)/(train.tokens*s.batch_rows)))  # The number of steps that uses up the budget
-    wide, student, teacher = teacher, MaskedPredictor(student, needs, mine), teacher and MaskedPredictor(teacher, needs, theirs)
-    if needs & {'hidden', 'layers'} and student.model.config.hidden_size != wide.config.hidden_size:
+    student, teacher = MaskedPredictor(student, needs, mine), teacher and MaskedPredictor(teacher, needs, theirs)
+    if needs & {'hidden', 'layers'} and student.model.config.hidden_size != teacher.model.config.hidden_size:
         some, few = step_indices(0, s.seed, len(train), min(16, s.batch_rows)), replace(s, micro_rows=16)
         micro, = make_batch(train, *some, vocabulary, few, s.seed, sequences.sep_id, predict).parts
         student.project = fitted_projection(student.eval(), teacher.eval(), micro)
