@@ -1,7 +1,7 @@
 """Recipes for students of the unchanged encoder E0, trained and scored on one machine, into the record bench/recipes.
 
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py      all of them (hours; finished parts are not repeated)
-    .venv/bin/python bench/recipes.py --only S4h R                makes these, for the record to come
+    .venv/bin/python bench/recipes.py --only R HR                 the teacher and these alone
     .venv/bin/python bench/recipes.py --small                     the embedded world, without a record: to see that it works
 
 All students have every second layer of the teacher, and the text, order, budget and learning rate of the profile `real`; only the
@@ -48,20 +48,22 @@ def validation(folders):
     return round(100*float(np.mean(right)), 2)
 
 
-def measure(profile):
+def measure(profile, names):
     "The values of the record."
     runs, values = {}, {}
-    for n, s in RECIPES.items():
-        folders = scores_folders(profile, s)
+    for n in names:
+        s, folders = RECIPES[n], scores_folders(profile, RECIPES[n])
         runs[n] = read_scores(folders)['heldout']
         values[n] = {'scores': {t: v['selections']['heldout'] for t, v in klej_values(folders).items()}, 'validation': validation(folders)}
         if not s.teacher: continue
-        counts = read_manifest(model_artefact(profile, s).path)['counts']
-        values[n] |= {'weights': dict(s.loss.weights), 'tokens': counts['tokens'], 'heldout': heldout(profile, s),
-                      'seconds_per_million_tokens': round(1e6*counts['train_seconds']/counts['tokens'], 1)}
-        values[n]['retention'] = {t: retention(x.estimate, runs['E0'][t].estimate) for t, x in runs[n].items()}
+        made = read_manifest(model_artefact(profile, s).path)
+        values[n] |= {
+            'weights': dict(s.loss.weights), 'heldout': heldout(profile, s), 'tokens': made['counts']['tokens'],
+            'seconds_per_million_tokens': round(1e6*made['counts']['train_seconds']/made['counts']['tokens'], 1),
+            'machine': made['provenance']['machine'],
+            'retention': {t: retention(x.estimate, runs['E0'][t].estimate) for t, x in runs[n].items()}}
     print(*values.items(), sep='\n', flush=True)
-    pairs = [{'a': a, 'b': b, 'task': t, **x} for a, b in itertools.combinations(RECIPES, 2) for t, x in compare(runs[b], runs[a]).items()]
+    pairs = [{'a': a, 'b': b, 'task': t, **x} for a, b in itertools.combinations(names, 2) for t, x in compare(runs[b], runs[a]).items()]
     return values | {'pairs': pairs}
 
 
@@ -75,9 +77,9 @@ def main():
         profile = replace(profile, world_size=400, vocab_size=600, teacher_tokens=30_000, tokens=8000, teacher_margin=-9.0,
                           tasks=('nkjp-ner',), task_examples=60, task_epochs=1, task_seeds=(1, 2))
         for s in RECIPES.values(): RECIPES[s.name] = SCENARIOS['T0'] if s.name == 'E0' else replace(s, source='T0', teacher='T0')
-    for n in a.only: build_scores(profile, RECIPES[n])
-    if a.only != [*RECIPES]: return
-    values = measure(profile)
+    names = [n for n in RECIPES if n == 'E0' or n in a.only]
+    for n in names: build_scores(profile, RECIPES[n])
+    values = measure(profile, names)
     if a.small: return
     print(write_record('bench', 'recipes', values, n=len(profile.task_seeds), seed=profile.seed,
                        seconds=round(time.perf_counter() - start, 1), command='.venv/bin/python bench/recipes.py',
