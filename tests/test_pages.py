@@ -104,6 +104,7 @@ def test_cells_follow_their_directives_and_references_get_numbers(tmp_path):
 
 @pytest.mark.parametrize(('text', 'found'), [
     ('See @fig-none.', '@fig-none'), ('See [@nobody2020].', 'nobody2020'), ('[a](02_gone.ipynb)', 'gone.html'), ('[a](#gone)', '#gone'),
+    ('![](data:image/svg+xml;base64,PHN2Zy8+)', 'without alternative text'),
     ('![A caption.](gone.svg){fig-alt="A"}', 'gone.svg'), ('<script src="https://x.example/y.js"></script>', 'https://x.example/y.js'),
     ('<style>@import url("https://x.example/f.css");</style>', 'https://x.example/f.css')])
 def test_what_leads_nowhere_fails_the_build(tmp_path, text, found):

@@ -178,7 +178,7 @@ def write_pdf(folder):
 
 
 def find_problems(site):
-    "What no reader should meet: references that were not resolved, links and pictures that lead nowhere, things loaded from other hosts."
+    "What no reader should meet: references that were not resolved, links that lead nowhere, pictures without words, things loaded from elsewhere."
     soups = {f.name: BeautifulSoup(f.read_text('utf-8'), 'html.parser') for f in sorted(site.glob('*.html'))}
     ids = {name: {e['id'] for e in soup.find_all(id=True)} | {'', 'top'} for name, soup in soups.items()}
     styles = {f.name: f.read_text('utf-8') for f in sorted(site.rglob('*.css'))}
@@ -188,6 +188,7 @@ def find_problems(site):
     for name, soup in soups.items():
         for e in soup.find_all(['pre', 'code']): e.clear()
         found += [f'{name}: {m}' for m in re.findall(r'\?@[\w-]+|^:::.*', soup.get_text(), re.M)]
+        found += [f'{name}: a picture without alternative text' for e in soup.find_all('img') if not e.get('alt', '').strip()]
         for e in soup.find_all(['a', 'img', 'script', 'link']):
             target = e.get('href') or e.get('src') or ''
             if re.match(r'(https?:)?//', target):
