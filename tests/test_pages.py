@@ -116,7 +116,8 @@ def test_what_leads_nowhere_fails_the_build(tmp_path, text, found):
 def test_quarto_finds_one_configuration():
     assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == TOP/'_quarto.yml'
     config = yaml.safe_load((TOP/'_quarto.yml').read_text('utf-8'))
-    named = [*config['metadata-files'], config['bibliography'], config['format']['html']['css'], config['format']['html']['theme']['dark'][-1]]
+    html = config['format']['html']
+    named = [*config['metadata-files'], config['bibliography'], html['css'], html['theme']['dark'][-1]]
     assert not [x for x in named if not (NBS/x).is_file()]
     ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
     ini.read(TOP/'settings.ini')

@@ -178,7 +178,7 @@ def write_pdf(folder):
 
 
 def find_problems(site):
-    "What no reader should meet: references that were not resolved, links that lead nowhere, pictures without words, things loaded from elsewhere."
+    "What no reader should meet: unresolved references, links that lead nowhere, pictures without words, things loaded from elsewhere."
     soups = {f.name: BeautifulSoup(f.read_text('utf-8'), 'html.parser') for f in sorted(site.glob('*.html'))}
     ids = {name: {e['id'] for e in soup.find_all(id=True)} | {'', 'top'} for name, soup in soups.items()}
     styles = {f.name: f.read_text('utf-8') for f in sorted(site.rglob('*.css'))}
