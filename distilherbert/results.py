@@ -226,7 +226,7 @@ def markdown_table(head:Sequence[str], lines:Iterable[Sequence[str]], caption:st
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (head, rule, *lines)) + tail
 
 def table_grid(label:str='tbl-grid')->str: # Identifier for cross-references; Markdown
-    "Table 1: the scenarios of the grid."
+    "The scenarios of the grid."
     start = {'random': 'random', 'truncated': 'half of {}', 'copy': 'all of {}', 'pretrained': 'pre-trained'}
     lines = [(f'**{n}**', start[s.init].format(s.source),
               'yes' if s.mlm else 'no', s.teacher or NOTHING, s.loss.name if s.loss else NOTHING)
@@ -235,7 +235,7 @@ def table_grid(label:str='tbl-grid')->str: # Identifier for cross-references; Ma
     return markdown_table(('Model', 'Initial weights', 'MLM', 'Teacher', 'Objective'), lines, caption, label, 'lllll')
 
 def table_scores(r:Results, label:str='')->str: # Markdown
-    "Table 2: scores on dev, with intervals, published figures and the majority baseline; a single task has a column for each."
+    "Scores on dev, with intervals, published figures and the majority baseline; a single task has a column for each."
     scores, how = r.scores(), r.selection()
     tasks = r.columns() if scores else [*next(iter(PUBLISHED.values())), 'mean']
     def parts(s, t):
@@ -267,8 +267,9 @@ def table_differences(r:Results, label:str='')->str: # Markdown
              if (p := r.pair(a, b, last))]
     head = ('', *(r.title(t).replace('2.0-', ' ') for t in r.columns()), 'Question')
     if others: head, lines = head[:-1], [line[:-1] for line in lines] # A phone has no room for it
-    caption = ('Paired differences in points, over all tasks with their 95 % intervals (BCa, over examples and seeds). Bold: the '
-               'interval excludes zero and the sign-flip test over seeds agrees.')
+    which = 'the mean' if others else 'each'
+    caption = (f'Paired differences in points, {which} with its 95 % interval (BCa, over examples and seeds). Bold: the interval '
+               'excludes zero and the sign-flip test over seeds agrees.')
     return markdown_table(head, lines, caption, label, 'l' + 'r'*len(r.columns()) + 'l'*(not others))
 
 def list_records(r:Results, url:str)->str: # Address of the repository; HTML in Markdown

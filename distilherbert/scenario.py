@@ -101,7 +101,7 @@ INITS = ('random', 'truncated', 'copy', 'pretrained')
 
 @dataclass(frozen=True)
 class Scenario:
-    "One scenario: an entry of the report's Table 1, or one of your own."
+    "One scenario: an entry of the grid, or one of your own."
     name:str # Short name, as "S4"
     init:str # Initial weights: one of `INITS`
     source:str='' # Scenario whose weights are used, for "truncated" and "copy"

@@ -104,7 +104,9 @@ def test_cells_follow_their_directives_and_references_get_numbers(tmp_path):
 
 @pytest.mark.parametrize(('text', 'found'), [
     ('See @fig-none.', '@fig-none'), ('See [@nobody2020].', 'nobody2020'), ('[a](02_gone.ipynb)', 'gone.html'), ('[a](#gone)', '#gone'),
-    ('![A caption.](gone.svg){fig-alt="A"}', 'gone.svg'), ('<script src="https://x.example/y.js"></script>', 'https://x.example/y.js')])
+    ('![](data:image/svg+xml;base64,PHN2Zy8+)', 'without alternative text'),
+    ('![A caption.](gone.svg){fig-alt="A"}', 'gone.svg'), ('<script src="https://x.example/y.js"></script>', 'https://x.example/y.js'),
+    ('<style>@import url("https://x.example/f.css");</style>', 'https://x.example/f.css')])
 def test_what_leads_nowhere_fails_the_build(tmp_path, text, found):
     try: problems = notebook(tmp_path, text)[1]
     except SystemExit as e: problems = [str(e)]
@@ -114,7 +116,8 @@ def test_what_leads_nowhere_fails_the_build(tmp_path, text, found):
 def test_quarto_finds_one_configuration():
     assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == TOP/'_quarto.yml'
     config = yaml.safe_load((TOP/'_quarto.yml').read_text('utf-8'))
-    named = [*config['metadata-files'], config['bibliography'], config['format']['html']['css']]
+    html = config['format']['html']
+    named = [*config['metadata-files'], config['bibliography'], html['css'], html['theme']['dark'][-1]]
     assert not [x for x in named if not (NBS/x).is_file()]
     ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
     ini.read(TOP/'settings.ini')

@@ -64,6 +64,9 @@ def process(folder):
         notebook, cells = read_cells(file)
         def shown(c): return c['cell_type'] != 'code' or c['outputs'] or not only_imports(split_options(c['source'])[1])
         notebook['cells'] = list(filter(shown, cells))
+        for output in (o for c in notebook['cells'] for o in c.get('outputs', ()) if 'text/html' in o.get('data', {})):
+            # On a page with an output of this type Quarto loads scripts from another host
+            output['data'] = {'text/markdown': '```{=html}\n' + ''.join(output['data']['text/html']) + '\n```'}
         file.write_text(json.dumps(notebook), 'utf-8')
     return folder/'_proc'
 
@@ -105,7 +108,6 @@ def output_markdown(output, options):
         label = f'#{options["label"]} ' if 'label' in options else ''
         return f'![{options.get("fig-cap", "")}](data:{kind};base64,{content}){{{label}fig-alt="{escape(options.get("fig-alt", ""))}"}}'
     if 'text/markdown' in data: return ''.join(data['text/markdown'])
-    if 'text/html' in data: return '```{=html}\n' + ''.join(data['text/html']) + '\n```'
     text = ''.join(data.get('text/plain', output.get('text', '')))
     return f'````` {{.output}}\n{text.rstrip()}\n`````'
 
@@ -176,13 +178,17 @@ def write_pdf(folder):
 
 
 def find_problems(site):
-    "What no reader should meet: references that were not resolved, links and pictures that lead nowhere, things loaded from other hosts."
+    "What no reader should meet: unresolved references, links that lead nowhere, pictures without words, things loaded from elsewhere."
     soups = {f.name: BeautifulSoup(f.read_text('utf-8'), 'html.parser') for f in sorted(site.glob('*.html'))}
     ids = {name: {e['id'] for e in soup.find_all(id=True)} | {'', 'top'} for name, soup in soups.items()}
-    found = []
+    styles = {f.name: f.read_text('utf-8') for f in sorted(site.rglob('*.css'))}
+    styles |= {name: ''.join(e.get_text() for e in soup.find_all('style')) for name, soup in soups.items()}
+    outside = re.compile(r'(?:url\(|@import)\s*["\']?((?:https?:)?//[^"\')\s]+)')
+    found = [f'{name}: loads {target}' for name, style in styles.items() for target in outside.findall(style)]
     for name, soup in soups.items():
         for e in soup.find_all(['pre', 'code']): e.clear()
         found += [f'{name}: {m}' for m in re.findall(r'\?@[\w-]+|^:::.*', soup.get_text(), re.M)]
+        found += [f'{name}: a picture without alternative text' for e in soup.find_all('img') if not e.get('alt', '').strip()]
         for e in soup.find_all(['a', 'img', 'script', 'link']):
             target = e.get('href') or e.get('src') or ''
             if re.match(r'(https?:)?//', target):
