@@ -68,11 +68,12 @@ def test_records_and_report_can_be_taken_along(site):
 
 
 def notebook(folder, *cells):
-    "A site of one page; a cell is Markdown, or a pair of code and outputs. The page, and what is wrong with it."
+    "A site of one page; a cell is Markdown, or code, outputs and tags. The page, and what is wrong with it."
     (folder/'nbs').mkdir()
     for name in ('settings.ini', '_quarto.yml', 'nbs/references.bib', 'nbs/nbdev.yml'): shutil.copy(TOP/name, folder/name)
     (folder/'nbs'/'sidebar.yml').write_text('website: {sidebar: {contents: [01_x.ipynb]}}')
-    made = [new_markdown_cell(c) if isinstance(c, str) else new_code_cell(c[0], outputs=c[1]) for c in ('# Title\n\n> Subtitle', *cells)]
+    made = [new_markdown_cell(c) if isinstance(c, str) else new_code_cell(c[0], outputs=c[1], metadata={'tags': [*c[2:]]})
+            for c in ('# Title\n\n> Subtitle', *cells)]
     content = new_notebook(cells=made, metadata={'kernelspec': {'name': 'python3', 'display_name': 'Python', 'language': 'python'}})
     (folder/'nbs'/'01_x.ipynb').write_text(json.dumps(content))
     out = pages.render_pandoc(pages.process(folder))
@@ -87,7 +88,7 @@ def test_cells_follow_their_directives_and_references_get_numbers(tmp_path):
     output = [{'output_type': 'stream', 'name': 'stdout', 'text': ['shown\n']}]
     text, problems = notebook(
         tmp_path, ('#| default_exp x', []), ('#| hide\nsecret = 1', output), ('#| export\nimport json', []),
-        ('#| export\n#| code-fold: true\n#| code-summary: The plumbing\ndef half(x): return x/2', []), ('#| echo: false\nquiet()', output),
+        ('#| export\ndef half(x): return _twice(x)/4\ndef _twice(x): return 2*x', [], 'plumbing'), ('#| echo: false\nquiet()', output),
         ('#| include: false\nabsent = 1', output), ('lesson = 1', output), TABLE, PICTURE, '$$x = 1$$ {#eq-a}',
         'See @tbl-a, @fig-a, @eq-a, [@sanh2019distilbert] and [the top](01_x.ipynb#top).')
     soup = BeautifulSoup(text, 'html.parser')
@@ -95,7 +96,7 @@ def test_cells_follow_their_directives_and_references_get_numbers(tmp_path):
     body = soup.main.get_text()
     assert 'half(x)' in body and 'lesson' in body and body.count('shown') == 2
     assert not [w for w in ('secret', 'quiet', 'absent', 'import json', 'default_exp', '#|', '{#') if w in body]
-    assert [d.summary.get_text().strip() for d in soup.main.find_all('details') if d.find('pre')] == ['The plumbing']
+    assert [d.summary.get_text().strip() for d in soup.main.find_all('details') if d.find('pre')] == ['half']
     links = {a['href']: a.get_text().replace('\xa0', ' ') for a in soup.main.find_all('a') if not a.find_parent('details')}
     assert links['#tbl-a'] == 'Table 1' and links['#fig-a'] == 'Figure 1' and links['#eq-a'] == 'Equation 1' and 'x.html#top' in links
     assert soup.find('caption').get_text().startswith('Table\xa01: Numbers.') and soup.find('img')['alt'] == 'Dots'

@@ -58,12 +58,17 @@ def read_cells(file):
 
 
 def process(folder):
-    "Apply nbdev's directives to the notebooks in `folder/nbs`; the folder with the results. Cells that only import are left out."
+    """Apply nbdev's directives to the notebooks in `folder/nbs`; the folder with the results. Cells that only import are left out,
+    and those with the tag "plumbing" are folded."""
     run(sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)', cwd=folder)
     for file in (folder/'_proc').glob('*.ipynb'):
         notebook, cells = read_cells(file)
         def shown(c): return c['cell_type'] != 'code' or c['outputs'] or not only_imports(split_options(c['source'])[1])
         notebook['cells'] = list(filter(shown, cells))
+        for cell in notebook['cells']:
+            if 'plumbing' not in cell['metadata'].get('tags', ()): continue
+            names = ', '.join(re.findall(r'^(?:def|class) (?!_)(\w+)', cell['source'], re.M))
+            cell['source'] = f'#| code-fold: true\n#| code-summary: "{names or "Code"}"\n{cell["source"]}'
         for output in (o for c in notebook['cells'] for o in c.get('outputs', ()) if 'text/html' in o.get('data', {})):
             # On a page with an output of this type Quarto loads scripts from another host
             output['data'] = {'text/markdown': '```{=html}\n' + ''.join(output['data']['text/html']) + '\n```'}
