@@ -134,26 +134,26 @@ def save_settings(
     file.write_text(''.join(f'{k} = {json.dumps(v, ensure_ascii=False)}\n' for k, v in given.items()), 'utf-8')
 
 def distil(
-    teacher:str, # A folder, a name on the hub, or "wheel:" and the name of a package
-    text:str | Sequence[str], # Files, folders, and "hf:" with the name of a data set; one or several
-    output:str='', # Folder to write; named after the teacher when empty
-    column:str='text', # Column of the text, in JSON lines, Parquet files and data sets
-    lines:int=0, # Lines of the text to read; 0 for all
-    layers:int=0, # Layers of the student, evenly spaced in the teacher; 0 for half
-    layer_map:str='', # The layers to copy, as "0,2,4"
-    hidden:int=0, # Width of the student; the teacher's when 0
-    heads:int=0, # Its attention heads; of the teacher's size when 0
-    objective:str='', # A preset; chosen by the teacher when empty
-    vocab:str='', # "trim" keeps only the pieces that the text uses, "keep" all of them; chosen by the size when empty
-    tokens:str='', # Training tokens, as "200M"; three passes over the text when empty
-    hours:float=0.0, # Instead: what fits into this time at the estimated pace of this machine [h]
-    max_len:int=0, # Length of a sequence [tokens]; chosen when 0
-    precision:str='auto', # "auto", "fp32", "bf16" or "fp16"
-    language:str='pl', # Of the text, for the model card
+    teacher:str, # A folder, a name on the hub, or wheel:PACKAGE
+    text:str | Sequence[str], # Files or folders (.txt, .jsonl, perhaps with .gz, .xz or .zst; .parquet), or hf:NAME for one of the hub
+    output:str='', # Folder to write (default: named after the teacher)
+    column:str='text', # Column of the text, where there are columns
+    lines:int=0, # Lines of the text to read (default: all)
+    layers:int=0, # Layers to copy, evenly spaced (default: half)
+    layer_map:str='', # The layers to copy, as 0,2,4
+    hidden:int=0, # Width of the student (default: that of the teacher)
+    heads:int=0, # Its attention heads (default: of the teacher's size)
+    objective:str='', # A preset, as distilbert or hidden (default: chosen by the teacher)
+    vocab:str='', # With "trim" only the pieces that the text uses, with "keep" all of them (default: trim a large one)
+    tokens:str='', # Training tokens, as 200M (default: three passes over the text)
+    hours:float=0.0, # Training time on this machine instead, estimated [h]
+    max_len:int=0, # Length of a sequence [tokens] (default: 128, or less where the teacher has fewer positions)
+    precision:str='auto', # Number type of matrix products: auto, fp32, bf16 or fp16
+    language:str='pl', # Language of the text, for the model card
     seed:int=42, # Of data order and masks
-    save:str='', # TOML file for the profile; the scenario goes beside it
-    push_to_hub:str='', # Name on the hub, where the result goes, too; empty for none
-    dry_run:bool=False, # Only say what would be done?
+    save:str='', # Write the profile to this TOML file, and the scenario next to it
+    push_to_hub:str='', # Also upload the result to the hub, as NAME or OWNER/NAME
+    dry_run:bool=False, # Only say what would be done
 )->list[str]: # What was made, and how to load it; raises `SettingsError`
     "Distil a smaller model from a teacher on a text."
     from distilherbert.runs import resolve_precision
@@ -174,7 +174,8 @@ def distil(
     size = text_size(places)  # Before the teacher, which may have to be downloaded
     if not (size or tokens or hours):
         raise SettingsError(f'The size of {", ".join(places)} is not known before it is read: give a budget with --tokens or --hours.')
-    model, new_head = load_masked_lm(teacher_source(Profile('teacher', text=places, tokenizer='teacher', teacher=source)))
+    early = Profile('teacher', text=places, tokenizer='teacher', teacher=source, precision=precision)
+    model, new_head = load_masked_lm(teacher_source(early))
     config = model.config
     del model
     if layers and not 0 < layers <= config.num_hidden_layers:
@@ -213,20 +214,20 @@ def distil(
 # %% ../nbs/29_recipes.ipynb #0000000e
 def finetune(
     model:str, # A folder, or a name on the hub
-    train:str, # File of labelled examples
-    output:str='', # Folder to write; named after the model when empty
-    dev:str='', # File of examples that give the score; a tenth of train when empty
-    text:str='text', # Column of the text; two for pairs, as "question,answer"
+    train:str, # File of labelled examples: .tsv, .csv, .jsonl or .parquet
+    output:str='', # Folder to write (default: named after the model)
+    dev:str='', # File of examples that give the score (default: a tenth of train)
+    text:str='text', # Column of the text, or of two: question,answer
     label:str='label', # Column of the label
-    metric:str='accuracy', # "accuracy" or "f1" for classes, "spearman" or "wmae" for numbers
+    metric:str='accuracy', # Accuracy or f1 for classes, spearman or wmae for numbers
     epochs:int=5, # Passes over the examples
     seeds:int=3, # Runs, of which the best on the held-out slice is kept
     max_len:int=128, # Longest example [tokens]
-    precision:str='auto', # "auto", "fp32", "bf16" or "fp16"
+    precision:str='auto', # Number type of matrix products: auto, fp32, bf16 or fp16
     teacher:str='', # Folder of a classifier fine-tuned on the same labels, whose predictions are learnt, too
     teacher_weight:float=0.5, # Of its predictions in the loss; the labels have the rest
     temperature:float=2.0, # Of its class probabilities
-    push_to_hub:str='', # Name on the hub, where the result goes, too; empty for none
+    push_to_hub:str='', # Also upload the result to the hub, as NAME or OWNER/NAME
 )->list[str]: # The score, and what to type next; raises `SettingsError` and `TaskError`
     "Fine-tune a model on labelled examples."
     from distilherbert.student import load_config
