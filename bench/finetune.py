@@ -24,7 +24,7 @@ from distilherbert.pack import make_tokenizer
 from distilherbert.results import read_records, write_record
 from distilherbert.scenario import get_profile
 from distilherbert.scores import TaskPredictions, compare
-from distilherbert.student import bert_config, count_parameters, load_config, quiet, random_model, save_model
+from distilherbert.student import bert_config, load_config, quiet, random_model, save_model
 from distilherbert.tasks import TASKS, TaskSettings, load_group
 from distilherbert.wheel import usable_positions
 
@@ -114,7 +114,7 @@ def main():
         if a.small: return
         config = load_config(folder)
         about = {'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu', 'layers': config.num_hidden_layers,
-                 'hidden': config.hidden_size, 'parameters': count_parameters(load_classifier(folder, 2, 0)[0]), 'batch': settings.batch,
+                 'hidden': config.hidden_size, 'parameters': load_classifier(folder, 2, 0)[0].num_parameters(), 'batch': settings.batch,
                  'epochs': a.epochs, 'max_len': length, 'lr': settings.lr}
     name = f"{length} tokens, {about['layers']} layers{', trained' if a.model else ''}"
     options = [f'--{o.replace("_", "-")} {v}' for o, v in vars(a).items() if v not in (None, False) and v != p.get_default(o)]
