@@ -272,7 +272,7 @@ def build_sequences(p:Profile, part:str='ccsub')->Path: # Folder with the sequen
 def build_model(p:Profile, s:Scenario)->Path: # A transformers folder
     "Build the model of a scenario and its inputs, unless this is done."
     artefact = model_artefact(p, s)
-    if int(os.environ.get('WORLD_SIZE', '1')) == 1: return artefact.build()
+    if int(os.environ.get('WORLD_SIZE', '1')) < 2: return artefact.build()
     from distilherbert.runs import broadcast, join_processes
     return artefact.build(join_processes(p.zero).is_main_process, broadcast)
 
