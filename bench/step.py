@@ -1,7 +1,7 @@
 """Time of a training step against a step as DistilBERT published it, in one process, medians of interleaved rounds.
 
-    .venv/bin/python bench/step.py                              processor: thin and base, masking, loading (15 minutes on two cores)
-    .venv/bin/python bench/step.py --where cuda                 one GPU: the shape real in bf16, a sweep of micro-batches (minutes)
+    .venv/bin/python bench/step.py                              processor: thin and base (15 minutes on two cores)
+    .venv/bin/python bench/step.py --where cuda                 one GPU: the shape real in bf16 (minutes)
     .venv/bin/python bench/step.py --shapes tiny --rounds 2     seconds, to see that it works
 
 "as published" is the baseline to beat: the same models, objective, number type, sequences, masks and optimiser settings, run eagerly,
@@ -10,7 +10,6 @@ soft targets at all positions. "baseline" has our attention (SDPA) and a selecti
 itself, loading and masking included, dropout off. Sequences are packed random texts. Written to the record bench/step, by place.
 """
 import argparse
-import gc
 import os
 import random
 import statistics
@@ -28,7 +27,6 @@ from torch.nn import functional as F
 
 from distilherbert.artefact import provenance
 from distilherbert.distill import TrainSettings, open_run, train
-from distilherbert.objective import Vocabulary, mask_sequences
 from distilherbert.pack import pack_texts
 from distilherbert.results import read_records, write_record
 from distilherbert.scenario import PRESETS, PROFILES
@@ -159,50 +157,6 @@ def compare(shape, precision, rounds, device, folder, threads):
             'loading_share': round(statistics.median(load)/median['step, masked'], 5)}
 
 
-def sweep(shape, precision, folder, threads, sizes):
-    "Pace and peak memory of a GPU by the sequences of a micro-batch, which is a step; until memory runs out."
-    found = {}
-    for rows in sizes:
-        gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
-        try:
-            with make_run(shape, 'distilbert', precision, folder, rows=rows, micro_rows=rows, threads=threads) as run:
-                ours(run, 5)
-                pace = 20*step_tokens(run)/timed(partial(ours, run, 20), 'cuda')
-        except torch.OutOfMemoryError: break
-        found[str(rows)] = {'tokens_per_s': round(pace), 'peak_gib': round(torch.cuda.max_memory_allocated()/2**30, 2)}
-        print(f'  micro-batch {rows}: {found[str(rows)]}', flush=True)
-    return found
-
-
-def python_masker(ids, vocabulary, share, rng):
-    "Whole-word masking as BERT's collators do it: group tokens to words, shuffle, take words until the share is reached, then 80/10/10."
-    out, special, ends = ids.copy(), vocabulary.special.tolist(), vocabulary.ends.tolist()
-    for b, row in enumerate(ids.tolist()):
-        words, open_word = [], False
-        for i, t in enumerate(row):
-            if open_word and not special[t]: words[-1].append(i)
-            elif not special[t]: words.append([i])
-            open_word = not special[t] and not ends[t]
-        rng.shuffle(words)
-        covered, wanted = [], round(share*len(row))
-        while len(covered) < wanted: covered += words.pop()
-        for i in covered:
-            fate = rng.random()
-            if fate < 0.8: out[b, i] = vocabulary.mask_id
-            elif fate < 0.9: out[b, i] = rng.randrange(5, len(special))
-    return out
-
-
-def masking(rounds, rows=2100):
-    "Time to mask the report's batch, ours and the Python one's."
-    g = np.random.default_rng(0)
-    vocabulary = Vocabulary(np.arange(50_000) < 5, g.random(50_000) < 0.6, np.zeros(50_000, bool), mask_id=4)
-    ids = g.integers(0, 50_000, (rows, 512))
-    mine = [timed(lambda: mask_sequences(ids, np.arange(rows), np.full(rows, 0), 0, 0.15, vocabulary), 'cpu') for _ in range(rounds)]
-    a, b = statistics.median(mine), timed(lambda: python_masker(ids, vocabulary, 0.15, random.Random(0)), 'cpu')
-    return {'sequences': rows, 'milliseconds': round(1000*a, 1), 'python_milliseconds': round(1000*b, 1), 'times_python': round(b/a, 1)}
-
-
 def main():
     p = argparse.ArgumentParser(description='Time of a training step against a baseline.')
     p.add_argument('--where', choices=('cpu', 'cuda'), default='cpu')
@@ -210,13 +164,11 @@ def main():
     p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), help='default: fp32 on a processor, bf16 on a GPU')
     p.add_argument('--threads', type=int, default=os.cpu_count())
-    p.add_argument('--sweep', nargs='*', type=int, default=[64, 128, 256, 512, 1024], help='sequences of a micro-batch to try on a GPU')
     p.add_argument('--no-record', action='store_true', help='only print')
     a = p.parse_args()
     if (a.where == 'cuda') != torch.cuda.is_available():
         raise SystemExit('The loop uses a GPU where there is one: hide it with CUDA_VISIBLE_DEVICES=, or choose --where cuda.')
-    start, values = time.perf_counter(), {'threads': a.threads, 'masking': masking(a.rounds)}
-    print('masking', values['masking'], flush=True)
+    start, values = time.perf_counter(), {'threads': a.threads}
     for shape in a.shapes or (('real',) if a.where == 'cuda' else ('thin', 'base')):
         precision = a.precision or ('bf16' if a.where == 'cuda' else 'fp32')
         with tempfile.TemporaryDirectory() as d:
@@ -224,11 +176,10 @@ def main():
             print(f'\n{shape}, {precision}, {v["sequences"]} sequences of {v["length"]}, vocabulary {v["vocabulary"]:,}')
             for k, s in v['seconds'].items(): print(f'  {k:24}{1000*s:10.1f} ms{v["tokens_per_s"][k]:>12,} tokens/s')
             for k in ('times_published', 'times_baseline', 'loading_share'): print(f'  {k}: {v[k]}')
-            if a.where == 'cuda': v['sweep'] = sweep(shape, precision, d, a.threads, a.sweep)
     if a.no_record: return
     known, where = read_records('bench').get('step', {}).get('values', {}), torch.cuda.get_device_name(0) if a.where == 'cuda' else 'cpu'
     values = known | {where: known.get(where, {}) | values}
-    print(write_record('bench', 'step', values, units={'seconds': 's', 'peak_gib': 'GiB'}, n=a.rounds,
+    print(write_record('bench', 'step', values, units={'seconds': 's'}, n=a.rounds,
                        seconds=round(time.perf_counter() - start, 1), command=f'python bench/step.py --where {a.where}'))
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['digest_unchanged', 'PACKAGES', 'log', 'MANIFEST', 'MEMORY_RAN_OUT', 'DISK_IS_FULL', 'EXPECTED', 'digest',
-           'fingerprint', 'commit', 'machine', 'provenance', 'flush', 'write_json', 'publish', 'check_new',
-           'new_folder', 'DamagedArtefact', 'read_manifest', 'read_metrics', 'verify', 'Artefact', 'duration',
-           'Interrupted', 'interruptible', 'guarded', 'start_worker', 'worker_pool', 'Progress']
+           'fingerprint', 'commit', 'machine', 'provenance', 'flush', 'write_whole', 'write_json', 'publish',
+           'check_new', 'new_folder', 'DamagedArtefact', 'read_manifest', 'read_metrics', 'verify', 'Artefact',
+           'duration', 'Interrupted', 'interruptible', 'guarded', 'start_worker', 'worker_pool', 'Progress']
 
 # %% ../nbs/10_artefact.ipynb #00000002
 import hashlib
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -93,14 +93,18 @@ def flush(path:Path)->None: # A file or a folder
     try: os.fsync(handle)
     finally: os.close(handle)
 
-def write_json(file:Path, value)->None: # `value`: JSON-ready, without NaN
-    "Write JSON atomically: readers see the old file or the new one."
-    part = file.with_name(f'.{file.name}.part')
-    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + '\n'
-    part.write_text(text, 'utf-8', 'backslashreplace')  # In JSON such an escape is read back as the file name that is not UTF-8
+def write_whole(file:Path, content:Iterable[bytes])->None: # `content`: in pieces
+    "Write a file atomically: readers see the old file or the new one, and concurrent writers do not interfere."
+    part = file.with_name(f'.{file.name}.{os.getpid()}.part')
+    with open(part, 'wb') as f: f.writelines(content)
     flush(part)
     os.replace(part, file)
     flush(file.parent)
+
+def write_json(file:Path, value)->None: # `value`: JSON-ready, without NaN
+    "Write JSON atomically."
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + '\n'
+    write_whole(file, [text.encode('utf-8', 'backslashreplace')])  # In JSON such an escape is read back as the file name that is not UTF-8
 
 def publish(work:Path, final:Path)->None: # A finished folder, and its final path
     "Remove the notes of a finished folder (names that begin with a dot), flush it, and give it its final name."
@@ -201,11 +205,11 @@ class Artefact:
                                   'Remove the folder, and it will be built again.')
         return state == 'current'
 
-    def build(self, group=None)->Path: # Processes that call this together, as `runs.ProcessGroup`; raises `DamagedArtefact`
-        "Return the finished folder; build it and its inputs if they are missing."
-        first, broadcast = (True, lambda value: value) if group is None else (group.first, group.broadcast)
+    def build(self, first:bool=True, broadcast:Callable=lambda value: value)->Path: # Raises `DamagedArtefact`
+        """Return the finished folder; build it and its inputs if they are missing. Where processes call this together, the `first` holds
+        the lock and writes, and `broadcast` returns its value in all of them."""
         if broadcast(first and self.is_current()): return self.path
-        for i in self.inputs: i.build(group)
+        for i in self.inputs: i.build(first, broadcast)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if first and self.locked(): log.info('%s/%s is being built by another process: waiting.', self.stage, self.label)
         with self.lock if first else nullcontext():

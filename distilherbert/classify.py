@@ -33,7 +33,7 @@ from .pack import as_text, openings, reading
 from .pipeline import build_classifier, build_submission
 from .scenario import Profile, Scenario, SettingsError, get_scenario
 from .scores import TaskPredictions, load_run, score, select_epochs
-from .student import count_parameters, save_model, size_bytes
+from .student import save_model
 from .tasks import (
     TASKS, Examples, Task, TaskError, TaskSettings, get_task, load_group, read_labelled_test, read_split, task_folder)
 from .wheel import usable_positions
@@ -76,7 +76,8 @@ def make_classifier(
     save_model(classifier, work)
     tuning.tokenizer.save_pretrained(work)
     write_json(work/'classifier.json', about)
-    return about | {'same': same, 'results': results, 'parameters': count_parameters(classifier), 'bytes': size_bytes(classifier)}
+    return about | {'same': same, 'results': results, 'parameters': classifier.num_parameters(),
+                    'bytes': classifier.get_memory_footprint(return_buffers=False)}
 
 # %% ../nbs/17_classify.ipynb #00000009
 def _is_list(value, *kinds): return isinstance(value, list) and all(type(v) in kinds for v in value)

@@ -6,12 +6,11 @@
 __all__ = ['DEEPEST', 'WIDEST', 'LARGEST', 'MOST_MARKS', 'PASSES', 'URL', 'CHANGES', 'SHORTEST', 'RULES', 'SORTED', 'INVISIBLE',
            'SHARD', 'NOTE', 'strip_markup', 'is_too_deep', 'compose', 'fold', 'remove_markup', 'count_symbols',
            'explain_text', 'clean_text', 'text_keys', 'first_occurrences', 'skippable', 'CleanBlock', 'clean_block',
-           'write_whole', 'tidy_counts', 'clean_corpus', 'text_shards', 'read_texts']
+           'tidy_counts', 'clean_corpus', 'text_shards', 'read_texts']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
 import json
-import os
 import re
 import threading
 import unicodedata
@@ -26,7 +25,7 @@ import numpy as np
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from .artefact import Progress, flush, log, worker_pool, write_json
+from .artefact import Progress, log, worker_pool, write_json, write_whole
 from .scenario import SettingsError
 from .sources import GAP, PARTS, UNWRITABLE, BadText, Block, Source, read_sources
 
@@ -222,15 +221,6 @@ def _clean_blocks(blocks:Iterable[Block], old_share:float, workers:int)->Iterato
 # %% ../nbs/01_clean.ipynb #00000027
 SHARD = 1 << 25 # Characters read for one shard, at least
 NOTE = '.progress.json' # Progress of the stage while it runs
-def write_whole(
-    file:Path, # File to write
-    content:Iterable[bytes], # Its content, in pieces
-)->None:
-    "Write a file completely or not at all, and flush it to disk; concurrent writers do not interfere."
-    part = file.with_name(f'.{file.name}.{os.getpid()}.part')
-    with open(part, 'wb') as f: f.writelines(content)
-    flush(part)
-    part.replace(file)
 
 def _drop_duplicates(work:Path, shards:int)->dict[str, Counter]: # By part: "kept", "duplicates", "chars_kept"
     "Copy the cleaned shards without duplicates into a file for each part."

@@ -29,7 +29,7 @@ from .pack import as_text, load_tokenizer, reading
 from .runs import attend, parameter_groups, resolve_precision
 from .scores import score, select_epochs
 from .student import (
-    LAYER, attention_masks, belong_together, family_of, first_position, layers_of, load_config, load_weights, quiet)
+    LAYER, attention_masks, family_of, first_position, layers_of, load_config, load_weights, quiet, seeded)
 from .tasks import Examples, GroupData, Task, TaskError, TaskSettings, load_group
 from .wheel import ROBERTA, usable_positions
 
@@ -40,7 +40,6 @@ class Encoded:
     ids:list[np.ndarray] # Ids of each example `(T,)`
     types:list[np.ndarray] # Token types of each example `(T,)`
     cut:int # Examples that were cut
-    unknown:int # Tokens that are `<unk>`
 
 def token_ids(
     rules:Tokenizer, texts:Sequence[tuple[str, ...]], special_ids:Sequence[int], max_len:int, token_types:int=2)->tuple:
@@ -69,14 +68,13 @@ def input_format(tokenizer, config:PreTrainedConfig)->dict: # Arguments of `toke
 
 def encode(examples:Examples, tokenizer, max_len:int, config:PreTrainedConfig)->Encoded: # In the order of the examples
     "Encode examples for a model of this configuration, in at most `max_len` tokens."
-    ids, types, cut = token_ids(tokenizer.backend_tokenizer, examples.texts, max_len=max_len, **input_format(tokenizer, config))
-    return Encoded(ids, types, cut, int(sum((i == tokenizer.unk_token_id).sum() for i in ids)))
+    return Encoded(*token_ids(tokenizer.backend_tokenizer, examples.texts, max_len=max_len, **input_format(tokenizer, config)))
 
 # %% ../nbs/06_klej.ipynb #00000009
 def load_classifier(folder:str | Path, outputs:int, seed:int | None): # Model (float32) and tokenizer; raises `TaskError`, `SettingsError`
     "A classifier with a head (one output for a rating) from the seed on a pre-trained encoder; with None a complete fine-tuned one."
     config, tokenizer = load_config(folder), load_tokenizer(folder)
-    if not belong_together(len(tokenizer), config.vocab_size):
+    if not len(tokenizer) <= config.vocab_size < len(tokenizer) + 128:  # Some models round their vocabulary up
         raise TaskError(f'The tokenizer in {folder} has {len(tokenizer)} entries, the model {config.vocab_size}: they do not belong '
                         'together.')
     for ours, theirs in (('pad', 'pad'), ('cls', 'bos'), ('cls', 'cls'), ('sep', 'eos'), ('sep', 'sep')):
@@ -183,8 +181,7 @@ def classifier_logits(
 def exact(threads:int, seed:int)->Iterator[torch.device]: # Where to compute
     "Fix the number of CPU threads and the random state, and restore them afterwards."
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with seeded(seed):
         torch.set_num_threads(threads)
         try: yield torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         finally: torch.set_num_threads(before)
@@ -238,8 +235,7 @@ class FineTuning:
         max_len = min(settings.max_len, usable_positions(config))
         parts = {'train': data.train, 'validation': data.validation, **data.scored}
         encoded = {n: encode(e, self.tokenizer, max_len, config) for n, e in parts.items()}
-        self.counts = {'cut': {n: e.cut for n, e in encoded.items()}, 'unknown': {n: e.unknown for n, e in encoded.items()},
-                       'max_len': max_len, 'tokens': {n: int(sum(map(len, e.ids))) for n, e in encoded.items()}}
+        self.counts = {'cut': {n: e.cut for n, e in encoded.items()}, 'max_len': max_len}
         self.table = self.model.get_input_embeddings().weight.detach()
         self.used = np.unique(np.concatenate([np.array([pad]), *(i for e in encoded.values() for i in e.ids)])) # rows of the table
         for e in encoded.values(): e.ids[:] = [np.searchsorted(self.used, i) for i in e.ids]

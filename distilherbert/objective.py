@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MASK_BLOCK', 'CHUNK_BYTES', 'RELATION_SIZE', 'POSITIONS', 'SOFTMAX', 'LOSSES', 'mix', 'position_hash', 'uniform',
            'Vocabulary', 'word_starts', 'mask_sequences', 'context_free_loss', 'mlm_loss', 'soft_target_loss',
-           'cosine_distance', 'hidden_loss', 'check_hidden_map', 'relation_loss', 'Loss', 'losses_of', 'formula',
-           'Totals', 'chunk_size', 'logit_losses', 'number_type', 'ChunkedLoss', 'Outputs', 'distillation_loss']
+           'hidden_loss', 'check_hidden_map', 'relation_loss', 'Loss', 'losses_of', 'formula', 'Totals', 'chunk_size',
+           'number_type', 'ChunkedLoss', 'Outputs', 'distillation_loss']
 
 # %% ../nbs/04_objective.ipynb #00000002
 import math
@@ -133,23 +133,12 @@ def soft_target_loss(
     return temperature**2*F.kl_div(s, t, reduction='sum', log_target=True)
 
 # %% ../nbs/04_objective.ipynb #00000019
-def cosine_distance(
-    student:torch.Tensor, # Vectors `(N, D)`
-    teacher:torch.Tensor, # Vectors `(N, D)`, without gradient
-)->torch.Tensor: # One minus the cosine of the angle between them `(N,)`
-    "Cosine distance."
-    return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
-
 def hidden_loss(
     student:Sequence[torch.Tensor], # Hidden states after each layer `(A, H)`
     teacher:Sequence[torch.Tensor], # The teacher's states to compare with `(A, H)`, without gradient
-    directions:bool=False, # Scale vectors to length 1, and sum over their components instead of averaging
 )->torch.Tensor: # Sum over the positions, mean over the layers
     "Squared distance of hidden states, layer by layer."
-    def distance(s, t):
-        if directions: return F.mse_loss(F.normalize(s, dim=-1), F.normalize(t, dim=-1), reduction='sum')
-        return F.mse_loss(s, t, reduction='sum')/s.shape[-1]
-    return sum(distance(s.float(), t.float()) for s, t in zip(student, teacher, strict=True))/len(student)
+    return sum(F.mse_loss(s.float(), t.float(), reduction='sum')/s.shape[-1] for s, t in zip(student, teacher, strict=True))/len(student)
 
 def check_hidden_map(
     hidden_map:Sequence[int], # Of the objective; empty for evenly spaced layers, last to last (Jiao et al., 2020)
@@ -198,10 +187,6 @@ class Loss:
     formula:str # LaTeX
     teacher:bool=True # Does it need a teacher?
 
-    def __post_init__(self):
-        if (self.needs == 'logits') == (self.positions == 'tokens'):
-            raise ValueError(f'Loss {self.label}: logits need "masked" or "prediction" positions, hidden states all "tokens".')
-
 POSITIONS = r'\frac{1}{\lvert %s\rvert} \sum_{i \in %s} '
 SOFTMAX = r'\operatorname{softmax}(z%s_i/T)'
 LOSSES:dict[str, Loss] = {
@@ -212,16 +197,12 @@ LOSSES:dict[str, Loss] = {
     'soft_ce': Loss(lambda s, t, labels, T: F.cross_entropy(s.float()/T, F.softmax(t.float()/T, -1), reduction='sum'), 'prediction',
                     'logits', 'soft targets (cross-entropy)',
                     POSITIONS % ('P', 'P') + r'-%s \cdot \log %s' % (SOFTMAX % '^t', SOFTMAX % '')),
-    'cosine_logits': Loss(lambda s, t, labels, T: (cosine_distance(s, t)*(labels >= 0)).sum(), 'masked', 'logits', 'cosine of the logits',
-                          POSITIONS % ('M', 'M') + r'\left(1 - \cos(z_i, z^t_i)\right)'),
-    'cosine': Loss(lambda s, t, labels, T: cosine_distance(s, t).sum(), 'tokens', 'hidden', 'cosine of the last hidden states',
-                   POSITIONS % ('A', 'A') + r'\left(1 - \cos(h_i, h^t_i)\right)'),
+    'cosine_logits': Loss(lambda s, t, labels, T: ((1 - F.cosine_similarity(s.float(), t.float(), dim=-1))*(labels >= 0)).sum(), 'masked',
+                          'logits', 'cosine of the logits', POSITIONS % ('M', 'M') + r'\left(1 - \cos(z_i, z^t_i)\right)'),
+    'cosine': Loss(lambda s, t, labels, T: (1 - F.cosine_similarity(s.float(), t.float(), dim=-1)).sum(), 'tokens', 'hidden',
+                   'cosine of the last hidden states', POSITIONS % ('A', 'A') + r'\left(1 - \cos(h_i, h^t_i)\right)'),
     'hidden': Loss(lambda s, t, labels, T: hidden_loss(s, t), 'tokens', 'layers', 'hidden states',
                    r'\frac{1}{K \lvert A\rvert H} \sum_k \sum_{i \in A} \lVert h_{k,i} - h^t_{g(k),i} \rVert^2'),
-    'hidden_directions': Loss(lambda s, t, labels, T: hidden_loss(s, t, directions=True), 'tokens', 'layers',
-                              'directions of the hidden states',
-                              r'\frac{1}{K \lvert A\rvert} \sum_k \sum_{i \in A} \left\lVert \frac{h_{k,i}}{\lVert h_{k,i}\rVert} - '
-                              r'\frac{h^t_{g(k),i}}{\lVert h^t_{g(k),i}\rVert} \right\rVert^2'),
     'relations': Loss(lambda s, t, labels, T: relation_loss(s, t), 'tokens', 'relations', 'relations of queries, keys and values',
                       r'\frac{1}{3R \lvert A\rvert} \sum_{x \in \{q, k, v\}} \sum_{r=1}^{R} \sum_{i \in A} \operatorname{KL}\left('
                       r'\operatorname{softmax}(x^t_{r,i} {X^t_r}^\top/\sqrt{d^t}) \,\middle\|\,'
@@ -252,20 +233,6 @@ def chunk_size(
 )->int: # Positions
     "The number of positions whose logits are in memory at once."
     return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES['cuda'])//(4*vocab_size))
-
-def logit_losses(
-    objective:Objective, # Weights and temperature
-    student:torch.Tensor, # Logits `(N, V)`
-    teacher:torch.Tensor | None, # Logits `(N, V)`, without gradient; None where there is no teacher
-    labels:torch.Tensor, # Token at each masked position, -100 at others `(N,)`
-    totals:Totals, # Of the whole step
-)->dict[str, torch.Tensor]: # "loss" (weighted sum) and its parts, for these positions
-    "The contribution of some positions' logits to the loss."
-    prediction = totals.tokens if objective.soft_targets_on == 'all' else totals.masked
-    sizes = {'masked': totals.masked, 'tokens': totals.tokens, 'prediction': prediction}
-    parts = {n: loss.function(student, teacher, labels, objective.temperature)/sizes[loss.positions]
-             for n, loss in losses_of(objective).items() if loss.needs == 'logits'}
-    return {'loss': sum(objective.weights[n]*v for n, v in parts.items()), **parts}
 
 def number_type(x:torch.Tensor)->torch.dtype: # That of autocast where it is enabled, else the tensor's own
     "The number type in which a tensor enters a matrix product."
@@ -324,16 +291,19 @@ def distillation_loss(
 )->dict[str, torch.Tensor]: # "loss" and its parts by name: this micro-batch's contribution to the step
     "The weighted sum that a student is trained on."
     loss, parts, chosen = 0, {}, losses_of(objective)
-    if any(entry.needs == 'logits' for entry in chosen.values()):
+    prediction = totals.tokens if objective.soft_targets_on == 'all' else totals.masked
+    sizes = {'masked': totals.masked, 'tokens': totals.tokens, 'prediction': prediction}
+    if on_logits := {name: entry for name, entry in chosen.items() if entry.needs == 'logits'}:
         guide = teacher and Outputs(*(t.to(number_type(teacher.features)) for t in (teacher.features, teacher.weight, teacher.bias)))
         def loss_of(z, some):
             with torch.no_grad(): theirs = None if guide is None else guide.logits(some)
-            return logit_losses(objective, z, theirs, labels[some], totals)
+            found = {n: e.function(z, theirs, labels[some], objective.temperature)/sizes[e.positions] for n, e in on_logits.items()}
+            return {'loss': sum(objective.weights[n]*v for n, v in found.items()), **found}
         chunk = chunk_size(len(student.weight), student.weight.device.type)
         loss, parts = ChunkedLoss.apply(student.features, student.weight, student.bias, loss_of, chunk, scale)
     for name, entry in chosen.items():
-        if entry.needs == 'logits': continue
+        if name in on_logits: continue
         mine, theirs = getattr(student, entry.needs), getattr(teacher, entry.needs)
-        parts[name] = entry.function(mine, theirs, labels, objective.temperature)/totals.tokens
+        parts[name] = entry.function(mine, theirs, labels, objective.temperature)/sizes[entry.positions]
         loss = loss + objective.weights[name]*parts[name]
     return {'loss': loss, **parts}

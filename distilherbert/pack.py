@@ -33,10 +33,9 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from xxhash import xxh3_64_intdigest
 
-from .artefact import Progress, log, worker_pool, write_json
-from .clean import write_whole
+from .artefact import Progress, log, worker_pool, write_json, write_whole
 from .scenario import SettingsError, hub_client
-from .wheel import TOKENIZER_FILES, WHEEL, tokenizer_folder, wheel_config, wheel_tokenizer
+from .wheel import TOKENIZER_FILES, WHEEL, read_layout, tokenizer_folder, unigram_tokenizer, wheel_config, wheel_file
 
 # %% ../nbs/02_pack.ipynb #00000005
 SPECIAL = ('<s>', '<pad>', '</s>', '<unk>', '<mask>') # HerBERT's special tokens, ids 0 to 4
@@ -284,7 +283,8 @@ def make_tokenizer(
     if name == 'train': write_tokenizer(work, train_tokenizer(texts, vocab_size), max_len)
     elif name.startswith(WHEEL):
         package = name.removeprefix(WHEEL)
-        write_tokenizer(work, wheel_tokenizer(package), wheel_config(package)['max_position_embeddings'], eos_token='</s>')
+        pieces = unigram_tokenizer(read_layout(wheel_file(package))[1])
+        write_tokenizer(work, pieces, wheel_config(package)['max_position_embeddings'], eos_token='</s>')
     else:
         if (folder := tokenizer_folder(name)) is None:
             from huggingface_hub import snapshot_download

@@ -271,11 +271,10 @@ def build_sequences(p:Profile, part:str='ccsub')->Path: # Folder with the sequen
 
 def build_model(p:Profile, s:Scenario)->Path: # A transformers folder
     "Build the model of a scenario and its inputs, unless this is done."
-    artefact, group = model_artefact(p, s), None
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        from distilherbert.runs import ProcessGroup, join_processes
-        group = ProcessGroup(join_processes(p.zero).is_main_process)
-    return artefact.build(group)
+    artefact = model_artefact(p, s)
+    if int(os.environ.get('WORLD_SIZE', '1')) < 2: return artefact.build()
+    from distilherbert.runs import broadcast, join_processes
+    return artefact.build(join_processes(p.zero).is_main_process, broadcast)
 
 def build_scores(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[int, Path]]: # Folders by group and seed
     "Fine-tune a scenario on the tasks of a profile with every seed; finished runs are not repeated."

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'KERNEL_BYTES', 'SHARED_CORES', 'GRID', 'NAMES', 'ONE', 'MODEL', 'TEXTS', 'TASK', 'FORMAT', 'INT8',
-           'OUTPUT', 'TASKS', 'PRECISION', 'HUB', 'DISTIL', 'FINETUNE', 'VERBS', 'EPILOG', 'run', 'NotebookError',
-           'Execution', 'ProgressLines', 'execute', 'grid_order', 'execute_scenario', 'reproduce', 'Verb', 'parser',
-           'parse', 'main']
+           'OUTPUT', 'TASKS', 'VERBS', 'EPILOG', 'run', 'NotebookError', 'Execution', 'ProgressLines', 'execute',
+           'grid_order', 'execute_scenario', 'reproduce', 'Verb', 'add_parameters', 'parser', 'parse', 'main']
 
 # %% ../nbs/09_reproduce.ipynb #00000002
 import argparse
@@ -19,7 +18,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -30,8 +29,7 @@ from . import __version__
 from .artefact import digest, guarded, interruptible, worker_pool, write_json
 from .pipeline import build_model, build_scores, model_artefact, scenario_artefacts
 from .results import collect
-from .scenario import (
-    PRESETS, SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, required, runs_dir)
+from .scenario import SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, required, runs_dir
 from .status import free_memory
 
 # %% ../nbs/09_reproduce.ipynb #00000005
@@ -160,7 +158,12 @@ class Verb:
     function:str # "module:function" of this package, imported when called
     arguments:tuple[dict, ...]=() # Options of `add_argument`; `name` holds the names, separated by spaces
     answers:bool=True # Only the result goes to standard output; progress goes to standard error
-    profile:bool=True # Does it read a profile?
+    profile:bool=True # Does it read a profile? If not, its arguments are the parameters of the function
+
+    def load(self)->Callable:
+        "Import the function."
+        module, name = self.function.split(':')
+        return getattr(importlib.import_module(f'distilherbert.{module}'), name)
 
 GRID = {'name': 'scenarios', 'nargs': '*', 'metavar': 'SCENARIO', 'help': 'names or TOML files (default: those of the profile)'}
 NAMES = GRID | {'name': 'names'} # Handed on to notebooks as they were typed
@@ -173,47 +176,12 @@ FORMAT = {'name': '--format', 'choices': ['onnx'], 'default': 'onnx', 'help': 'o
 INT8 = {'name': '--int8', 'action': 'store_true', 'help': 'weights of 8 bits'}
 OUTPUT = {'name': '-o --output', 'default': '', 'metavar': 'FOLDER', 'help': 'folder to write (default: named after the model)'}
 TASKS = {'name': '--tasks', 'default': '', 'metavar': 'T', 'help': 'all, or names with commas between them (default: those of the profile)'}
-PRECISION = {'name': '--precision', 'default': 'auto', 'choices': ['auto', 'fp32', 'bf16', 'fp16'], 'help': 'default: auto'}
-HUB = {'name': '--push-to-hub', 'default': '', 'metavar': 'NAME', 'help': 'also upload the result to the hub, as NAME or OWNER/NAME'}
-DISTIL = (
-    {'name': 'teacher', 'metavar': 'TEACHER', 'help': 'a folder, a name on the hub, or wheel:PACKAGE'},
-    {'name': '--text', 'required': True, 'nargs': '+', 'metavar': 'TEXT',
-     'help': 'files or folders (.txt, .jsonl, perhaps with .gz, .xz or .zst; .parquet), or hf:NAME for a data set on the hub'},
-    {'name': '--column', 'default': 'text', 'metavar': 'NAME', 'help': 'column of the text, where there are columns (default: text)'},
-    {'name': '--lines', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'lines of the text to read (default: all)'},
-    {'name': '--layers', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'layers to copy, evenly spaced (default: half)'},
-    {'name': '--layer-map', 'default': '', 'metavar': '0,2,4', 'help': 'the layers to copy'},
-    {'name': '--hidden', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'width of the student (default: that of the teacher)'},
-    {'name': '--heads', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'its attention heads (default: of the teacher\'s size)'},
-    {'name': '--tokens', 'default': '', 'metavar': '200M', 'help': 'budget (default: three passes over the text)'},
-    {'name': '--hours', 'type': float, 'default': 0.0, 'metavar': 'H', 'help': 'budget as time on this machine, estimated'},
-    {'name': '--objective', 'default': '', 'metavar': 'NAME', 'help': f'{", ".join(PRESETS)} (default: chosen by the teacher)'},
-    {'name': '--vocab', 'default': '', 'choices': ['trim', 'keep'], 'help': 'the vocabulary (default: trim a large one)'},
-    {'name': '--max-len', 'type': int, 'default': 0, 'metavar': 'N', 'help': 'tokens of a sequence (default: 128)'},
-    {'name': '--language', 'default': 'pl', 'metavar': 'pl', 'help': 'of the text, for the model card'},
-    {'name': '--seed', 'type': int, 'default': 42, 'metavar': 'N', 'help': 'of data order and masks'},
-    {'name': '--save', 'default': '', 'metavar': 'mine.toml', 'help': 'write profile and scenario as TOML files'},
-    {'name': '--dry-run', 'action': 'store_true', 'help': 'only say what would be done'}, PRECISION, HUB, OUTPUT)
-FINETUNE = (
-    {'name': 'model', 'metavar': 'MODEL', 'help': 'a folder, or a name on the hub'},
-    {'name': '--train', 'required': True, 'metavar': 'FILE', 'help': '.tsv, .csv, .jsonl or .parquet'},
-    {'name': '--dev', 'default': '', 'metavar': 'FILE', 'help': 'gives the score (default: a tenth of train)'},
-    {'name': '--text', 'default': 'text', 'metavar': 'COLUMN', 'help': 'column of the text, or of two: question,answer'},
-    {'name': '--label', 'default': 'label', 'metavar': 'COLUMN', 'help': 'column of the label'},
-    {'name': '--metric', 'default': 'accuracy', 'metavar': 'NAME', 'help': 'accuracy or f1 for classes, spearman or wmae for numbers'},
-    {'name': '--epochs', 'type': int, 'default': 5, 'metavar': 'N', 'help': 'passes over the examples (default: 5)'},
-    {'name': '--seeds', 'type': int, 'default': 3, 'metavar': 'N', 'help': 'runs, of which the best is kept (default: 3)'},
-    {'name': '--max-len', 'type': int, 'default': 128, 'metavar': 'N', 'help': 'tokens of a text (default: 128)'},
-    {'name': '--teacher', 'default': '', 'metavar': 'FOLDER', 'help': 'a fine-tuned classifier whose predictions are learnt, too'},
-    {'name': '--teacher-weight', 'type': float, 'default': 0.5, 'metavar': 'W', 'help': 'of its predictions in the loss (default: 0.5)'},
-    {'name': '--temperature', 'type': float, 'default': 2.0, 'metavar': 'T', 'help': 'of its class probabilities (default: 2)'},
-    PRECISION, HUB, OUTPUT)
 
 VERBS = {
     'distil': Verb('distil a teacher on a folder of text, without a profile',
-                   'distilherbert distil allegro/herbert-base-cased --text corpus', 'recipes:distil', DISTIL, profile=False),
+                   'distilherbert distil allegro/herbert-base-cased --text corpus', 'recipes:distil', profile=False),
     'finetune': Verb('fine-tune a model on a file of labelled examples', 'distilherbert finetune small --train train.tsv --label target',
-                     'recipes:finetune', FINETUNE, profile=False),
+                     'recipes:finetune', profile=False),
     'run': Verb('build one scenario: its model and its scores',
                 'distilherbert run S4 --profile real', 'reproduce:run', (ONE,), answers=False),
     'reproduce': Verb('run all scenarios by executing the notebooks, then write the records',
@@ -245,6 +213,18 @@ exit codes: 0 done, 1 failed while running, 2 wrong command or setting, 130 stop
 environment: DISTILHERBERT_RUNS (artefacts), DISTILHERBERT_RESULTS (records), DISTILHERBERT_DATA (real text and tasks),
   DISTILHERBERT_WORKERS (processes that clean and pack text; 1 when not set; any number gives the same files)"""
 
+def add_parameters(p:argparse.ArgumentParser, function:Callable)->None:
+    "Add the parameters of a function to a parser: the first one by position, the others as options, with their comments as help."
+    notes = dict(re.findall(r'^ {4}(\w+):.*?, # (.*)$', inspect.getsource(function), re.M))
+    for i, a in enumerate(inspect.signature(function).parameters.values()):
+        needed, note = a.default is a.empty, notes[a.name][0].lower() + notes[a.name][1:]
+        kind, value = str if needed else type(a.default), a.name.split('_')[-1].upper()
+        names = [f'--{a.name.replace("_", "-")}'] if i else [a.name]
+        more = {'action': 'store_true'} if kind is bool else {'type': kind, 'metavar': value if kind is str else 'N'}
+        if i: more |= {'required': True} if needed else {'default': a.default}
+        if 'Sequence' in str(a.annotation): more['nargs'] = '+'
+        p.add_argument(*['-o']*(a.name == 'output'), *names, help=note + f' (default: {a.default})'*bool(not needed and a.default), **more)
+
 def parser(verb:str='')->argparse.ArgumentParser: # Of the words behind a verb, or of the command itself
     "Parsers of the command line."
     if not verb:
@@ -259,7 +239,8 @@ def parser(verb:str='')->argparse.ArgumentParser: # Of the words behind a verb, 
     v = VERBS[verb]
     p = argparse.ArgumentParser(f'distilherbert {verb}', description=f'{v.help[0].upper()}{v.help[1:]}.', epilog=f'example: {v.example}')
     for a in v.arguments: p.add_argument(*a['name'].split(), **{k: value for k, value in a.items() if k != 'name'})
-    if v.profile: p.add_argument('-p', '--profile', default='demo', metavar='P', help='demo (default), real, paper, or a TOML file')
+    if not v.profile: add_parameters(p, v.load())
+    else: p.add_argument('-p', '--profile', default='demo', metavar='P', help='demo (default), real, paper, or a TOML file')
     p.add_argument('-v', '--verbose', action='store_true', help='show where an error came from')
     return p
 
@@ -271,8 +252,7 @@ def parse(arguments:Sequence[str] | None=None)->tuple[str, dict]: # The verb, an
 # %% ../nbs/09_reproduce.ipynb #00000016
 def _carry_out(verb:str, words:dict)->None: # Arguments by name, as typed
     "Look up profile and scenarios, call the function of a verb, and print what it returns."
-    module, name = VERBS[verb].function.split(':')
-    function = getattr(importlib.import_module(f'distilherbert.{module}'), name)
+    function = VERBS[verb].load()
     given = words | ({'profile': get_profile(words['profile']), 'profile_name': words['profile']} if VERBS[verb].profile else {})
     if 'scenario' in given: given['scenario'] = get_scenario(given['scenario'])
     if 'scenarios' in given: given['scenarios'] = [get_scenario(s) for s in given['scenarios']]

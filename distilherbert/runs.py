@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'FETCH_EVERY', 'CLOCK', 'wanted_zero', 'join_processes', 'resolve_precision', 'attend', 'make_accelerator',
-           'rank_slice', 'gather', 'ProcessGroup', 'parameter_groups', 'optimizer_state', 'load_optimizer',
+           'rank_slice', 'gather', 'broadcast', 'parameter_groups', 'optimizer_state', 'load_optimizer',
            'save_checkpoint', 'load_checkpoint', 'StopSignal', 'NonFiniteLoss', 'unwrapped', 'Run']
 
 # %% ../nbs/12_runs.ipynb #00000002
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,15 +114,11 @@ def gather(accelerator:Accelerator, values:Iterable[float])->np.ndarray: # As ma
     if accelerator.num_processes == 1: return mine.numpy()
     return accelerator.gather(mine.to(accelerator.device)).cpu().numpy()
 
-@dataclass(frozen=True)
-class ProcessGroup:
-    "Processes that build an artefact together."
-    first:bool # Is this the process that holds the lock, writes, and names the folder?
-
-    def broadcast(self, value): # The value of the first process, once all have called it
-        received, = broadcast_object_list([value])
-        PartialState().wait_for_everyone()
-        return received
+def broadcast(value): # That of the first process
+    "The value of the first process, once all have called it."
+    received, = broadcast_object_list([value])
+    PartialState().wait_for_everyone()
+    return received
 
 # %% ../nbs/12_runs.ipynb #0000000c
 def parameter_groups(

@@ -9,12 +9,13 @@ __all__ = ['NOTES', 'size_text', 'text_table', 'with_required', 'folder_bytes', 
 
 # %% ../nbs/19_status.ipynb #00000002
 import contextlib
-import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from .artefact import DamagedArtefact, duration, machine, read_manifest
 from .pipeline import (
@@ -108,8 +109,8 @@ def parameters_of(config)->int: # Number of weights, tied ones once
     "Parameters of a masked language model, counted without allocating them."
     import torch
 
-    from distilherbert.student import count_parameters, random_model
-    with torch.device('meta'): return count_parameters(random_model(config, 0))
+    from distilherbert.student import random_model
+    with torch.device('meta'): return random_model(config, 0).num_parameters()
 
 # %% ../nbs/19_status.ipynb #00000010
 def training_flops(settings:dict, student, teacher)->tuple[float, float]: # Operations of all steps, and of all evaluations
@@ -173,10 +174,7 @@ def training_pace(profile:Profile, config)->float: # Configuration of the teache
 def free_memory()->int: # Bytes
     "Memory that the device has left."
     import torch
-    if torch.cuda.is_available(): return torch.cuda.mem_get_info()[0]
-    info = Path('/proc/meminfo')
-    if info.is_file(): return int(re.search(r'MemAvailable:\s+(\d+)', info.read_text('utf-8'))[1])*1024
-    return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 # %% ../nbs/19_status.ipynb #00000014
 @dataclass(frozen=True)

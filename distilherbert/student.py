@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['BERT_LAYER', 'FAMILIES', 'DIRECTION_TOKENS', 'LAYER', 'Family', 'family_of', 'layers_of', 'first_position',
            'attention_masks', 'bert_config', 'seeded', 'random_model', 'check_layer_map', 'shortened', 'truncate',
-           'principal_directions', 'narrow', 'belong_together', 'count_parameters', 'size_bytes', 'encoder_flops',
-           'head_flops', 'quiet', 'load_config', 'load_weights', 'load_masked_lm', 'save_model', 'count_pieces',
-           'trim_tokenizer', 'trim_model']
+           'principal_directions', 'narrow', 'encoder_flops', 'head_flops', 'quiet', 'load_config', 'load_weights',
+           'load_masked_lm', 'save_model', 'count_pieces', 'trim_tokenizer', 'trim_model']
 
 # %% ../nbs/03_student.ipynb #00000002
 import copy
@@ -257,21 +256,6 @@ def narrow(
 
 
 # %% ../nbs/03_student.ipynb #00000011
-def belong_together(
-    entries:int, # Entries of a tokenizer
-    room:int, # Entries of a model's vocabulary
-)->bool: # Some models round their vocabulary up
-    "Do the vocabulary sizes of a tokenizer and a model match?"
-    return entries <= room < entries + 128
-
-def count_parameters(model:nn.Module)->int: # Tied parameters count once
-    "Number of parameters."
-    return sum(p.numel() for p in set(model.parameters()))
-
-def size_bytes(model:nn.Module)->int: # Bytes of the parameters in their own number types
-    "Memory of the parameters."
-    return sum(p.numel()*p.element_size() for p in set(model.parameters()))
-
 def encoder_flops(
     config:PreTrainedConfig, # Shape: layers, hidden H, feed-forward F
     length:int, # Tokens of the sequence, T

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOKENIZER_FILES', 'ROBERTA', 'WHEEL', 'MAGIC', 'EMBEDDINGS', 'LAYER', 'tokenizer_folder', 'usable_positions',
-           'wheel_file', 'read_layout', 'unpack_q4', 'bert_name', 'wheel_config', 'wheel_tensors', 'unigram_tokenizer',
-           'wheel_tokenizer']
+           'wheel_file', 'read_layout', 'unpack_q4', 'bert_name', 'wheel_config', 'wheel_tensors', 'unigram_tokenizer']
 
 # %% ../nbs/28_wheel.ipynb #00000002
 import importlib.metadata
@@ -133,7 +132,3 @@ def unigram_tokenizer(pieces:list[tuple[str, float]])->Tokenizer: # From pieces 
     t.decoder = decoders.Metaspace(prepend_scheme='always')
     t.add_special_tokens([*(p for p, _ in pieces[:4]), pieces[-1][0]])
     return t
-
-def wheel_tokenizer(package:str)->Tokenizer: # Without truncation or padding
-    "The tokenizer of the model in an installed package."
-    return unigram_tokenizer(read_layout(wheel_file(package))[1])

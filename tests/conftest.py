@@ -51,12 +51,6 @@ def run_program(*args, env=None, cwd=TOP, timeout=600):
     return subprocess.run(args, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
 
 
-@pytest.fixture(scope='session')
-def run():
-    "`run(program, *args, env={}, cwd=TOP, timeout=600)`: the completed process."
-    return run_program
-
-
 def wait_for_steps(runs, process, steps, scenario='T0'):
     "Wait until the log of a training in progress has more than so many lines; True while the process still runs."
     end = time.monotonic() + 300

@@ -121,23 +121,20 @@ def test_two_that_ask_at_once_make_it_once():
     assert len(calls) == 1 and other.state() == 'current'
 
 
-class Group:
-    "One of two threads that build together, as the processes of a launch do; the first says what is so."
-    barrier, value = threading.Barrier(2, timeout=20), None
-    def __init__(self, first): self.first = first
-    def broadcast(self, value):
-        if self.first: Group.value = value
-        self.barrier.wait()
-        value = Group.value
-        self.barrier.wait()
-        return value
-
-
 @pytest.mark.parametrize('parallel', [False, True])
 def test_a_group_builds_together_and_the_first_writes(parallel):
     made, source = [], stage(lambda work: made.append('source') or write(work), label='source')
     a = stage(lambda work: made.append(work) or write(work), parallel=parallel, inputs=(source,))
-    with ThreadPoolExecutor(2) as pool: folders = [*pool.map(lambda first: replace(a).build(Group(first)), (True, False))]
+    barrier, said = threading.Barrier(2, timeout=20), []
+    def together(first):
+        def broadcast(value):
+            if first: said.append(value)
+            barrier.wait()
+            value = said[-1]
+            barrier.wait()
+            return value
+        return replace(a).build(first, broadcast)
+    with ThreadPoolExecutor(2) as pool: folders = [*pool.map(together, (True, False))]
     assert folders == [a.path]*2 and made == ['source', *[a.partial]*(1 + parallel)] and verify(a.path) == []
 
 

@@ -76,8 +76,8 @@ def test_wrong_words_and_settings_end_with_2_and_an_answer(typed, capsys, runs, 
     assert not (runs/'results').exists()
 
 
-def test_verbose_shows_where_an_error_came_from_and_output_may_be_cut_off(run):
-    done = run('distilherbert', 'run', 's4', '-v')
+def test_verbose_shows_where_an_error_came_from_and_output_may_be_cut_off():
+    done = run_program('distilherbert', 'run', 's4', '-v')
     assert done.returncode == 2 and 'Traceback' in done.stderr and 'Did you mean S4' in done.stderr
     done = subprocess.run(f'{" ".join(COMMAND)} status | head -1', shell=True, capture_output=True, text=True, cwd=TOP, timeout=300)
     assert done.stdout.startswith('Profile demo') and 'Traceback' not in done.stderr and 'Broken' not in done.stderr
@@ -139,9 +139,9 @@ def test_cost_knows_the_teacher_counts_evaluations_and_what_is_there(tiny, typed
     assert everywhere > masked > hidden > 0 and masked > mlm
 
 
-def test_run_says_what_it_builds_and_finds_what_is_there_and_collect_writes_records_twice_the_same(tiny, typed, run, tmp_path):
+def test_run_says_what_it_builds_and_finds_what_is_there_and_collect_writes_records_twice_the_same(tiny, typed, tmp_path):
     file = write_tiny(tmp_path, tasks=['nkjp-ner'], task_seeds=[1], task_epochs=1)
-    done = run('distilherbert', 'run', 'S0', '--profile', file, env={'DISTILHERBERT_RUNS': tmp_path/'runs'})
+    done = run_program('distilherbert', 'run', 'S0', '--profile', file, env={'DISTILHERBERT_RUNS': tmp_path/'runs'})
     assert done.returncode == 0, done.stderr
     assert 'S0 (tiny): to be made: text/' in done.stdout and re.search(r'model/S0 is there \(\d+ s\): ', done.stderr)
     assert '\x1b' not in done.stdout + done.stderr and '\r' not in done.stdout + done.stderr, 'nothing is drawn over itself in a pipe'
@@ -153,7 +153,7 @@ def test_run_says_what_it_builds_and_finds_what_is_there_and_collect_writes_reco
     assert collected.returncode == 0 and str(folder/'model-S4.json') in collected.stdout, collected.stderr
     assert {'settings', 'clean', 'pack', 'model-T0', 'model-S4', 'klej-S4', 'time'} <= {f.stem for f in folder.glob('*.json')}
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
-    run('distilherbert', 'collect', '--profile', tiny.file)  # another process: nothing depends on what this one remembers
+    run_program('distilherbert', 'collect', '--profile', tiny.file)  # another process: nothing depends on what this one remembers
     assert before == {f.name: f.read_bytes() for f in folder.iterdir()}
 
 

@@ -92,7 +92,7 @@ def test_any_sizes_make_a_model_or_an_error(form, hidden, heads, intermediate):
         model.set_attn_implementation('eager')
         with FlopCounterMode(display=False) as counted, torch.no_grad(): assert torch.isfinite(model.eval()(ids).logits).all()
         assert counted.get_total_flops() == 20*(S.encoder_flops(c, 20) + S.head_flops(c))
-        assert status.parameters_of(config) == S.count_parameters(model)
+        assert status.parameters_of(config) == model.num_parameters()
 
 
 @pytest.mark.parametrize(('form', 'shape', 'message'), [
@@ -160,7 +160,7 @@ def test_every_command_takes_a_narrow_student(tiny, tmp_path, capsys, monkeypatc
     assert main([*words, '--dry-run']) == 0 and main([*words, '--objective', 'hidden', '--save', 'mine.toml']) == 0
     said = ''.join(capsys.readouterr())
     assert 'learned projection' in said and 'heads = 1: of the teacher' in said and 'intermediate = 16' in said
-    before, after = (S.count_parameters(S.load_masked_lm(f)[0]) for f in (tiny.models['T0'], tmp_path/'small'))
+    before, after = (S.load_masked_lm(f)[0].num_parameters() for f in (tiny.models['T0'], tmp_path/'small'))
     assert f'{before:,} parameters ({status.size_text(4*before)}) become {after:,} ({status.size_text(4*after)})' in said
     assert get_scenario('mine-student.toml').shape == {'hidden': 8}
     with pytest.raises(SettingsError, match='`heads`'): distil(str(tiny.models['T0']), 'world.txt', 'other', hidden=12, tokens='5K')

@@ -36,7 +36,6 @@ def literal(o, s, t, hs, ht, labels):
         'soft': T*T*(p*(p/q).log()).sum(-1).mean(), 'soft_ce': -(p*q.log()).sum(-1).mean(),
         'cosine_logits': (1 - cosine(s[M], t[M])).mean(), 'cosine': (1 - cosine(hs[-1][A], ht[-1][A])).mean(),
         'hidden': (layers[0] - layers[1]).square().mean(),
-        'hidden_directions': (unit(layers[0]) - unit(layers[1])).square().sum(-1).mean(),
         'relations': sum((a.exp()*(a - b)).sum(-1).mean() for a, b in pairs)/3}
     assert list(values) == list(LOSSES)
     return sum(w*values[n] for n, w in o.weights.items())

@@ -264,13 +264,13 @@ def test_a_tokenizers_folder_is_copied_without_other_files_and_is_loaded_by_tran
     assert tokenizer.decode(tokenizer('Ala')['input_ids'], skip_special_tokens=True).strip() == 'Ala' and tokenizer.model_max_length == 32
 
 
-def test_a_tokenizer_that_is_not_there_or_lacks_a_mask(words, tmp_path, monkeypatch, run):
+def test_a_tokenizer_that_is_not_there_or_lacks_a_mask(words, tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match="There is no tokenizer './none'"): tokenizer_folder('./none')
     with pytest.raises(SettingsError, match='holds no tokenizer'): tokenizer_folder(str(tmp_path))
     monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
     with pytest.raises(SettingsError, match='DISTILHERBERT_DATA'): tokenizer_folder('herbert')
-    done = run(sys.executable, '-c', 'from distilherbert.pack import make_tokenizer; make_tokenizer(".", "nobody/no-such-tokenizer")',
-               env={'HF_HUB_OFFLINE': '1', 'HF_HOME': tmp_path})
+    code = 'from distilherbert.pack import make_tokenizer; make_tokenizer(".", "nobody/no-such-tokenizer")'
+    done = run_program(sys.executable, '-c', code, env={'HF_HUB_OFFLINE': '1', 'HF_HOME': tmp_path})
     assert 'cannot be fetched from the hub' in done.stderr and 'give their folder as `tokenizer`' in done.stderr
     config = json.loads((words/'tokenizer_config.json').read_text())
     (tmp_path/'tokenizer.json').write_bytes((words/'tokenizer.json').read_bytes())

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import run_program
 from layouts import LAYOUTS
 
 from distilherbert import klej, pipeline
@@ -62,7 +63,7 @@ def test_the_keys_of_scores_and_records_are_those_of_what_they_measure(monkeypat
     assert changed(DEMO) == {'comparisons'}
 
 
-def test_a_description_has_no_side_effects_and_inputs_come_first(run, tmp_path):
+def test_a_description_has_no_side_effects_and_inputs_come_first(tmp_path):
     "The command line answers at once: torch is loaded only where something is trained or measured."
     program = """import sys
 from distilherbert import cards, figures, reproduce, results, status
@@ -71,7 +72,7 @@ from distilherbert.scenario import PROFILES, SCENARIOS
 p = PROFILES['demo']
 for s in map(SCENARIOS.get, p.scenarios): print(*(a.state() for a in scenario_artefacts(p, s)), submission_artefact(p, s).key)
 print(record_key(p, 'comparisons'), {'torch', 'transformers', 'accelerate', 'datasets', 'pandas'} & set(sys.modules))"""
-    done = run(sys.executable, '-c', program, env={'WORLD_SIZE': '2', 'RANK': '1', 'DISTILHERBERT_RUNS': tmp_path/'runs'})
+    done = run_program(sys.executable, '-c', program, env={'WORLD_SIZE': '2', 'RANK': '1', 'DISTILHERBERT_RUNS': tmp_path/'runs'})
     assert done.stdout.endswith('set()\n') and 'current' not in done.stdout and not (tmp_path/'runs').exists(), done.stderr
     found = scenario_artefacts(DEMO, SCENARIOS['S5'])
     order = [a.key for a in found]

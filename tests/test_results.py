@@ -151,18 +151,6 @@ def test_records_of_real_data_need_no_data_and_no_network(monkeypatch):
     assert change('real', 'settings', values={**settings, 'stages': {'scores': 0}}).stale['klej-S4'] == 'changed since: scores'
 
 
-@pytest.mark.parametrize(('claim', 'difference', 'verdict'), [(True, 2.0, 'better'), (True, -2.0, 'worse'), (False, 2.0, 'no difference')])
-def test_a_claim_is_checked_against_its_record(claim, difference, verdict):
-    ends = {'difference': difference, 'low': difference - 1, 'high': difference + 2}
-    pair = {'a': 'S4', 'b': 'S2', 'task': 'mean', 'selection': 'heldout', 'claim': claim, **ends}
-    r = Results('demo', {'comparisons': {'values': {'pairs': [pair]}}}, {})
-    for said in results.VERDICTS: assert ('[claim fails: S4 against S2' in r.claim('S4', 'S2', 'mean', said)) == (said != verdict)
-    other = r.pair('S2', 'S4')
-    assert (other['difference'], other['low'], other['high']) == (-difference, -difference - 2, 1 - difference)
-    assert {r.claim('S4', 'S2', 'nkjp-ner', 'better'), r.kept(), r.minutes(), r.number('.1f', 'model-S4', 'tokens')} == {'—'}
-    with pytest.raises(ValueError, match='A claim is one of'): r.claim('S4', 'S2', 'mean', 'good')
-
-
 @pytest.mark.parametrize('profile', ['real', 'demo'])
 def test_tables_have_intervals_published_figures_and_the_majority(profile):
     "A column for each kind of number where there is a single task, and one for each task and their mean where there are several."
@@ -306,12 +294,3 @@ def test_the_report_marks_what_is_not_so_and_shows_every_score_with_its_record()
     assert len(rows) == sum(map(len, r.scores().values())) + len(r.get('comparisons', 'retention'))
     drawn = vl_convert.vegalite_to_svg(spec)
     for x in rows: assert (f'Percent: {x["Percent"]:g}; Model: {x["Model"]}' in drawn) == (x['Measure'] == 'Score'), 'the scores, at first'
-
-
-def test_times_of_commands_appear_once_they_were_measured():
-    committed('real', 'demo')
-    for measured in (False, True):
-        for page in ('index', '30_records'):
-            text = bare('\n'.join(shown(page)))
-            assert '`make test`' not in text and ('| 27 h 30 min |' in text) == ('20 min 01 s' in text) == measured
-        write_record('demo', 'commands', {'cold': 99_000.0, 'S4 cold': 1201.0}, made=MADE)

@@ -9,7 +9,7 @@ from conftest import begin_training, check_saved, end_training, link_inputs, log
 from distilherbert import distill as D
 from distilherbert import pipeline, runs
 from distilherbert.artefact import read_manifest
-from distilherbert.runs import rank_slice, wanted_zero
+from distilherbert.runs import wanted_zero
 from distilherbert.scenario import SCENARIOS, SettingsError, get_profile
 
 DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None, reason='needs DeepSpeed: pip install -e ".[deepspeed]"')
@@ -113,10 +113,7 @@ def test_zero_follows_the_curve_of_one_and_survives_a_kill(alone, tiny, tmp_path
     assert not (tmp_path/'compiled').exists(), 'nothing is compiled on a processor'
 
 
-def test_slices_cover_a_step_evenly_and_zero_is_refused_where_it_cannot_work(monkeypatch):
-    for sequences, world in ((7, 1), (7, 2), (8, 3), (2100, 16)):
-        slices = [range(sequences)[rank_slice(sequences, rank, world)] for rank in range(world)]
-        assert [i for s in slices for i in s] == list(range(sequences)) and max(map(len, slices)) - min(map(len, slices)) <= 1
+def test_zero_is_refused_where_it_cannot_work(monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setattr(runs, 'find_spec', lambda name: None)
     with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[deepspeed\]'"): wanted_zero(2)

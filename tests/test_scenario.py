@@ -1,5 +1,4 @@
 "Scenarios, objectives and profiles: settings that could not work are refused by name, in Python and in a TOML file."
-import pickle
 import socket
 from dataclasses import fields, replace
 
@@ -51,9 +50,9 @@ def test_settings_that_cannot_work_name_the_field_or_say_what_to_write(base, cha
     with pytest.raises(SettingsError, match=words): replace(base, **changes)
 
 
-def test_settings_survive_a_worker_process_and_scenarios_of_our_own_are_only_in_the_profile_real():
+def test_equal_settings_have_one_hash_and_scenarios_of_our_own_are_only_in_the_profile_real():
     for settings in (*PROFILES.values(), *SCENARIOS.values(), *PRESETS.values()):
-        assert pickle.loads(pickle.dumps(settings)) == settings and hash(settings) == hash(replace(settings)), settings.name
+        assert hash(settings) == hash(replace(settings)), settings.name
     assert not {'E0', 'S4h'} & set(Profile.scenarios) and list(REAL.scenarios) == list(SCENARIOS)
 
 

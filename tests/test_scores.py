@@ -69,14 +69,6 @@ def test_constant_predictions_score_as_they_should_and_no_number_is_an_error(met
     with pytest.raises(TaskError, match=rf'score .*{value}'): score(metric, np.array(gold, float), np.array(pred, float))
 
 
-def test_the_epoch_is_chosen_without_dev():
-    run = {'train_loss': np.zeros(4), 'validation_loss': np.array([1.0, 0.9, 0.8, 0.8]), 'gold/validation': np.array([0, 1]),
-           'gold/nkjp-ner': np.array([0, 1, 1]), 'pred/validation': np.array([[0, 1], [0, 0], [0, 1], [0, 1]]),
-           'pred/nkjp-ner': np.array([[0, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0]])}
-    chosen = {'heldout': 2, 'last': 3, 'best_on_dev': 1}
-    assert scores.select_epochs(run, TASKS['nkjp-ner']) == chosen
-
-
 def brute_force(r, b):
     "One bootstrap sample, drawn and scored with loops."
     def drawn(purpose, n): return np.repeat(np.arange(n), scores._draw_counts(purpose, n, scores.RESAMPLES)[b])

