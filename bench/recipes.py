@@ -1,7 +1,7 @@
 """Recipes for students of the unchanged encoder E0, trained and scored on one machine, into the record bench/recipes.
 
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py      all of them (hours; finished parts are not repeated)
-    .venv/bin/python bench/recipes.py --only R HR                 the teacher and these alone
+    .venv/bin/python bench/recipes.py --only R HR                 these alone
     .venv/bin/python bench/recipes.py --small                     the embedded world, without a record: to see that it works
 
 All students have every second layer of the teacher, and the text, order, budget and learning rate of the profile `real`; only the
@@ -60,8 +60,8 @@ def measure(profile, names):
         values[n] |= {
             'weights': dict(s.loss.weights), 'heldout': heldout(profile, s), 'tokens': made['counts']['tokens'],
             'seconds_per_million_tokens': round(1e6*made['counts']['train_seconds']/made['counts']['tokens'], 1),
-            'machine': made['provenance']['machine'],
-            'retention': {t: retention(x.estimate, runs['E0'][t].estimate) for t, x in runs[n].items()}}
+            'machine': made['provenance']['machine']}
+        if 'E0' in runs: values[n]['retention'] = {t: retention(x.estimate, runs['E0'][t].estimate) for t, x in runs[n].items()}
     print(*values.items(), sep='\n', flush=True)
     pairs = [{'a': a, 'b': b, 'task': t, **x} for a, b in itertools.combinations(names, 2) for t, x in compare(runs[b], runs[a]).items()]
     return values | {'pairs': pairs}
@@ -77,12 +77,12 @@ def main():
         profile = replace(profile, world_size=400, vocab_size=600, teacher_tokens=30_000, tokens=8000, teacher_margin=-9.0,
                           tasks=('nkjp-ner',), task_examples=60, task_epochs=1, task_seeds=(1, 2))
         for s in RECIPES.values(): RECIPES[s.name] = SCENARIOS['T0'] if s.name == 'E0' else replace(s, source='T0', teacher='T0')
-    names = [n for n in RECIPES if n == 'E0' or n in a.only]
+    names = [n for n in RECIPES if n in a.only]
     for n in names: build_scores(profile, RECIPES[n])
     values = measure(profile, names)
     if a.small: return
     print(write_record('bench', 'recipes', values, n=len(profile.task_seeds), seed=profile.seed,
-                       seconds=round(time.perf_counter() - start, 1), command='.venv/bin/python bench/recipes.py',
+                       seconds=round(time.perf_counter() - start, 1), command=' '.join(['python bench/recipes.py --only', *names]),
                        units={'scores': '%', 'validation': '%', 'pairs': 'points', 'seconds_per_million_tokens': 's'}))
 
 
