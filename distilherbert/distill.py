@@ -31,8 +31,8 @@ from .pack import Sequences, load_tokenizer, pad_sequences
 from .runs import Run, gather, make_accelerator, parameter_groups, rank_slice, unwrapped
 from .scenario import HELDOUT, Objective, SettingsError, get_profile, get_scenario
 from distilherbert.student import (
-    attention_masks, bert_config, family_of, first_position, layers_of, load_config, load_masked_lm, narrow, random_model, save_model,
-    shortened, trim_model, truncate,
+    attention_masks, belong_together, bert_config, family_of, first_position, layers_of, load_config, load_masked_lm, narrow, random_model,
+    save_model, shortened, trim_model, truncate,
 )
 from .wheel import usable_positions
 
@@ -367,7 +367,7 @@ def initial_model(
         config.initializer_range = shape.init_std
         model = random_model(shortened(config, layer_map, **narrower) if init == 'random' else config, seed)
     if (tokenizer/'kept.npy').is_file() and model.config.vocab_size > entries: trim_model(model, np.load(tokenizer/'kept.npy'))
-    if not entries <= model.config.vocab_size < entries + 128:  # Some models round their vocabulary up
+    if not belong_together(entries, model.config.vocab_size):
         raise SettingsError(f'The tokenizer has {entries} entries, the model {model.config.vocab_size}: they do not belong together. '
                             'Choose the tokenizer of the teacher in the profile: `tokenizer = "teacher"`.')
     for m in model.modules():

@@ -29,7 +29,7 @@ from .pack import as_text, load_tokenizer, reading
 from .runs import attend, parameter_groups, resolve_precision
 from .scores import score, select_epochs
 from .student import (
-    LAYER, attention_masks, family_of, first_position, layers_of, load_config, load_weights, quiet, seeded)
+    LAYER, attention_masks, belong_together, family_of, first_position, layers_of, load_config, load_weights, quiet, seeded)
 from .tasks import Examples, GroupData, Task, TaskError, TaskSettings, load_group
 from .wheel import ROBERTA, usable_positions
 
@@ -74,7 +74,7 @@ def encode(examples:Examples, tokenizer, max_len:int, config:PreTrainedConfig)->
 def load_classifier(folder:str | Path, outputs:int, seed:int | None): # Model (float32) and tokenizer; raises `TaskError`, `SettingsError`
     "A classifier with a head (one output for a rating) from the seed on a pre-trained encoder; with None a complete fine-tuned one."
     config, tokenizer = load_config(folder), load_tokenizer(folder)
-    if not len(tokenizer) <= config.vocab_size < len(tokenizer) + 128:  # Some models round their vocabulary up
+    if not belong_together(len(tokenizer), config.vocab_size):
         raise TaskError(f'The tokenizer in {folder} has {len(tokenizer)} entries, the model {config.vocab_size}: they do not belong '
                         'together.')
     for ours, theirs in (('pad', 'pad'), ('cls', 'bos'), ('cls', 'cls'), ('sep', 'eos'), ('sep', 'sep')):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MASK_BLOCK', 'CHUNK_BYTES', 'RELATION_SIZE', 'POSITIONS', 'SOFTMAX', 'LOSSES', 'mix', 'position_hash', 'uniform',
            'Vocabulary', 'word_starts', 'mask_sequences', 'context_free_loss', 'mlm_loss', 'soft_target_loss',
-           'hidden_loss', 'check_hidden_map', 'relation_loss', 'Loss', 'losses_of', 'formula', 'Totals', 'chunk_size',
-           'number_type', 'ChunkedLoss', 'Outputs', 'distillation_loss']
+           'cosine_distance', 'hidden_loss', 'check_hidden_map', 'relation_loss', 'Loss', 'losses_of', 'formula',
+           'Totals', 'chunk_size', 'number_type', 'ChunkedLoss', 'Outputs', 'distillation_loss']
 
 # %% ../nbs/04_objective.ipynb #00000002
 import math
@@ -133,6 +133,10 @@ def soft_target_loss(
     return temperature**2*F.kl_div(s, t, reduction='sum', log_target=True)
 
 # %% ../nbs/04_objective.ipynb #00000019
+def cosine_distance(student:torch.Tensor, teacher:torch.Tensor)->torch.Tensor: # Vectors `(N, D)`; `(N,)`
+    "One minus the cosine of the angle between two vectors."
+    return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
+
 def hidden_loss(
     student:Sequence[torch.Tensor], # Hidden states after each layer `(A, H)`
     teacher:Sequence[torch.Tensor], # The teacher's states to compare with `(A, H)`, without gradient
@@ -197,10 +201,10 @@ LOSSES:dict[str, Loss] = {
     'soft_ce': Loss(lambda s, t, labels, T: F.cross_entropy(s.float()/T, F.softmax(t.float()/T, -1), reduction='sum'), 'prediction',
                     'logits', 'soft targets (cross-entropy)',
                     POSITIONS % ('P', 'P') + r'-%s \cdot \log %s' % (SOFTMAX % '^t', SOFTMAX % '')),
-    'cosine_logits': Loss(lambda s, t, labels, T: ((1 - F.cosine_similarity(s.float(), t.float(), dim=-1))*(labels >= 0)).sum(), 'masked',
-                          'logits', 'cosine of the logits', POSITIONS % ('M', 'M') + r'\left(1 - \cos(z_i, z^t_i)\right)'),
-    'cosine': Loss(lambda s, t, labels, T: (1 - F.cosine_similarity(s.float(), t.float(), dim=-1)).sum(), 'tokens', 'hidden',
-                   'cosine of the last hidden states', POSITIONS % ('A', 'A') + r'\left(1 - \cos(h_i, h^t_i)\right)'),
+    'cosine_logits': Loss(lambda s, t, labels, T: (cosine_distance(s, t)*(labels >= 0)).sum(), 'masked', 'logits', 'cosine of the logits',
+                          POSITIONS % ('M', 'M') + r'\left(1 - \cos(z_i, z^t_i)\right)'),
+    'cosine': Loss(lambda s, t, labels, T: cosine_distance(s, t).sum(), 'tokens', 'hidden', 'cosine of the last hidden states',
+                   POSITIONS % ('A', 'A') + r'\left(1 - \cos(h_i, h^t_i)\right)'),
     'hidden': Loss(lambda s, t, labels, T: hidden_loss(s, t), 'tokens', 'layers', 'hidden states',
                    r'\frac{1}{K \lvert A\rvert H} \sum_k \sum_{i \in A} \lVert h_{k,i} - h^t_{g(k),i} \rVert^2'),
     'relations': Loss(lambda s, t, labels, T: relation_loss(s, t), 'tokens', 'relations', 'relations of queries, keys and values',

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BERT_LAYER', 'FAMILIES', 'DIRECTION_TOKENS', 'LAYER', 'Family', 'family_of', 'layers_of', 'first_position',
            'attention_masks', 'bert_config', 'seeded', 'random_model', 'check_layer_map', 'shortened', 'truncate',
-           'principal_directions', 'narrow', 'encoder_flops', 'head_flops', 'quiet', 'load_config', 'load_weights',
-           'load_masked_lm', 'save_model', 'count_pieces', 'trim_tokenizer', 'trim_model']
+           'principal_directions', 'narrow', 'belong_together', 'encoder_flops', 'head_flops', 'quiet', 'load_config',
+           'load_weights', 'load_masked_lm', 'save_model', 'count_pieces', 'trim_tokenizer', 'trim_model']
 
 # %% ../nbs/03_student.ipynb #00000002
 import copy
@@ -256,6 +256,10 @@ def narrow(
 
 
 # %% ../nbs/03_student.ipynb #00000011
+def belong_together(entries:int, room:int)->bool: # Sizes of a tokenizer and of a model's vocabulary
+    "Do the sizes match? Some models round their vocabulary up."
+    return entries <= room < entries + 128
+
 def encoder_flops(
     config:PreTrainedConfig, # Shape: layers, hidden H, feed-forward F
     length:int, # Tokens of the sequence, T
