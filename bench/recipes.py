@@ -1,17 +1,17 @@
-"""Recipes for students of the unchanged encoder E0, trained and scored on one machine, into the record bench/recipes.
+"""Other recipes than those of the grid, on the profile `real`, trained and scored on one machine. Each set writes a record of its name.
 
-    DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py      all of them (hours; finished parts are not repeated)
-    .venv/bin/python bench/recipes.py --only R HR                 these alone
-    .venv/bin/python bench/recipes.py --small                     the embedded world, without a record: to see that it works
+    DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py recipes   what students of E0 imitate; all else is the same
+    DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py rates     other learning rates for S3 and S4
+    DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py taught    fine-tuning with the predictions of a fine-tuned teacher
+    .venv/bin/python bench/recipes.py recipes rates taught --small     all sets on the embedded world, without a record
 
-All students have every second layer of the teacher, and the text, order, budget and learning rate of the profile `real`; only the
-objective differs. Afterwards every loss of every recipe is measured on the same held-out sequences.
+A set takes hours; finished parts are not repeated. `--only` names some recipes of the set.
 """
 import argparse
 import itertools
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,26 +19,45 @@ import numpy as np
 from distilherbert.artefact import read_manifest
 from distilherbert.distill import TrainSettings, evaluate, open_run
 from distilherbert.pack import Sequences
-from distilherbert.pipeline import build_scores, model_artefact, scores_folders, sequences_artefact, train_settings
+from distilherbert.pipeline import build_classifier, build_scores, model_artefact, sequences_artefact, train_settings
 from distilherbert.results import write_record
-from distilherbert.scenario import SCENARIOS, Objective, get_profile
+from distilherbert.scenario import SCENARIOS, Objective, Scenario, get_profile
 from distilherbert.scores import compare, klej_values, load_run, read_scores, retention, select_epochs
 from distilherbert.student import load_masked_lm
 from distilherbert.tasks import TASKS
 
+
+@dataclass(frozen=True)
+class Recipe:
+    scenario: Scenario
+    changes: dict = field(default_factory=dict)  # Of the profile
+    taught: str = ''  # Scenario whose fine-tuned classifier teaches in fine-tuning
+
+
+S4H = SCENARIOS['S4h']
 ALL = Objective('hidden-relations', {'cosine': 1.0, 'hidden': 1.0, 'relations': 1.0})
-RECIPES = {s.name: s for s in (
-    SCENARIOS['E0'], SCENARIOS['S4h'], replace(SCENARIOS['S4h'], name='R', objective='relations'),
-    replace(SCENARIOS['S4h'], name='HR', objective=ALL))}
+SETS = {
+    'recipes': {'E0': Recipe(SCENARIOS['E0']), 'S4h': Recipe(S4H), 'R': Recipe(replace(S4H, name='R', objective='relations')),
+                'HR': Recipe(replace(S4H, name='HR', objective=ALL))},
+    'rates': {'S2': Recipe(SCENARIOS['S2'])} | {
+        f'{s}-{rate:g}': Recipe(SCENARIOS[s], {'lr_trained': rate}) for s in ('S3', 'S4') for rate in (1e-4, 3e-4, 9e-4)},
+    'taught': {'E0': Recipe(SCENARIOS['E0']), 'S4h': Recipe(S4H), 'S4h-taught': Recipe(S4H, taught='E0')},
+}
+
+
+def of_world(recipe):
+    "The same recipe where there is no E0: with T0 in its place."
+    s = recipe.scenario
+    s = SCENARIOS['T0'] if s.name == 'E0' else replace(s, source='T0', teacher='T0') if s.source == 'E0' else s
+    return replace(recipe, scenario=s, taught=recipe.taught and 'T0')
 
 
 def heldout(profile, student):
-    "Every loss of every recipe on held-out sequences."
+    "Every loss of the students of E0 on the same held-out sequences."
     s = replace(student, objective=ALL)
-    models = (load_masked_lm(model_artefact(profile, x).path)[0] for x in (student, RECIPES['E0']))
+    models = (load_masked_lm(model_artefact(profile, x).path)[0] for x in (student, SCENARIOS[student.teacher]))
     settings, sequences = TrainSettings(**train_settings(profile, s)), Sequences.open(sequences_artefact(profile).path)
-    with tempfile.TemporaryDirectory() as d, open_run(*models, sequences, settings, Path(d)) as run:
-        return {name: round(x, 5) for name, x in evaluate(run).items()}
+    with tempfile.TemporaryDirectory() as d, open_run(*models, sequences, settings, Path(d)) as run: return evaluate(run)
 
 
 def validation(folders):
@@ -48,42 +67,47 @@ def validation(folders):
     return round(100*float(np.mean(right)), 2)
 
 
-def measure(profile, names):
-    "The values of the record."
+def measure(profile, recipes, objectives):
+    "The values of the record; `objectives`: do the recipes differ in their objectives, so that all losses of each are of interest?"
     runs, values = {}, {}
-    for n in names:
-        s, folders = RECIPES[n], scores_folders(profile, RECIPES[n])
+    for n, recipe in recipes.items():
+        p, s = replace(profile, **recipe.changes), recipe.scenario
+        if recipe.taught: p = replace(p, task_teacher=str(build_classifier(p, SCENARIOS[recipe.taught])))
+        folders = build_scores(p, s)
         runs[n] = read_scores(folders)['heldout']
-        values[n] = {'scores': {t: v['selections']['heldout'] for t, v in klej_values(folders).items()}, 'validation': validation(folders)}
-        if not s.teacher: continue
-        made = read_manifest(model_artefact(profile, s).path)
-        values[n] |= {
-            'weights': dict(s.loss.weights), 'heldout': heldout(profile, s), 'tokens': made['counts']['tokens'],
-            'seconds_per_million_tokens': round(1e6*made['counts']['train_seconds']/made['counts']['tokens'], 1),
-            'machine': made['provenance']['machine']}
+        values[n] = {'scores': {t: v['selections']['heldout'] for t, v in klej_values(folders).items()},
+                     'validation': validation(folders), **recipe.changes}
+        made = read_manifest(model_artefact(p, s).path)
+        if c := made['counts'] if made['counts'].get('tokens') else None:
+            found = heldout(p, s) if objectives and s.teacher else c['heldout']
+            values[n] |= {'heldout': {k: round(v, 5) for k, v in found.items()}, 'tokens': c['tokens'],
+                          'seconds_per_million_tokens': round(1e6*c['train_seconds']/c['tokens'], 1),
+                          'machine': made['provenance']['machine'], **({'weights': dict(s.loss.weights)} if s.teacher else {})}
         if 'E0' in runs: values[n]['retention'] = {t: retention(x.estimate, runs['E0'][t].estimate) for t, x in runs[n].items()}
-    print(*values.items(), sep='\n', flush=True)
-    pairs = [{'a': a, 'b': b, 'task': t, **x} for a, b in itertools.combinations(names, 2) for t, x in compare(runs[b], runs[a]).items()]
+        print(n, values[n], flush=True)
+    pairs = [{'a': a, 'b': b, 'task': t, **x} for a, b in itertools.combinations(runs, 2) for t, x in compare(runs[b], runs[a]).items()]
     return values | {'pairs': pairs}
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--only', nargs='+', choices=RECIPES, default=[*RECIPES], help=f'default: {" ".join(RECIPES)}')
+    p.add_argument('sets', nargs='+', choices=SETS)
+    p.add_argument('--only', nargs='+', metavar='RECIPE', help='some recipes of a set (default: all)')
     p.add_argument('--small', action='store_true', help='the embedded world, without a record')
     a = p.parse_args()
-    start, profile = time.perf_counter(), get_profile('demo' if a.small else 'real')
+    profile = get_profile('demo' if a.small else 'real')
     if a.small:
         profile = replace(profile, world_size=400, vocab_size=600, teacher_tokens=30_000, tokens=8000, teacher_margin=-9.0,
                           tasks=('nkjp-ner',), task_examples=60, task_epochs=1, task_seeds=(1, 2))
-        for s in RECIPES.values(): RECIPES[s.name] = SCENARIOS['T0'] if s.name == 'E0' else replace(s, source='T0', teacher='T0')
-    names = [n for n in RECIPES if n in a.only]
-    for n in names: build_scores(profile, RECIPES[n])
-    values = measure(profile, names)
-    if a.small: return
-    print(write_record('bench', 'recipes', values, n=len(profile.task_seeds), seed=profile.seed,
-                       seconds=round(time.perf_counter() - start, 1), command=' '.join(['python bench/recipes.py --only', *names]),
-                       units={'scores': '%', 'validation': '%', 'pairs': 'points', 'seconds_per_million_tokens': 's'}))
+    for name in a.sets:
+        start, recipes = time.perf_counter(), {n: r for n, r in SETS[name].items() if n in (a.only or SETS[name])}
+        if unknown := set(a.only or ()) - set(recipes): p.error(f'{name} has no {", ".join(unknown)}; it has {", ".join(SETS[name])}')
+        values = measure(profile, {n: of_world(r) for n, r in recipes.items()} if a.small else recipes, name == 'recipes')
+        if a.small: continue
+        command = f'python bench/recipes.py {name}' + (f' --only {" ".join(a.only)}' if a.only else '')
+        print(write_record('bench', name, values, n=len(profile.task_seeds), seed=profile.seed, command=command,
+                           seconds=round(time.perf_counter() - start, 1),
+                           units={'scores': '%', 'validation': '%', 'pairs': 'points', 'seconds_per_million_tokens': 's'}))
 
 
 if __name__ == '__main__': main()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'VERDICTS', 'PUBLISHED', 'QUESTIONS', 'POINTS', 'WORLD_TITLES', 'results_path', 'own_results',
-           'write_record', 'read_records', 'move_records', 'settings_changes', 'signed', 'verdict', 'holds',
-           'value_groups', 'anchor', 'Results', 'load_results', 'markdown_table', 'table_grid', 'table_scores',
+           'write_record', 'read_records', 'move_records', 'read_predictions', 'settings_changes', 'signed', 'verdict',
+           'holds', 'value_groups', 'anchor', 'Results', 'load_results', 'markdown_table', 'table_grid', 'table_scores',
            'table_differences', 'list_records', 'collect']
 
 # %% ../nbs/14_results.ipynb #00000002
@@ -18,14 +18,16 @@ from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
 from . import pipeline
 from .artefact import Artefact, duration, provenance, read_manifest, read_metrics, write_json
 from .pipeline import record_key, scenario_artefacts, scores_folders, text_parts
 from .scenario import (
     PROFILES, SCENARIOS, Profile, Scenario, SettingsError, as_typed, checkout, get_scenario, runs_dir, with_sources)
-from .scores import METRICS, comparison_values, klej_values, read_scores
+from .scores import METRICS, TaskPredictions, comparison_values, klej_values, prediction_values, read_scores
 from .sources import PARTS
-from .tasks import TASKS
+from .tasks import TASKS, TaskSettings, load_group, task_groups
 
 # %% ../nbs/14_results.ipynb #00000004
 def results_path()->list[Path]: # Folders; a profile is read from the first one that has it
@@ -59,12 +61,29 @@ def move_records(profile:Profile)->list[Path]: # Files in the checkout; raises `
     "The command `records`: move the records of own runs, and those of the benchmarks, into the checkout's `results/`."
     top, moved = checkout(), []
     if top is None: raise SettingsError('Records can only be moved into a checkout, and this is not one.')
-    for file in sorted(f for name in (profile.name, 'bench') for f in (own_results()/name).glob('*.json')):
-        target = top/'results'/file.parent.name/file.name
+    for file in sorted(f for name in (profile.name, 'bench') for f in (own_results()/name).rglob('*.json')):
+        target = top/'results'/file.relative_to(own_results())
         target.parent.mkdir(parents=True, exist_ok=True)
         moved.append(Path(shutil.move(file, target)))
     if moved: return moved
     raise SettingsError(f'There are no records of {profile.name} in {own_results()}: distilherbert reproduce --profile {as_typed(profile)}')
+
+# %% ../nbs/14_results.ipynb #00000024
+def read_predictions(profile:Profile, scenario:str)->dict[str, TaskPredictions]: # By task; raises `SettingsError` where none are recorded
+    "The recorded predictions of a scenario, with the labels of the profile's tasks; of the epochs chosen on the validation slice, if any."
+    files = [folder/profile.name/'predictions'/f'{scenario}.json' for folder in results_path()]
+    if (file := next((f for f in files if f.is_file()), None)) is None:
+        raise SettingsError(f'There are no predictions of {scenario} in {", ".join(str(f.parent) for f in files)}. '
+                            f'Make them: distilherbert run {scenario} -p {as_typed(profile)}, then collect')
+    found, out = json.loads(file.read_bytes())['values'], {}
+    for tasks in task_groups([*found]).values():
+        dev = load_group(tasks, profile.task_source, TaskSettings.of(profile)).dev
+        for t in tasks:
+            pred = np.array([[float(x) for x in p.split()] for p in found[t.name]['predictions']])
+            if pred.shape[1] != len(dev[t.name]):
+                raise SettingsError(f'{file} has {pred.shape[1]} predictions of {t.title}, whose dev has {len(dev[t.name])} examples.')
+            out[t.name] = TaskPredictions(t, dev[t.name].gold, pred, tuple(found[t.name]['seeds']))
+    return out
 
 # %% ../nbs/14_results.ipynb #00000006
 def settings_changes(then:Mapping, p:Profile)->list[str]: # Fields, scenarios and stages; what is new counts where it is not the default
@@ -350,6 +369,7 @@ def collect(profile:Profile, scenarios:Iterable[Scenario]=())->list[Path]: # Fil
                 if p.task_source == 'world': values[t]['title'] = WORLD_TITLES[t]
             key = record_key(p, f'klej-{s.name}') if s.name in SCENARIOS else ''
             keep(f'klej-{s.name}', values, tuned, command, key, units={'selections': '%'})
+            keep(f'predictions/{s.name}', prediction_values(next(iter(read_scores(folders).values()))), tuned, command, key)
             if s.name in p.scenarios: runs[s.name] = (folders, tuned)
     if len(runs) > 1:
         key = record_key(p, 'comparisons') if set(runs) == set(p.scenarios) else ''

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'SELECTIONS', 'RESAMPLES', 'LEVEL', 'INTERVAL', 'ALPHA', 'MIN_SEEDS', 'POWER', 'Metric', 'weighted_scores',
            'score', 'select_epochs', 'Estimate', 'combine', 'mean_of', 'TaskPredictions', 'load_run', 'read_scores',
            'all_signs', 'sign_flip', 'detectable_effect', 'compare', 'retention', 'loyalty', 'selection_bias',
-           'klej_values', 'comparison_values']
+           'klej_values', 'prediction_values', 'comparison_values']
 
 # %% ../nbs/13_scores.ipynb #00000002
 import hashlib
@@ -310,6 +310,10 @@ def klej_values(folders:Mapping[str, Mapping[int, Path]], tasks:Sequence[str]=()
                   'selections': by_seed, **({'n_test': c['test'][t]} if t in c['test'] else {})}
     means = {s: shown(mean_of(r.estimate for r in by_task.values())) for s, by_task in selections.items() if len(by_task) > 1}
     return out | ({'mean': {'title': 'Mean of the tasks', 'selections': means}} if means else {})
+
+def prediction_values(scores:Mapping[str, TaskPredictions])->dict[str, dict]: # By task
+    "The record of a scenario's predictions on dev, with one selection of epochs: those of each seed, in the order of the task's file."
+    return {t: {'seeds': [*r.seeds], 'predictions': [' '.join(f'{x:.7g}' for x in p) for p in r.pred]} for t, r in scores.items()}
 
 def comparison_values(runs:Mapping[str, Mapping[str, Mapping[str, TaskPredictions]]])->dict: # Lists, and the method of the `interval`
     """The record of all comparisons, from predictions by scenario (in the table's order), selection and task: later minus earlier scenario
