@@ -171,7 +171,7 @@ def run(folder, out, workers, until):
     if not (folder/'described.json').is_file():
         with tarfile.open(folder/'data.tar.xz') as tar: tar.extractall(folder, filter='data')
     p = prepare(folder)
-    scenarios = [s for s in ('T0', 'E0', 'S0', 'S2', 'S4', 'S3', 'S4h', 'S1', 'T1', 'S5') if s in p.scenarios]
+    scenarios = [s for s in ('T0', 'E0', 'S0', 'S2h', 'S2', 'S4', 'S3', 'S4h', 'S1', 'T1', 'S5') if s in p.scenarios]
     def tuned(names, tokens, seeds): return [Job(s, tokens, g, seed) for seed in seeds for s in names for g in task_groups(p.tasks)]
     curve = [job for n in CURVE if n < p.tokens for job in tuned(('S3', 'S4'), n, p.task_seeds[:2])]
     start = time.perf_counter()

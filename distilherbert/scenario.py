@@ -148,6 +148,7 @@ SCENARIOS:Mapping[str, Scenario] = MappingProxyType({s.name: s for s in (
     Scenario('S2', 'truncated', 'T0'),
     Scenario('S3', 'truncated', 'T0', mlm=True),
     Scenario('S4', 'truncated', 'T0', mlm=True, teacher='T0'),
+    Scenario('S2h', 'truncated', 'E0'),
     Scenario('S4h', 'truncated', 'E0', teacher='E0', objective='hidden'),
     Scenario('S5', 'truncated', 'T1', mlm=True, teacher='T1'),
     Scenario('E0', 'pretrained'),
