@@ -1,9 +1,10 @@
 """Other recipes than those of the grid, on the profile `real`, trained and scored on one machine. Each set writes a record of its name.
 
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py recipes   what students of E0 imitate; all else is the same
+    DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py layers    which layers of E0 are copied; nothing is trained but the classifier
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py rates     other learning rates for S3 and S4
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py taught    fine-tuning with the predictions of a fine-tuned teacher
-    .venv/bin/python bench/recipes.py recipes rates taught --small     all sets on the embedded world, without a record
+    .venv/bin/python bench/recipes.py recipes layers rates taught --small  all sets on the embedded world, without a record
 
 A set takes hours; finished parts are not repeated. `--only` names some recipes of the set.
 """
@@ -39,6 +40,9 @@ ALL = Objective('hidden-relations', {'cosine': 1.0, 'hidden': 1.0, 'relations': 
 SETS = {
     'recipes': {'E0': Recipe(SCENARIOS['E0']), 'S4h': Recipe(S4H), 'R': Recipe(replace(S4H, name='R', objective='relations')),
                 'HR': Recipe(replace(S4H, name='HR', objective=ALL))},
+    'layers': {'E0': Recipe(SCENARIOS['E0'])} | {
+        n: Recipe(replace(SCENARIOS['S2h'], name=n, layer_map=tuple(layers))) for n, layers in (
+            ('S2h', ()), ('first', range(6)), ('last', (0, *range(7, 12))), ('both-ends', (0, 1, 2, 9, 10, 11)))},
     'rates': {'S2': Recipe(SCENARIOS['S2'])} | {
         f'{s}-{rate:g}': Recipe(SCENARIOS[s], {'lr_trained': rate}) for s in ('S3', 'S4') for rate in (1e-4, 3e-4, 9e-4)},
     'taught': {'E0': Recipe(SCENARIOS['E0']), 'S4h': Recipe(S4H), 'S4h-taught': Recipe(S4H, taught='E0')},
@@ -48,7 +52,7 @@ SETS = {
 def of_world(recipe):
     "The same recipe where there is no E0: with T0 in its place."
     s = recipe.scenario
-    s = SCENARIOS['T0'] if s.name == 'E0' else replace(s, source='T0', teacher='T0') if s.source == 'E0' else s
+    s = SCENARIOS['T0'] if s.name == 'E0' else replace(s, source='T0', teacher=s.teacher and 'T0') if s.source == 'E0' else s
     return replace(recipe, scenario=s, taught=recipe.taught and 'T0')
 
 

@@ -99,7 +99,7 @@ def _draw_grid(r:Results | None=None): # The scenarios as a diagram
     for name, s in SCENARIOS.items():
         x, y = at[name]
         how = 'random' if s.init == 'random' else 'pre-trained' if s.init == 'pretrained' else ''
-        note = ' + '.join(filter(None, (how, 'MLM' if s.mlm else ''))) or 'copied'
+        note = ' + '.join(filter(None, (how, 'MLM' if s.mlm else ''))) or (s.loss.name if s.loss else 'copied')
         box = {'boxstyle': 'round,pad=0.25', 'facecolor': 'white', 'edgecolor': COLOURS[name], 'linewidth': 1.4}
         ax.text(x, y, f'{name}\n{note}', ha='center', va='center', color=COLOURS[name], fontweight='bold', bbox=box, zorder=3)
         for other, line, bend in ((s.source, '-', 0.0), (s.teacher, (0, (3, 2)), 0.16)):
