@@ -170,7 +170,7 @@ def distil(
     config = model.config
     del model
     if layers and not 0 < layers <= config.num_hidden_layers:
-        raise SettingsError(f'--layers {layers} should be from 1 to {config.num_hidden_layers}, the layers of the teacher.')
+        raise SettingsError(f'--layers {layers}: the teacher has {(n := config.num_hidden_layers)} layers; choose a number from 1 to {n}.')
     if not re.fullmatch(r'(\d+(,\d+)*)?', layer_map): raise SettingsError(f'--layer-map {layer_map!r} should be numbers, as 0,2,4.')
     chosen = [int(i) for i in layer_map.split(',') if i] or [i*config.num_hidden_layers//layers for i in range(layers)]
     def settings(): return distil_settings(config, not new_head, size, fixed, chosen, objective, hidden, heads)
