@@ -104,7 +104,7 @@ def write_whole(file:Path, content:Iterable[bytes])->None: # `content`: in piece
 def write_json(file:Path, value)->None: # `value`: JSON-ready, without NaN
     "Write JSON atomically."
     text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + '\n'
-    write_whole(file, [text.encode('utf-8', 'backslashreplace')])  # In JSON such an escape is read back as the file name that is not UTF-8
+    write_whole(file, [text.encode('utf-8', 'backslashreplace')])  # A file name that is not UTF-8 is escaped, and read back unchanged
 
 def publish(work:Path, final:Path)->None: # A finished folder, and its final path
     "Remove the notes of a finished folder (names that begin with a dot), flush it, and give it its final name."

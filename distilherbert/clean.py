@@ -122,7 +122,7 @@ def count_symbols(text:str)->int: # Characters other than letters with their mar
 
 def explain_text(
     text:str, # Any string
-    skip:int=0, # The first so many of `CHANGES` are known not to change it
+    skip:int=0, # So many of the first `CHANGES` are known not to change it
 )->tuple[str | None, str, tuple[str, ...]]: # Clean text or None; "kept" or the rule that rejects it; the changes made
     "Clean a text and report what was done."
     if len(text) < SHORTEST: return None, 'short', ()
@@ -141,11 +141,11 @@ def clean_text(text:str)->str | None: # The cleaned text, or None when it is rej
 
 # %% ../nbs/01_clean.ipynb #00000011
 SORTED = 1 << 21 # Keys sorted at a time, approximately
-INVISIBLE = re.compile(f'[{"".join(c for c in map(chr, range(0x80, 0xfffe)) if unicodedata.category(c) == "Cf")}]+') # As the soft hyphen
+INVISIBLE = re.compile(f'[{"".join(c for c in map(chr, range(0x80, 0xfffe)) if unicodedata.category(c) == "Cf")}]+') # Format characters
 
 def text_keys(texts:Iterable[str])->np.ndarray: # `(n, 2)` 64-bit halves of their 128-bit hashes
-    "The keys by which texts are compared: without the characters that cannot be seen."
-    seen = (t if t.isprintable() else INVISIBLE.sub('', t) for t in texts) # What cannot be seen is never printable, and is rare
+    "The keys by which texts are compared, which ignore invisible characters."
+    seen = (t if t.isprintable() else INVISIBLE.sub('', t) for t in texts) # They are rare, and never printable
     return np.frombuffer(b''.join(xxh3_128_digest(t.encode()) for t in seen), np.uint64).reshape(-1, 2)
 
 def first_occurrences(keys:np.ndarray)->np.ndarray: # `(n,)` False where a key occurred before
@@ -160,7 +160,7 @@ def first_occurrences(keys:np.ndarray)->np.ndarray: # `(n,)` False where a key o
 # %% ../nbs/01_clean.ipynb #00000024
 @cache
 def _changed_by_rules()->tuple[str, str]: # Regular expressions in RE2 syntax
-    "What matches every line that one of the `CHANGES` before markup may change, and one of the others if none of these does."
+    "One for all lines that a change before \"markup\" may affect, and one for the others that a later change may affect."
     characters = ''.join( # NUL, white space, combining marks, Hangul letters that join their neighbours, and what NFC replaces
         c for c in map(chr, chain(range(0xd800), range(0xe000, 0x10000))) if c == '\0' or c.isspace() and c != ' '
         or '\u1160' <= c <= '\u11ff' or unicodedata.category(c)[0] == 'M' or not unicodedata.is_normalized('NFC', c))

@@ -28,8 +28,7 @@ from .tasks import FILES, TASKS, read_tsv
 from .world import TASK_SIZES, WORLD_TASKS, world_task
 
 # %% ../nbs/18_contamination.ipynb #00000006
-_CATEGORY = {c: unicodedata.category(c) for c in map(chr, range(0x80, 0xfffe))}
-WORD = re.compile(rf'[\w{"".join(c for c, category in _CATEGORY.items() if category[0] == "M")}]+')
+WORD = re.compile(rf'[\w{"".join(c for c in map(chr, range(0x80, 0xfffe)) if unicodedata.category(c)[0] == "M")}]+') # M: combining marks
 
 def normal_words(text:str)->list[str]: # Its words, case folded
     "The normalised words of a text, which are compared."
@@ -70,7 +69,7 @@ class RunTable:
     def __init__(self, runs:np.ndarray, owner:np.ndarray): # Hashes, and the example of each `(n,)`
         order, bits = np.argsort(runs, kind='stable'), max(16, (8*len(runs)).bit_length())
         self.runs, self.owner, self.shift = runs[order], owner[order], np.uint64(64 - bits)
-        self.occurs = np.zeros(1 << bits, bool) # The upper bits of the hashes: most other runs are told apart here
+        self.occurs = np.zeros(1 << bits, bool) # By the upper bits of the hashes: most other runs are excluded at once
         self.occurs[self.runs >> self.shift] = True
 
     def find(self, runs:np.ndarray, text:np.ndarray)->np.ndarray: # Pairs of a text and an example, each once `(n, 2)`

@@ -188,7 +188,7 @@ class MaskedPredictor(nn.Module):
     def __init__(self, model:nn.Module, needs:Sequence[str]=('logits',), layers:Sequence[int]=()): # `needs`: as of the entries of `LOSSES`
         super().__init__()
         self.model, self.needs, self.layers = model, frozenset(needs), tuple(layers)
-        self.project = nn.Identity()  # From a narrow student's hidden states to the width of its teacher, `open_run` sets it
+        self.project = nn.Identity()  # From a narrow student's hidden states to its teacher's width; `open_run` sets it
 
     def forward(self, micro:MicroBatch)->Outputs: # Inputs of the output layer, which the loss applies
         "Encode all positions, and predict at some."

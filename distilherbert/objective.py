@@ -165,7 +165,7 @@ def relation_loss(
     teacher:Sequence[torch.Tensor], # Those of a layer of the teacher, of any width, without gradient
 )->torch.Tensor: # Sum over the tokens, mean over relation heads and over queries, keys and values [nats]
     """Kullback-Leibler divergence of the distributions softmax(xxᵀ/√d) over the tokens of a text, for x the queries, keys or values in
-    relation heads of d components (Wang et al., 2021); a few sequences at a time, and once more for the gradient."""
+    relation heads of d components (Wang et al., 2021). A few sequences at a time; the gradient computes them again, to save memory."""
     *mine, texts = student
     theirs, length = teacher[:-1], texts.shape[1]
     heads = max(1, math.gcd(mine[0].shape[-1], theirs[0].shape[-1])//RELATION_SIZE)

@@ -100,7 +100,7 @@ MARKS = { # Boundary marker to: is it a suffix of the token (or a prefix); does 
     '</w>': (True, False), '@@': (True, True), '##': (False, True), '▁': (False, False), 'Ġ': (False, False)}
 
 def special_ids(tokenizer)->set[int]: # Ids of its special tokens, `<unk>` among them
-    "The special tokens, which are not pieces of text, of a tokenizer of transformers or tokenizers."
+    "The special tokens of a tokenizer of transformers or tokenizers."
     backend = getattr(tokenizer, 'backend_tokenizer', tokenizer)
     ids = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
     return ids | set(getattr(tokenizer, 'all_special_ids', ()))
@@ -241,7 +241,7 @@ def reading(
     error:type[ValueError]=SettingsError, # What is raised
     settings:str='config.json', # File that is to blame for a wrong type
 )->Iterator[None]: # For a `with`
-    "Load files of others: from a folder without the hub; whatever a library raises becomes one sentence with file and cause."
+    "Load foreign files, those of a folder without the hub, and turn whatever a library raises into one sentence with file and cause."
     folder = Path(source)
     try:
         with hub_client(local=folder.is_dir()): yield
@@ -304,7 +304,7 @@ BATCH = 1 << 21 # Bytes of text encoded at a time
 
 @cache
 def openings(special:tuple[str, ...])->list[str]: # `special`: the special tokens
-    "The first characters of special tokens, and those that compatibility normalisation (NFKC) turns into such a one."
+    "The first characters of special tokens, and the characters that compatibility normalisation (NFKC) turns into one of them."
     first = {s[0] for s in special}
     return [c for c in map(chr, range(0x10000)) if first & set(unicodedata.normalize('NFKC', c))]
 
@@ -329,9 +329,7 @@ WORDWISE = {'BertNormalizer', 'NFC', 'NFD', 'NFKC', 'NFKD', 'Nmt', 'Precompiled'
             'WhitespaceSplit', 'BertPreTokenizer', 'Punctuation', 'Digits', 'Metaspace', 'ByteLevel'} # Normalisers and pre-tokenizers
 BLANK, SIGN = 1, 2 # Kinds of bytes: a word begins at a blank; a sign is a word, with the blank before it
 
-def separators(
-    layout:Mapping, # A `tokenizer.json`
-)->str: # Among ASCII; empty where a tokenizer may look past a space
+def separators(layout:Mapping)->str: # `layout`: a `tokenizer.json`; ASCII characters; empty where a tokenizer may look past a space
     "The characters around which words are independent: every part of the tokenizer treats a word as if it stood alone."
     def parts(node): return [node, *chain.from_iterable(map(parts, node.get('normalizers', node.get('pretokenizers', ()))))] if node else []
     def fits(node):
@@ -355,11 +353,8 @@ def _plain_words(tokenizer:Tokenizer, layout:Mapping)->re.Pattern:
     return re.compile(f'[ \n]?({same})|\n?( ?{end}(?:{inside}*{end})?)')
 
 class WordEncoder:
-    "A tokenizer that looks up the ids of words it has seen before. The ids are its own, for any text."
-    def __init__(
-        self,
-        tokenizer:Tokenizer, # Encodes each word when it is first seen, and texts that hold other words than plain ones
-    ):
+    "A tokenizer that looks up the ids of words it has seen before. For any text they are those of the tokenizer itself."
+    def __init__(self, tokenizer:Tokenizer): # Encodes each word when it is first seen, and texts that hold other words than plain ones
         self.tokenizer, self.model, self.known, layout = tokenizer, Tokenizer(tokenizer.model), {}, json.loads(tokenizer.to_str())
         self.kinds, signs = np.zeros(256, np.uint8), separators(layout)
         self.kinds[list(signs.encode())] = SIGN
@@ -367,10 +362,7 @@ class WordEncoder:
         self.plain = _plain_words(tokenizer, layout) if signs else None
         if not signs: log.info('This tokenizer does not treat words separately: whole texts are encoded, which takes longer.')
 
-    def whole(
-        self,
-        texts:Iterable[str], # Any texts
-    )->list[bytes]: # As for `encode`
+    def whole(self, texts:Iterable[str])->list[bytes]: # As for `encode`
         "Encode each text as a whole."
         encodings = self.tokenizer.encode_batch_fast(as_text(self.tokenizer, texts), add_special_tokens=False)
         return [array('I', e.ids).tobytes() for e in encodings]
@@ -386,11 +378,8 @@ class WordEncoder:
             encodings = tokenizer.encode_batch_fast(list(some.values()), add_special_tokens=False)
             self.known.update(zip(some, (array('I', e.ids).tobytes() for e in encodings), strict=True))
 
-    def encode(
-        self,
-        lines:bytes, # Any texts, one per line, in UTF-8
-    )->list[bytes]: # Ids of each text, without special tokens, 32 bits per id
-        "Encode texts; a special token that is written in one becomes ordinary tokens."
+    def encode(self, lines:bytes)->list[bytes]: # Ids of each text, without special tokens, 32 bits per id
+        "Encode any texts, one per line, in UTF-8; a special token that is written in one becomes ordinary tokens."
         lines = lines.removesuffix(b'\n')
         if self.plain is None: return self.whole(lines.decode().split('\n'))
         data = np.frombuffer(b'\n' + lines, np.uint8)

@@ -291,9 +291,9 @@ def build_scores(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[
         bar.update(note=a.label)
     return {g: {seed: a.path for seed, a in runs.items()} for g, runs in scores.items()}
 
-def scores_folders(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[int, Path]]: # By group and seed
+def scores_folders(p:Profile, s:Scenario)->dict[str, dict[int, Path]]: # By group and seed
     "The finished scores of a scenario; raises `TaskError` if one is missing."
-    scores = all_scores(p, s, tasks)
+    scores = all_scores(p, s)
     if absent := [a.label for runs in scores.values() for a in runs.values() if a.state() != 'current']:
         raise TaskError(f'No scores yet: {", ".join(absent)}. Make them with `distilherbert run {as_typed(s)} --profile {as_typed(p)}`.')
     return {g: {seed: a.path for seed, a in runs.items()} for g, runs in scores.items()}

@@ -29,9 +29,7 @@ from .wheel import usable_positions
 LARGE_VOCABULARY = 2**16 # Entries; ids of more take four bytes, and most of a small student's weights
 TRIMMED = 32_000 # Entries of a trimmed vocabulary
 
-def parse_number(
-    text:str, # As "200M", "1.5B", "300_000"
-)->int: # Raises `SettingsError`
+def parse_number(text:str)->int: # As "200M", "1.5B", "300_000"; raises `SettingsError`
     "A whole number with an optional suffix K, M or B."
     m = re.fullmatch(r'([\d_]+(?:\.\d+)?)([kKmMbB]?)', text)
     number = float(m[1].replace('_', ''))*{'': 1, 'k': 1e3, 'm': 1e6, 'b': 1e9}[m[2].lower()] if m else 0
@@ -89,9 +87,7 @@ def setting_name(out:Path)->str: # Fit for a profile or a task
     "A name made from that of a folder."
     return re.sub(r'[^\w.-]+', '-', out.name).strip('.-') or 'own'
 
-def check_hub(
-    name:str, # Of the model, as "owner/name" or "name"
-)->None: # Raises `SettingsError`
+def check_hub(name:str)->None: # Of the model, as "owner/name" or "name"; raises `SettingsError`
     "Check that a model may be written to the hub under this name, before anything is trained."
     from huggingface_hub import HfApi, utils
     from huggingface_hub.errors import HTTPError
@@ -174,7 +170,7 @@ def distil(
     config = model.config
     del model
     if layers and not 0 < layers <= config.num_hidden_layers:
-        raise SettingsError(f'--layers {layers}: the teacher has {config.num_hidden_layers}.')
+        raise SettingsError(f'--layers {layers}: the teacher has {(n := config.num_hidden_layers)} layers; choose a number from 1 to {n}.')
     if not re.fullmatch(r'(\d+(,\d+)*)?', layer_map): raise SettingsError(f'--layer-map {layer_map!r} should be numbers, as 0,2,4.')
     chosen = [int(i) for i in layer_map.split(',') if i] or [i*config.num_hidden_layers//layers for i in range(layers)]
     def settings(): return distil_settings(config, not new_head, size, fixed, chosen, objective, hidden, heads)

@@ -226,7 +226,7 @@ def add_parameters(p:argparse.ArgumentParser, function:Callable)->None:
         p.add_argument(*['-o']*(a.name == 'output'), *names, help=note + f' (default: {a.default})'*bool(not needed and a.default), **more)
 
 def parser(verb:str='')->argparse.ArgumentParser: # Of the words behind a verb, or of the command itself
-    "Parsers of the command line."
+    "A parser of the command line."
     if not verb:
         verbs = '\n'.join(f'  {name:14} {v.help}' for name, v in VERBS.items())
         p = argparse.ArgumentParser(

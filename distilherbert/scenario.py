@@ -163,7 +163,7 @@ HELDOUT = 512 # Held-out sequences of an evaluation, at most
 class Profile:
     "What a scenario is run on, and how much of it."
     name:str # Short name, as "demo"
-    text:str | tuple[str, ...]='world' # "world", "local" (DISTILHERBERT_DATA/text), "cc100", "auto" (local or cc100), or see chapter 01
+    text:str | tuple[str, ...]='world' # "world", "local" (DISTILHERBERT_DATA/text), "cc100", "auto" (local or cc100), or see chapter 31
     text_column:str='text' # Column of the text, in JSON lines, Parquet files and data sets of the hub
     language:str='pl' # Language of the text, for model cards (ISO 639-1)
     text_lines:int=0 # Lines read from the source; 0 for all

@@ -86,7 +86,7 @@ def score(metric:str, gold:np.ndarray, pred:np.ndarray)->float: # In percent
 SELECTIONS = {
     'heldout': 'epoch chosen on a held-out part of train, scored on dev',
     'last': 'last epoch, scored on dev',
-    'best_on_dev': 'best epoch on dev, as in the report',
+    'best_on_dev': 'best epoch on dev, as Krzepkowski et al. select it',
     'test': 'epoch chosen on a held-out part of train, scored on test',
 }
 

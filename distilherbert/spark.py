@@ -163,13 +163,14 @@ def main(arguments:Sequence[str] | None=None)->int: # Exit code; the arguments a
     p.add_argument('--master', default='local[2]', help='where Spark runs: local[2] (default), yarn, k8s://…')
     p.add_argument('--partitions', type=int, default=8, help='shards of the sequences (8)')
     p.add_argument('--conf', action='append', default=[], metavar='NAME=VALUE', help='a setting of Spark')
+    p.add_argument('-v', '--verbose', action='store_true', help='show where an error came from')
     a = p.parse_args(arguments)
     def work():
         profile = get_profile(a.profile)
         spark_artefacts(profile, a.files, None, a.part, a.partitions) # Settings are checked before Java starts
         session = open_session(a.master, dict(c.split('=', 1) for c in a.conf))
         print(spark_artefacts(profile, a.files, session, a.part, a.partitions)[1].build())
-    return guarded(work, 'distilherbert.spark', a.profile)
+    return guarded(work, 'distilherbert.spark', a.profile, a.verbose)
 
 # %% ../nbs/26_spark.ipynb #00000016
 if __name__ == '__main__' and '__file__' in globals(): raise SystemExit(main())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BERT_LAYER', 'FAMILIES', 'DIRECTION_TOKENS', 'LAYER', 'Family', 'family_of', 'layers_of', 'first_position',
            'attention_masks', 'bert_config', 'seeded', 'random_model', 'check_layer_map', 'shortened', 'truncate',
-           'principal_directions', 'narrow', 'belong_together', 'encoder_flops', 'head_flops', 'quiet', 'load_config',
+           'principal_directions', 'narrow', 'encoder_flops', 'head_flops', 'belong_together', 'quiet', 'load_config',
            'load_weights', 'load_masked_lm', 'save_model', 'count_pieces', 'trim_tokenizer', 'trim_model']
 
 # %% ../nbs/03_student.ipynb #00000002
@@ -39,9 +39,9 @@ from .wheel import ROBERTA, WHEEL, usable_positions, wheel_config, wheel_tensors
 @dataclass(frozen=True)
 class Family:
     "How an architecture differs from others."
-    layers:str # The list of layers, within the encoder
-    dense:str # The first matrix of the prediction head
-    bias:str # The parameter that is the bias of the output layer
+    layers:str # Name of the list of layers, within the encoder
+    dense:str # Name of the first dense layer of the prediction head
+    bias:str # Name of the bias of the output layer
     features:Callable # From a masked language model and hidden states to the input of the output layer
     classify:Callable # From a classifier, hidden states `(B, 1 or T, H)` and what `logits_of` calls `keep`, to logits `(B, C)`
     projections:Callable # Of a layer and its input `(B, T, H)`: queries, keys and values, `(B, T, H)` each
@@ -77,21 +77,17 @@ def family_of(config:PreTrainedConfig)->Family: # Of a model that `load_config` 
     "The family of a model."
     return FAMILIES[config.model_type]
 
-def layers_of(
-    model:PreTrainedModel, # Of one of `FAMILIES`
-)->nn.ModuleList:
+def layers_of(model:PreTrainedModel)->nn.ModuleList: # Of one of `FAMILIES`
     "The layers of a model."
     return attrgetter(family_of(model.config).layers)(model.base_model)
 
-def first_position(
-    model:PreTrainedModel, # Of one of `FAMILIES`
-)->int:
-    "The row of the table of positions that belongs to the first token: that after the padding token's in RoBERTa's layout, else 0."
+def first_position(model:PreTrainedModel)->int: # Of one of `FAMILIES`
+    "The position of the first token in the table of position embeddings: in RoBERTa's layout the one after the padding token's, else 0."
     return getattr(model.base_model.embeddings, 'padding_idx', -1) + 1
 
 def attention_masks(
     config:PreTrainedConfig, # Of the model
-    mask:torch.Tensor | None, # False where a token must not attend to, broadcastable to `(B, 1, T, T)`; None for full attention
+    mask:torch.Tensor | None, # False where a token must not be attended to, broadcastable to `(B, 1, T, T)`; None for full attention
     ids:torch.Tensor, # `(B, T)`
 )->torch.Tensor | dict | None: # What the encoder takes as `attention_mask`
     "A mask for each kind of layer: given a single one, ModernBERT would use it in place of the window of its local layers."
@@ -199,8 +195,8 @@ DIRECTION_TOKENS = 2**14 # Tokens whose states give the principal directions
 def principal_directions(
     model:PreTrainedModel, # The teacher, in evaluation mode
     sequences, # Training part of packed sequences
-    hidden:int, # Directions, and one more: h
-)->tuple[torch.Tensor, float]: # From the teacher's width to the student's `(h, H)`; share of the squared length that it keeps
+    hidden:int, # Width of the student, h; it has room for h - 1 directions
+)->tuple[torch.Tensor, float]: # Projection from the teacher's width to the student's `(h, H)`; share of the squared length that it keeps
     "The principal directions of a teacher's hidden states, in all layers and without their mean over the components."
     n, room, moments = len(sequences), usable_positions(model.config), 0
     some = np.linspace(0, n - 1, min(n, 1 + DIRECTION_TOKENS*n//sequences.tokens)).astype(int)
@@ -246,7 +242,7 @@ def narrow(
     if config.hidden_size < before.hidden_size:
         p, share = principal_directions(teacher, sequences, config.hidden_size)
         scales = {f'{n}.weight' for n, m in wide.named_modules() if isinstance(m, nn.LayerNorm)}
-        for name, new in student.state_dict().items():  # What has another size by now is a dimension of the hidden states
+        for name, new in student.state_dict().items():  # A size that still differs is that of the hidden states
             old = state[name]
             if name in scales and len(new) < len(old): old = (share*before.hidden_size/config.hidden_size)**0.5*(p*p @ old)/(p*p).sum(1)
             if len(new) < len(old): old = p @ old
@@ -256,10 +252,6 @@ def narrow(
 
 
 # %% ../nbs/03_student.ipynb #00000011
-def belong_together(entries:int, room:int)->bool: # Sizes of a tokenizer and of a model's vocabulary
-    "Do the sizes match? Some models round their vocabulary up."
-    return entries <= room < entries + 128
-
 def encoder_flops(
     config:PreTrainedConfig, # Shape: layers, hidden H, feed-forward F
     length:int, # Tokens of the sequence, T
@@ -276,6 +268,10 @@ def head_flops(config:PreTrainedConfig)->int: # Floating-point operations
 # %% ../nbs/03_student.ipynb #00000017
 LAYER = re.compile(r'\blayers?\.(\d+)\.') # In the name of a layer's weight
 
+def belong_together(entries:int, room:int)->bool: # Sizes of a tokenizer and of a model's vocabulary
+    "Do the sizes match? Some models round their vocabulary up."
+    return entries <= room < entries + 128
+
 @contextmanager
 def quiet()->Iterator[None]: # For a `with`, or as a decorator
     "Suppress the progress bars of transformers, and its warnings about what is intended here (a new head, a dropped pooler)."
@@ -291,11 +287,10 @@ def quiet()->Iterator[None]: # For a `with`, or as a decorator
 @quiet()
 def load_config(
     source:'str | Path', # A folder, a name on the hub, or `wheel:<package>`
-    revision:str='main', # Revision on the hub
 )->PreTrainedConfig: # Raises `SettingsError` for a missing model or an unsupported family
     "The configuration of a model, without its weights."
     if str(source).startswith(WHEEL): return BertConfig(**wheel_config(str(source).removeprefix(WHEEL)))
-    with reading(source): config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    with reading(source): config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if config.model_type not in FAMILIES:
         raise SettingsError(f'{source} is a {config.model_type} model; supported families are {", ".join(FAMILIES)}.')
     fields, heads, modern, attention = config.to_dict(), config.num_attention_heads, family_of(config).modern, '_attn_implementation'
@@ -329,11 +324,10 @@ def load_weights(
 @quiet()
 def load_masked_lm(
     source:'str | Path', # A folder, a name on the hub, or `wheel:<package>`
-    revision:str='main', # Revision on the hub
     head_seed:int=0, # Seed of a new head
 )->tuple[PreTrainedModel, bool]: # In evaluation mode, float32; is its prediction head new? Raises `SettingsError`
     "Load a masked language model, with the pooler that its classifiers use; a missing prediction head is initialised at random."
-    config, pooler = load_config(source, revision), None
+    config, pooler = load_config(source), None
     kind, family = MODEL_FOR_MASKED_LM_MAPPING[type(config)], family_of(config)
     encoder, dense = f'{kind.base_model_prefix}.', f'{family.dense}.weight'
     with seeded(head_seed):
@@ -345,9 +339,9 @@ def load_masked_lm(
             if left: raise SettingsError(f'{source} has no {", ".join(left)}.')
             missing = {dense}
         else:
-            model, info = load_weights(kind, source, revision=revision)
+            model, info = load_weights(kind, source)
             if family.pooler and any('pooler.dense' in k for k in info['unexpected_keys']):
-                pooler = load_weights(MODEL_MAPPING[type(config)], source, revision=revision)[0].pooler
+                pooler = load_weights(MODEL_MAPPING[type(config)], source)[0].pooler
             missing = set(info['missing_keys'])
     decoder = model.get_output_embeddings()
     model.config.tie_word_embeddings = decoder.weight is model.get_input_embeddings().weight

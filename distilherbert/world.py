@@ -30,6 +30,9 @@ def stream(*names)->Callable[[], float]: # Draws the next number in [0, 1)
     digest = hashlib.sha256('/'.join(map(str, ('world', *names))).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], 'big')).random
 
+def _pick(items:Sequence, draw:Callable[[], float]): # All equally likely
+    return items[int(draw()*len(items))]
+
 # %% ../nbs/08_world.ipynb #00000009
 GENDERS = ('m', 'm1', 'f', 'n', 'pl', 'plv')
 
@@ -255,7 +258,7 @@ def _say(pattern:Pattern, draw:Callable[[], float])->str: # Draw the heads, then
     for head, table in pattern.pieces:
         if isinstance(table, dict):
             forms = table[pattern.heads[head][chosen[head]] if head >= 0 else '']
-            words.append(forms[0] if len(forms) == 1 else forms[int(draw()*len(forms))])
+            words.append(forms[0] if len(forms) == 1 else _pick(forms, draw))
         else: words.append(table if head < 0 else table[chosen[head]])
     return ' '.join(words).replace(' ,', ',').replace(' .', '.')
 
@@ -310,7 +313,7 @@ def _review_text(mix:str, domain:str, polarity:str, draw:Callable[[], float])->l
     turn, said = int(draw()*2), []
     for i in range(2 + int(draw()*3)):
         patterns = _review_patterns(mix, domain, SIGNS[(i + turn) % 2] if polarity == 'amb' else polarity)
-        said.append(_say(patterns[int(draw()*len(patterns))], draw))
+        said.append(_say(_pick(patterns, draw), draw))
     return said
 
 def _news_text(mix:str, kind:str, draw:Callable[[], float], least:int=2, most:int=4)->list[str]: # Its sentences
@@ -319,13 +322,10 @@ def _news_text(mix:str, kind:str, draw:Callable[[], float], least:int=2, most:in
     sure = int(draw()*count)
     for i in range(count):
         patterns = _news_patterns(mix, kind if i == sure or draw() < ENTITY_SHARE else 'noEntity')
-        said.append(_say(patterns[int(draw()*len(patterns))], draw))
+        said.append(_say(_pick(patterns, draw), draw))
     return said
 
 # %% ../nbs/08_world.ipynb #00000038
-def _pick(items:Sequence, draw:Callable[[], float]): # All equally likely
-    return items[int(draw()*len(items))]
-
 ENTITY_CODES = ({'ó': '&oacute;', ' ': '&nbsp;'}, {'ó': '&#243;', 'ą': '&#261;', 'ł': '&#322;'}, {'ł': '&#x142;', 'ę': '&#x119;'},
                 {'ó': '&amp;oacute;', 'ł': '&amp;#322;'}) # Some of them escaped twice
 SCRIPTS = ('<script>var a = "x"; if (a < 3) { pokaz(a); }</script>', '<style>.menu { color: #fff; }</style>',
