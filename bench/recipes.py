@@ -45,7 +45,8 @@ SETS = {
             ('S2h', ()), ('first', range(6)), ('last', (0, *range(7, 12))), ('both-ends', (0, 1, 2, 9, 10, 11)))},
     'rates': {'S2': Recipe(SCENARIOS['S2'])} | {
         f'{s}-{rate:g}': Recipe(SCENARIOS[s], {'lr_trained': rate}) for s in ('S3', 'S4') for rate in (1e-4, 3e-4, 9e-4)},
-    'taught': {'E0': Recipe(SCENARIOS['E0']), 'S4h': Recipe(S4H), 'S4h-taught': Recipe(S4H, taught='E0')},
+    'taught': {'E0': Recipe(SCENARIOS['E0']), 'S4h': Recipe(S4H), 'S4h-taught': Recipe(S4H, taught='E0'),
+               'S4h-taught-more': Recipe(S4H, {'task_unlabelled': 1500}, taught='E0')},
 }
 
 
@@ -75,8 +76,8 @@ def measure(profile, recipes, objectives):
     "The values of the record; `objectives`: do the recipes differ in their objectives, so that all losses of each are of interest?"
     runs, values = {}, {}
     for n, recipe in recipes.items():
-        p, s = replace(profile, **recipe.changes), recipe.scenario
-        if recipe.taught: p = replace(p, task_teacher=str(build_classifier(p, SCENARIOS[recipe.taught])))
+        taught = {'task_teacher': str(build_classifier(profile, SCENARIOS[recipe.taught]))} if recipe.taught else {}
+        p, s = replace(profile, **recipe.changes, **taught), recipe.scenario
         folders = build_scores(p, s)
         runs[n] = read_scores(folders)['heldout']
         values[n] = {'scores': {t: v['selections']['heldout'] for t, v in klej_values(folders).items()},

@@ -190,10 +190,14 @@ def _scaled(ratings:torch.Tensor, task:Task)->torch.Tensor:
     low, high = task.scale
     return ((ratings - low)/(high - low)).float()
 
-def _example_loss(logits:torch.Tensor, gold:torch.Tensor, task:Task)->torch.Tensor: # Mean over the batch
-    "Cross-entropy of logits `(B, C)` for classes; for ratings, scaled to 0..1, squared error of `(B, 1)`."
-    if not task.scale: return F.cross_entropy(logits.float(), gold)
-    return F.mse_loss(logits.float().squeeze(1), _scaled(gold, task))
+def _example_loss(
+    logits:torch.Tensor, gold:torch.Tensor, task:Task, labelled:torch.Tensor | None=None)->torch.Tensor: # Mean over the batch
+    """Cross-entropy of logits `(B, C)` for classes; for ratings, scaled to 0..1, squared error of `(B, 1)`. An example that is not
+    `labelled` `(B,)` adds nothing."""
+    how = 'mean' if labelled is None else 'none'
+    if task.scale: loss = F.mse_loss(logits.float().squeeze(1), _scaled(gold, task), reduction=how)
+    else: loss = F.cross_entropy(logits.float(), gold, reduction=how)
+    return loss if labelled is None else (loss*labelled).mean()
 
 def taught_loss(logits:torch.Tensor, taught:torch.Tensor, loss:torch.Tensor, settings:TaskSettings)->torch.Tensor: # Mean over the batch
     """The loss on the labels and that on the teacher's logits `(B, C)` together (Hinton et al., 2015): cross-entropy with the teacher's
@@ -211,7 +215,7 @@ def teacher_outputs(data:GroupData, settings:TaskSettings, device:torch.device)-
         raise TaskError(f'{task.title}: the teacher {folder} predicts {shown(names)}; the labels of the examples are {shown(data.labels)}. '
                         'Take a teacher that was fine-tuned on the same labels, or correct `id2label` in its config.json.')
     model, tokenizer = load_classifier(folder, config.num_labels, None)
-    logits, _ = classifier_logits(model.to(device), tokenizer, data.train, settings.max_len, settings.precision)
+    logits, _ = classifier_logits(model.to(device), tokenizer, data.learnt, settings.max_len, settings.precision)
     logits = torch.from_numpy(logits).to(device)
     if not logits.isfinite().all(): raise TaskError(f'The predictions of the teacher {folder} are NaN: its weights are damaged.')
     if data.labels: return logits[:, [names.index(n) for n in data.labels]]
@@ -233,7 +237,7 @@ class FineTuning:
         self.model, self.tokenizer = load_classifier(folder, max(1, len(data.labels)), seed)
         config, pad = self.model.config, self.tokenizer.pad_token_id
         max_len = min(settings.max_len, usable_positions(config))
-        parts = {'train': data.train, 'validation': data.validation, **data.scored}
+        parts = {'train': data.learnt, 'validation': data.validation, **data.scored}
         encoded = {n: encode(e, self.tokenizer, max_len, config) for n, e in parts.items()}
         self.counts = {'cut': {n: e.cut for n, e in encoded.items()}, 'max_len': max_len}
         self.table = self.model.get_input_embeddings().weight.detach()
@@ -243,8 +247,9 @@ class FineTuning:
         self.set_embeddings(self.model, self.table[torch.from_numpy(self.used)].clone(), place)
         self.model.to(device)
         self.parts = {n: DeviceExamples(e, place, device) for n, e in encoded.items()}
-        self.gold = torch.from_numpy(data.train.gold).to(device)
-        self.steps = settings.epochs*-(-len(data.train)//settings.batch)
+        self.gold = torch.from_numpy(data.learnt.gold).to(device)
+        self.labelled = torch.arange(len(self.gold), device=device) < len(data.train) if len(data.unlabelled) else None
+        self.steps = settings.epochs*-(-len(self.gold)//settings.batch)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, settings.weight_decay), lr=settings.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == 'fp16')
 
@@ -259,7 +264,8 @@ class FineTuning:
         for which, inputs in examples.batches(_train_batches(examples.lengths, s.batch, self.seed, self.epoch)):
             for g in self.optimizer.param_groups: g['lr'] = learning_rate(self.step, self.steps, s.warmup_share, s.lr)
             with _autocast(s.precision, self.device): logits = logits_of(self.model, *inputs)
-            loss = _example_loss(logits, self.gold[which], self.data.tasks[0])
+            labelled = None if self.labelled is None else self.labelled[which]
+            loss = _example_loss(logits, self.gold[which], self.data.tasks[0], labelled)
             if self.taught is not None: loss = taught_loss(logits, self.taught[which], loss, s)
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
@@ -326,7 +332,8 @@ def make_scores(work:Path, folder:Path, tasks:Sequence[Task], source:str, settin
     def scored(task, selection, epoch):
         part = f'test/{task.name}' if selection == 'test' else task.name
         return round(score(task.metric, arrays[f'gold/{part}'], arrays[f'pred/{part}'][epoch]), 4)
-    return {**counts, 'labels': list(data.labels), 'train': len(data.train), 'validation': len(data.validation), 'dropped': data.dropped,
-            'dev': {n: len(e) for n, e in data.dev.items()}, 'test': {n: len(e) for n, e in data.test.items()},
+    return {**counts, 'labels': list(data.labels), 'train': len(data.train), 'unlabelled': len(data.unlabelled),
+            'validation': len(data.validation), 'dropped': data.dropped, 'dev': {n: len(e) for n, e in data.dev.items()},
+            'test': {n: len(e) for n, e in data.test.items()},
             'constant': {t.name: round(score(t.metric, data.dev[t.name].gold, np.full(len(data.dev[t.name]), guess)), 4) for t in tasks},
             'scores': {t.name: {s: scored(t, s, e) for s, e in epochs[t.name].items()} for t in tasks}}

@@ -218,6 +218,7 @@ def finetune(
     teacher:str='', # Folder of a classifier fine-tuned on the same labels, whose predictions are learnt, too
     teacher_weight:float=0.5, # Of its predictions in the loss; the labels have the rest
     temperature:float=2.0, # Of its class probabilities
+    unlabelled:str='', # File of further texts without labels, on which the teacher's predictions are learnt
     push_to_hub:str='', # Also upload the result to the hub, as NAME or OWNER/NAME
 )->list[str]: # The score, and what to type next; raises `SettingsError` and `TaskError`
     "Fine-tune a model on labelled examples."
@@ -226,7 +227,8 @@ def finetune(
     if push_to_hub: check_hub(push_to_hub)
     name = setting_name(out)
     if name in TASKS and not TASKS[name].files: name = f'own-{name}'
-    files = {split: Path(f) for split, f in (('train', train), ('dev', dev)) if f}
+    if unlabelled and not teacher: raise SettingsError('--unlabelled needs --teacher, whose predictions take the place of labels.')
+    files = {split: Path(f) for split, f in (('train', train), ('dev', dev), ('unlabelled', unlabelled)) if f}
     make_task(name, files, [c.strip() for c in text.split(',')], label, metric)
     source = str(Path(model).absolute()) if Path(model).is_dir() else model
     profile = Profile(name, text=str(Path(train).absolute()), tokenizer='teacher', teacher=source, scenarios=('E0',), tasks=(name,),

@@ -217,6 +217,7 @@ class Profile:
     task_teacher:str='' # Folder of a fine-tuned classifier whose predictions the model learns, too; empty for none
     task_teacher_weight:float=0.5 # Weight of its predictions in the loss; the labels have the rest
     task_temperature:float=2.0 # Temperature of its class probabilities
+    task_unlabelled:int=0 # Further examples of train without their labels, on which its predictions are learnt
     selection_share:float=0.1 # Share of train on which the epoch is chosen; 0 trains on all, without held-out epoch selection
     task_seeds:tuple[int, ...]=(42,) # Fine-tuning seeds
     seed:int=42 # Seed of initial weights, data order and masks
@@ -230,7 +231,7 @@ ABOVE_0 = ('heldout_share', 'mask_share', 'lr_scratch', 'lr_trained', 'task_lr',
            'task_temperature')
 AT_LEAST = {
     0: (*BELOW_1, 'text_lines', 'world_size', 'vocab_size', 'min_piece', 'teacher_tokens', 'tokens', 'weight_decay', 'lr_teacher',
-        'lr_head', 'task_examples', 'task_teacher_weight'),
+        'lr_head', 'task_examples', 'task_teacher_weight', 'task_unlabelled'),
     1: ('layers', 'hidden', 'heads', 'intermediate', 'max_len', 'batch_rows', 'micro_rows', 'threads', 'task_epochs', 'task_batch'),
     5: ('task_max_len',), # A pair of texts has three special tokens
 }
@@ -257,6 +258,7 @@ def check_profile(p:Profile)->None: # Raises `SettingsError`
         (twice := [f for f, v in lists.items() if len(set(v)) < len(v)], f'`{"`, `".join(twice)}` has an entry twice'),
         (p.hidden % p.heads, f'hidden = {p.hidden} is not a multiple of heads = {p.heads}'),
         (p.task_teacher_weight > 1, f'task_teacher_weight = {p.task_teacher_weight} is a share of the loss, at most 1'),
+        (p.task_unlabelled and not p.task_teacher, '`task_unlabelled` needs `task_teacher`, whose predictions take the place of labels'),
         (p.zero not in (0, 2), f'zero = {p.zero} should be 0 (DDP) or 2 (ZeRO-2)'),
         (p.min_piece >= p.max_len - 1, f'min_piece = {p.min_piece} must be under max_len - 1 = {p.max_len - 1}'),
         (p.on_bad_file == 'skip' and p.text in ('world', 'cc100'), f'on_bad_file = "skip" is for a folder, not text = "{p.text}"'),

@@ -147,7 +147,8 @@ def tuning_flops(profile:Profile, config)->float: # Operations
             rows = read_split(tasks[0], 'train', profile.task_source, profile.data_seed)[:1000] if here else []
             if rows: length = min(length, 2 + round(sum(len(r[c]) for r in rows for c in tasks[0].texts)/5/len(rows)))
         train, dev = min(settings.examples or sizes[0], sizes[0]), sum(t.sizes[1] or sizes[0]//10 for t in tasks)
-        work += ((3 - 2*settings.selection_share)*train + dev)*classifier_flops(config, length)
+        more = 3*min(settings.unlabelled, sizes[0] - train)
+        work += ((3 - 2*settings.selection_share)*train + more + dev)*classifier_flops(config, length)
     return len(profile.task_seeds)*settings.epochs*work
 
 # %% ../nbs/19_status.ipynb #00000012

@@ -108,11 +108,12 @@ class TaskSettings:
     teacher:str='' # Folder of a fine-tuned classifier whose predictions are learnt, too; empty for none
     teacher_weight:float=0.5 # Weight of its predictions in the loss
     temperature:float=2.0 # Of its class probabilities
+    unlabelled:int=0 # Further examples of train without their labels, on which its predictions are learnt
 
     def identity(self)->dict: # JSON-ready, for keys
         "All settings; of a teacher the content of its folder, and nothing where there is none."
         if self.teacher: return asdict(self) | {'teacher': fingerprint(self.teacher)}
-        return {k: v for k, v in asdict(self).items() if k not in ('teacher', 'teacher_weight', 'temperature')}
+        return {k: v for k, v in asdict(self).items() if k not in ('teacher', 'teacher_weight', 'temperature', 'unlabelled')}
 
     @classmethod
     def of(cls, profile:Profile)->'TaskSettings':
@@ -122,7 +123,7 @@ class TaskSettings:
             raise SettingsError(f'There is no folder {teacher} with a fine-tuned teacher. Make one with `distilherbert finetune`.')
         return cls(p.task_examples, p.task_epochs, p.task_batch, p.task_lr, p.task_max_len, p.task_precision or p.precision,
                    p.selection_share, p.warmup_share, p.weight_decay, p.clip, p.threads, p.data_seed,
-                   teacher, p.task_teacher_weight, p.task_temperature)
+                   teacher, p.task_teacher_weight, p.task_temperature, p.task_unlabelled)
 
 # %% ../nbs/27_tasks.ipynb #0000000b
 def read_table(file:Path, what:str, columns:Sequence[str]=(), **style)->tuple[list[str], list[list[str]]]: # Header, and rows as long
@@ -215,12 +216,14 @@ def own_rows(task:Task, split:str)->list[dict[str, str]]: # Texts, label and gro
     "Labelled examples of a task of the user's own."
     if split not in task.files: raise TaskError(f'{task.title} has no file for {split}; it has one for {", ".join(task.files)}.')
     file = task.files[split]
-    return _read_unchanged(file, task.columns, *((s := file.stat()).st_size, s.st_mtime_ns) if file.is_file() else (0, 0))
+    columns = task.texts if split == 'unlabelled' else task.columns
+    return _read_unchanged(file, columns, *((s := file.stat()).st_size, s.st_mtime_ns) if file.is_file() else (0, 0))
 
 def make_task(name:str, files:Mapping[str, Path], text:'str | Sequence[str]'='text', label:str='label', metric:str='accuracy', title:str='',
               labels:Sequence[str]=(), together:str='')->Task: # Known by its name from now on; raises `SettingsError` and `TaskError`
-    """A task from files of labelled examples ("train", and perhaps "dev" and "test"): `text` is a column or two, `metric` one of those of
-    KLEJ, `title` that of tables (the name when empty), `labels` the classes (those of train when empty), `together` a group column."""
+    """A task from files of labelled examples ("train", and perhaps "dev" and "test") and perhaps of "unlabelled" ones: `text` is a column
+    or two, `metric` one of those of KLEJ, `title` that of tables (the name when empty), `labels` the classes (those of train when empty),
+    `together` a group column."""
     if name in TASKS and not TASKS[name].files: raise SettingsError(f'{name} is a task of KLEJ; give yours another name.')
     if metric not in (known := sorted({t.metric for t in TASKS.values()})): raise unknown_name(f'metric of the task {name}:', metric, known)
     texts = (text,) if isinstance(text, str) else tuple(text)
@@ -228,6 +231,7 @@ def make_task(name:str, files:Mapping[str, Path], text:'str | Sequence[str]'='te
     task = Task(name, title or name, name, metric, texts, label, (0, 0, 0), '', tuple(sorted(labels)),
                 together=(together,)*bool(together), files={split: file.expanduser().absolute() for split, file in files.items()})
     rows, scale = {split: own_rows(task, split) for split in files}, ()
+    rows.pop('unlabelled', None)
     if metric in ('spearman', 'wmae'):
         try: numbers = [float(r[label]) for split in rows.values() for r in split]
         except ValueError as e: raise TaskError(f'The metric {metric} needs numbers in the column {label}: {e}.') from e
@@ -236,7 +240,7 @@ def make_task(name:str, files:Mapping[str, Path], text:'str | Sequence[str]'='te
     TASKS[name] = replace(task, sizes=tuple(len(rows.get(split, ())) for split in FILES), scale=scale)
     return TASKS[name]
 
-TABLE = dict.fromkeys(('train', 'dev', 'test', 'label', 'metric', 'title', 'together'), str) # Fields of a table `[tasks.NAME]`
+TABLE = dict.fromkeys((*FILES, 'unlabelled', 'label', 'metric', 'title', 'together'), str) # Fields of a table `[tasks.NAME]`
 TABLE |= {'labels': tuple[str, ...], 'text': str | tuple[str, ...]}
 
 def read_task(file:Path, name:str)->Task: # Raises `SettingsError` and `TaskError`
@@ -253,7 +257,7 @@ def read_task(file:Path, name:str)->Task: # Raises `SettingsError` and `TaskErro
         if key not in TABLE: raise unknown_name(f'field of [tasks.{name}] in {file}:', key, [*TABLE])
         (words, fits), found = TYPES[TABLE[key]], tuple(value) if isinstance(value, list) else value
         if not fits(found): raise SettingsError(f'{file}: `{key}` of [tasks.{name}] should be {words}, got {value!r}.')
-    files = {split: Path(table.pop(split)) for split in FILES if split in table}
+    files = {split: Path(table.pop(split)) for split in (*FILES, 'unlabelled') if split in table}
     return make_task(name, files, **table)
 
 # %% ../nbs/27_tasks.ipynb #00000010
@@ -355,6 +359,12 @@ class GroupData:
     dev:dict[str, Examples] # For scoring, by name of the task
     dropped:int=0 # Examples of train that were dropped because they share a cluster with a dev slice
     test:dict[str, Examples]=field(default_factory=dict) # Labelled test splits, by name of the task
+    unlabelled:Examples=Examples((), np.zeros(0, int)) # For training with a teacher; their `gold` is not used
+
+    @property
+    def learnt(self)->Examples: # Those of train first
+        "All examples for training, labelled or not."
+        return Examples(self.train.texts + self.unlabelled.texts, np.concatenate([self.train.gold, self.unlabelled.gold]))
 
     @property
     def scored(self)->dict[str, Examples]: # By name of the task, or "test/" and the name
@@ -375,14 +385,22 @@ def load_group(tasks:Sequence[Task], source:str, settings:TaskSettings)->GroupDa
     for t in tasks:
         if t.name not in dev: dev[t.name] = _to_examples(read_split(t, 'dev', source, seed), t, labels, 'dev')
     test = {t.name: e for t in tasks if (e := read_labelled_test(t, source, labels))}
+    more = Examples((), np.zeros(0, int))
     if 0 < settings.examples < len(train):
         few = stratified(train.gold, settings.examples, seed, 'few', clusters[:, 0])
+        if settings.unlabelled:
+            rest = train.pick(~few)
+            more = rest.pick(np.random.default_rng(seed).permutation(len(rest)) < settings.unlabelled)
         train, clusters = train.pick(few), clusters[few]
     chosen = np.zeros(len(train), bool)
     if settings.selection_share:
         chosen = stratified(train.gold, round(settings.selection_share*len(train)), seed, 'held', clusters[:, 0], spare=1)
         if not chosen.any(): raise TaskError(f'{first.title}: {len(train)} examples are too few to hold some of them out.')
-    return GroupData(tuple(tasks), labels, train.pick(~chosen), train.pick(chosen), dev, dropped, test)
+    if 'unlabelled' in first.files:
+        if not settings.teacher: raise TaskError(f'{first.title} has unlabelled examples, but the profile no `task_teacher` to label them.')
+        texts = tuple(tuple(r[c] for c in first.texts) for r in own_rows(first, 'unlabelled'))
+        more = Examples(texts, np.zeros(len(texts), train.gold.dtype))
+    return GroupData(tuple(tasks), labels, train.pick(~chosen), train.pick(chosen), dev, dropped, test, more)
 
 # %% ../nbs/27_tasks.ipynb #0000001f
 def data_identity(task:Task, source:str, test:bool=False)->str: # Equal for equal data; raises `TaskError` for a missing file
