@@ -9,9 +9,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import active_children
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from conftest import TOP
 from hypothesis import given
@@ -168,8 +168,9 @@ def test_an_error_stops_the_workers():
     with pytest.raises(ValueError, match='invalid literal'), artefact.worker_pool(2) as pool:
         pool.submit(time.sleep, 60)
         pool.submit(int, 'x').result()
-    workers = [p for p in psutil.Process().children() if 'spawn_main' in ' '.join(p.cmdline())]
-    assert not psutil.wait_procs(workers, timeout=30)[1]
+    end = time.monotonic() + 30
+    while active_children() and time.monotonic() < end: time.sleep(0.01)
+    assert not active_children()
 
 
 def drawn(monkeypatch, seconds, steps, terminal):

@@ -255,7 +255,7 @@ def test_a_tokenizers_folder_is_copied_without_other_files_and_is_loaded_by_tran
 
 def test_a_tokenizer_that_is_not_there_or_lacks_a_mask(words, tmp_path, monkeypatch):
     monkeypatch.delenv('DISTILHERBERT_DATA', raising=False)
-    for name, message in (('./none', "There is no tokenizer './none'"), (str(tmp_path), 'holds no tokenizer'), ('herbert', 'DISTILHERBERT_DATA')):
+    for name, message in (('./none', 'There is no tokenizer'), (str(tmp_path), 'holds no tokenizer'), ('herbert', 'DISTILHERBERT_DATA')):
         with pytest.raises(SettingsError, match=message): tokenizer_folder(name)
     code = 'from distilherbert.pack import make_tokenizer; make_tokenizer(".", "nobody/no-such-tokenizer")'
     done = run_program(sys.executable, '-c', code, env={'HF_HUB_OFFLINE': '1', 'HF_HOME': tmp_path})
@@ -296,8 +296,8 @@ def test_the_sequences_are_those_of_the_texts_and_hold_what_masking_needs(packed
     for s in expected: assert next(sets[not is_heldout(np.array(s), 0.1, 0)]).tolist() == s
     heldout, train = found.heldout, found.train
     assert len(train) + len(heldout) == len(n) and train.tokens + heldout.tokens == sum(n) and len(heldout) > 10
-    wanted = {'sequences': len(n), 'tokens': sum(n), 'heldout_sequences': len(heldout), 'heldout_tokens': heldout.tokens, 'texts': len(texts),
-              'text_tokens': sum(map(len, texts)), 'dropped_tokens': dropped, 'mean_length': pytest.approx(np.mean(n))}
+    wanted = {'sequences': len(n), 'tokens': sum(n), 'heldout_sequences': len(heldout), 'heldout_tokens': heldout.tokens,
+              'texts': len(texts), 'text_tokens': sum(map(len, texts)), 'dropped_tokens': dropped, 'mean_length': pytest.approx(np.mean(n))}
     assert {k: counts[k] for k in wanted} == wanted and sum(n for _, n in counts['text_lengths']) == len(texts)
     bins = counts['sequence_lengths']
     for (low, many), (high, _) in zip(bins, [*bins[1:], (33, 0)], strict=True): assert many == sum(low <= x < high for x in n)
@@ -343,6 +343,12 @@ def test_ids_have_16_bits_where_they_fit_32_where_they_do_not_and_never_overflow
     with nullcontext() if bits else pytest.raises(OverflowError, match='is outside the vocabulary of 4'):
         pack.pack_shard((0, tmp_path/'t.txt'), tmp_path, tokenizer.backend_tokenizer.to_str(), SETTINGS)
         assert np.load(tmp_path/'ids-00000.npy').dtype == bits
+
+
+@pytest.mark.parametrize('share, message', [(0.0, 'none is held out'), (1.0, 'none is left to train on .* Lower `heldout_share`')])
+def test_a_split_that_leaves_nothing_is_an_error(words, tmp_path, share, message):
+    (tmp_path/'t.txt').write_text('Ala ma kota.')
+    with pytest.raises(SettingsError, match=message): pack_corpus(tmp_path, [tmp_path/'t.txt'], words, SETTINGS | {'heldout_share': share})
 
 
 def test_an_array_that_cannot_be_written_is_an_error_and_leaves_no_file(tmp_path):
