@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from distilherbert import contamination as module
 from distilherbert.artefact import read_manifest
 from distilherbert.clean import read_texts
-from distilherbert.contamination import FILES, KINDS, SHORTEST, SPAN, Example, Index, leave_out, normal_words, read_examples, search
+from distilherbert.contamination import FILES, KINDS, SHORTEST, SPAN, Example, Index, normal_words, read_examples, search
 from distilherbert.pipeline import contamination_artefact, sequences_artefact, text_artefact
 from distilherbert.results import read_records
 from distilherbert.scenario import get_profile
@@ -119,20 +119,14 @@ def test_drop_klej_leaves_these_texts_out_of_the_sequences(planted):
         assert f'left out, with an example of a task: {-left_out}' in (dropped.path/'README.md').read_text('utf-8')
 
 
-def test_an_example_in_both_parts_is_one_example_and_an_empty_search_leaves_all(tmp_path):
+def test_an_example_in_both_parts_is_one_example(tmp_path):
     folders, run = [tmp_path/part for part in ('old', 'ccsub')], 'jeden dwa trzy cztery pięć sześć'
     examples = [Example('cbd', 'test', i, (f'{run} {i}',)) for i in range(3)]
     for folder, lines in zip(folders, (f'mówi: {run} 0\n', f'{run} 0\na {run} 2\n'), strict=True):
         folder.mkdir()
         (folder/'text.txt').write_text(lines)
-    parts = [search(folder, [folder/'text.txt'], examples, ['klej_ar/dev.tsv']) for folder in folders]
-    assert module._count_together(parts, folders) == {
-        'texts': 3, 'texts_found': 3, 'texts_exact': 1, 'texts_inside': 3, 'texts_overlap': 0, 'missing': ['klej_ar/dev.tsv'],
-        'tasks': {'cbd': {'test': {'n': 3, 'searchable': 3, 'exact': 1, 'inside': 2, 'overlap': 0, 'found': 2}}}}
-    (tmp_path/'work').mkdir()
-    assert search(folder, [folder/'text.txt'], [])['texts_found'] == 0
-    assert leave_out(tmp_path/'work', [folder/'text.txt'], folder) == {'texts': 2, 'left_out': 0}
-    assert (tmp_path/'work'/'text.txt').read_bytes() == (folder/'text.txt').read_bytes()
+    found = module._count_together([search(folder, [folder/'text.txt'], examples) for folder in folders], folders)
+    assert found['tasks'] == {'cbd': {'test': {'n': 3, 'searchable': 3, 'exact': 1, 'inside': 2, 'overlap': 0, 'found': 2}}}
 
 
 def test_wrong_files_are_errors_and_other_contents_other_keys(klej):

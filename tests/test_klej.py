@@ -135,21 +135,12 @@ def test_what_is_missing_or_unknown_is_named(tmp_path, monkeypatch):
         with pytest.raises((TaskError, SettingsError), match=words): load_group([TASKS[task]], source, SETTINGS)
 
 
-def test_hub_layout_from_a_folder(tmp_path, monkeypatch):
-    "test_paper has the same from a hub. A repository that holds a program is not read."
-    from datasets import ClassLabel, Dataset, Features, Value
-    task = resize(monkeypatch, 'polemo2.0-in', 6, 4, labels=('minus', 'plus'))
-    features = Features({'sentence': Value('string'), 'target': ClassLabel(names=['minus', 'plus'])})
-    (place := tmp_path/'klej-polemo2-in'/'data').mkdir(parents=True)
-    for split, n in (('train', 6), ('validation', 4)):
-        rows = {'sentence': [f'w{i}' for i in range(n)], 'target': [i % 2 for i in range(n)]}
-        Dataset.from_dict(rows, features=features).to_parquet(place/f'{split}-00000-of-00001.parquet')
+def test_a_data_set_that_cannot_be_loaded_says_what_to_do(tmp_path, monkeypatch):
+    "A repository that holds a program is not run; and without a network. That the hub's layout is read is for test_paper."
     monkeypatch.setenv('HF_HOME', str(tmp_path/'cache'))
-    data = load_group([task], str(tmp_path), replace(SETTINGS, selection_share=0.0))
-    assert list(data.train.gold) == [0, 1]*3 and data.dev['polemo2.0-in'].texts[3] == ('w3',)
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
     (tmp_path/'klej-nkjp-ner').mkdir()
     (tmp_path/'klej-nkjp-ner'/'klej-nkjp-ner.py').write_text('import datasets\n')
-    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')  # no network
     for source in (str(tmp_path), 'hub'):
         with pytest.raises(TaskError, match='task_source = "local"'): load_group([TASKS['nkjp-ner']], source, SETTINGS)
 
@@ -158,7 +149,7 @@ def test_hub_layout_from_a_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', TASKS)
 def test_the_official_files(name):
     """Read as pandas reads them; where nothing is quoted a line is a row, and with quoting rows would be lost, which is an error. Labels
-    keep their shares in the slices, nothing leaks into a dev slice, and few examples give a group as well."""
+    keep their shares in the slices, and nothing leaks into a dev slice."""
     task = TASKS[name]
     for split, n in zip(('train', 'dev', 'test'), task.sizes, strict=True):
         if not n: continue
@@ -170,15 +161,13 @@ def test_the_official_files(name):
     if name in ('nkjp-ner', 'polemo2.0-in'):
         with pytest.raises(TaskError, match='rows, but the official split has|cannot be read as'):
             tasks.read_split(replace(task, quoted=True), 'train', 'local')
-    data, few = (load_group([task], 'local', replace(SETTINGS, examples=n)) for n in (0, 400))
+    data = load_group([task], 'local', SETTINGS)
+    assert set(np.unique(data.train.gold)) >= set(range(len(data.labels)))
     if not task.sizes[1]:
         dev, rows = data.dev[name], len(data.train) + len(data.validation) + len(data.dev[name]) + data.dropped
         assert rows == task.sizes[0] and abs(len(dev) - 0.1*rows) < 0.02*rows
-        assert abs(dev.gold.mean() - np.mean([r[task.label] == '1' for r in tasks.read_split(task, 'train', 'local')])) < 0.03
         for c in {'cbd': [0], 'dyk': [0], 'psc': [0, 1]}[name]:
             assert not {t[c] for e in (data.train, data.validation) for t in e.texts} & {t[c] for t in dev.texts}
-    assert 340 <= len(few.train) + len(few.validation) <= 460 and len(few.validation) >= 20
-    assert set(np.unique(few.train.gold)) >= set(range(len(few.labels)))
 
 
 @given(some.lists(some.integers(1, 300), min_size=1, max_size=4), some.floats(0.01, 0.95), some.integers(0, 99))

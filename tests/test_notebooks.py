@@ -11,7 +11,6 @@ from conftest import NOTEBOOKS, TOP, run_program
 
 RUNNABLE = ('05_distill', '06_klej')
 PACKAGE = [f for f in sorted((TOP/'distilherbert').glob('*.py')) if not f.stem.startswith('_')]
-CLEAR = ('Profile', 'Scenario', 'Results', 'Accelerator', 'Run')  # a parameter of these types says what it is
 each_notebook = pytest.mark.parametrize('file', NOTEBOOKS, ids=lambda f: f.stem)
 
 
@@ -68,22 +67,6 @@ def test_a_page_is_fit_to_be_read(file):
     texts = [json.dumps(v) if isinstance(v, dict) else ''.join(v) for data in shown for k, v in data.items() if 'image' not in k]
     bad = re.search(r'(?<![\w.])/(home|root|work|tmp|Users|var/folders)/|Traceback \(most recent|Warning:|\r|%\||\x1b', '\n'.join(texts))
     assert not bad and len(json.dumps(outputs, ensure_ascii=False).encode()) < 300_000, bad
-
-
-@each_notebook
-def test_public_functions_are_documented(file):
-    "A docstring; parameters that need more lines than two have one each, with a comment."
-    missing = []
-    for cell in filter(is_export, cells_of(file, 'code')):
-        lines = cell['source'].splitlines()
-        for f in ast.parse(cell['source']).body:
-            if not isinstance(f, (ast.FunctionDef, ast.ClassDef)) or f.name.startswith('_'): continue
-            if not ast.get_docstring(f): missing.append(f'{f.name} has no docstring')
-            if isinstance(f, ast.ClassDef) or f.body[0].lineno - f.lineno < 3: continue
-            args = [a for a in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs] if ast.unparse(a.annotation or f) not in CLEAR]
-            missing += [f'{f.name}: parameter {a.arg}' for a in args if '#' not in lines[a.lineno - 1]]
-            if len({a.lineno for a in args}) < len(args): missing.append(f'{f.name}: two parameters on a line')
-    assert not missing, '\n'.join(missing)
 
 
 def definitions(tree):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilherbert import objective
-from distilherbert.objective import LOSSES, Loss, Outputs, Totals, Vocabulary, distillation_loss, losses_of, mask_sequences, mix
-from distilherbert.scenario import PRESETS, Objective, SettingsError
+from distilherbert.objective import LOSSES, Outputs, Totals, Vocabulary, distillation_loss, mask_sequences, mix
+from distilherbert.scenario import PRESETS
 
 V, H, K = 11, 6, 3
 M, A = [1, 3, 7], [i for i in range(10) if i != 9]  # Two sequences of five positions, one of them padding; three are masked
@@ -95,19 +95,6 @@ def test_a_part_without_a_masked_position_adds_nothing():
     out = distillation_loss(Outputs(x, w, b, h), teacher, torch.zeros(0, dtype=torch.long), Totals(5, 9), o)
     assert {k: v.item() for k, v in out.items()} == pytest.approx({'loss': 0, 'mlm': 0, 'soft': 0, 'cosine': 0}, abs=1e-6)
     assert all(not g.any() for g in torch.autograd.grad(out['loss'], (w, b)))
-
-
-def test_a_loss_is_one_entry(monkeypatch):
-    "Weights, field of the log, formula and the error for an unknown name follow from the registry."
-    mine = Objective('mine', {'mlm': 1.0, 'margin': 2.0})
-    with pytest.raises(SettingsError, match='Unknown loss of objective mine: \'margin\''): losses_of(mine)
-    monkeypatch.setitem(LOSSES, 'margin', Loss(lambda s, t, labels, T: (s - t).abs().sum(), 'prediction', 'logits', 'margin', ''))
-    _, _, (student, teacher), there = example(mine)
-    out = distillation_loss(student, teacher, there, Totals(len(M), len(A)), mine)
-    margin = (student.logits() - teacher.logits()).abs().sum().item()/len(M)
-    assert out['margin'].item() == pytest.approx(margin, rel=1e-5)
-    assert out['loss'].item() == pytest.approx(out['mlm'].item() + 2*margin, rel=1e-5)
-    assert objective.formula(mine) == r'\mathcal L_\text{mlm} + 2\,\mathcal L_\text{margin}'
 
 
 def brute_words(ids, vocabulary):

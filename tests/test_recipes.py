@@ -1,12 +1,7 @@
 "One command each: a student from a teacher's name and a folder of text, a classifier from a file of examples."
 import csv
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
+import re
 
 import pytest
 from conftest import link_inputs, run_program
@@ -16,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from distilherbert import recipes
 from distilherbert.classify import predict
 from distilherbert.pipeline import model_artefact
-from distilherbert.recipes import distil, finetune, parse_number
+from distilherbert.recipes import distil, finetune
 from distilherbert.reproduce import main
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
 from distilherbert.student import load_masked_lm
@@ -48,17 +43,17 @@ def examples(tmp_path):
 
 
 def test_a_student_and_a_classifier_from_two_commands(tiny, corpus, examples, tmp_path, capsys):
-    "The folder is that of the pipeline, saved settings make the same artefact, and the classifier answers."
-    out = tmp_path/'small'
-    lines = distil(str(tiny.models['T0']), str(corpus), str(out), layers=1, tokens='5K', max_len=32, objective='hidden',
-                   save=str(tmp_path/'mine.toml'))
+    "The folder is that of the pipeline, saved settings make the same artefact, each kind of file is read, and the classifier answers."
+    out, teacher = tmp_path/'small', str(tiny.models['T0'])
+    distil(teacher, str(corpus), str(out), layers=1, tokens='5K', max_len=32, objective='hidden', save=str(tmp_path/'mine.toml'))
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert model.config.num_hidden_layers == 1 and len(tokenizer) == model.config.vocab_size and not list(tmp_path.glob('.*'))
     said = capsys.readouterr().out
-    assert str(out) in lines[0] and 'cosine' in lines[1] and 'layers =' not in said and 'batch_rows = 16' in said
-    saved = model_artefact(get_profile(tmp_path/'mine.toml'), get_scenario(tmp_path/'mine-student.toml'))
-    assert saved.state() == 'current'
-    with pytest.raises(SettingsError, match='is there already'): distil(str(tiny.models['T0']), str(corpus), str(out))
+    assert 'layers =' not in said and 'batch_rows = 16' in said, 'what was not given is explained'
+    assert model_artefact(get_profile(tmp_path/'mine.toml'), get_scenario(tmp_path/'mine-student.toml')).state() == 'current'
+    with pytest.raises(SettingsError, match='is there already'): distil(teacher, str(corpus), str(out))
+    for ending in ('tsv', 'csv', 'jsonl', 'parquet'):
+        assert [[*r.values()] for r in read_rows(tmp_path/f'x.{ending}', ['sentence', 'target'])] == examples
     score, *_ = finetune(str(out), str(tmp_path/'x.tsv'), str(tmp_path/'c'), text='sentence', label='target', epochs=1, seeds=2, max_len=16)
     assert '% accuracy on 6 examples' in score
     answer, = predict(str(tmp_path/'c'), ['Jadę do miasta .'], tiny.profile)
@@ -79,11 +74,9 @@ def test_a_teacher_without_a_head_teaches_hidden_states(tiny, corpus, tmp_path, 
 def test_hours_are_a_budget(tiny, corpus, tmp_path, capsys, monkeypatch):
     "Twice the time, twice the tokens, at a pace that is the same."
     monkeypatch.setattr(recipes, 'training_pace', lambda *a: 5e8)
-    found = []
-    for hours in (0.1, 0.2):
-        distil(str(tiny.models['T0']), str(corpus), str(tmp_path/'s'), hours=hours, max_len=32, dry_run=True)
-        found.append(int(capsys.readouterr().out.split(' tokens in ')[0].split()[-1].replace(',', '')))
-    assert found[1] == pytest.approx(2*found[0], rel=1e-3)
+    for hours in (0.1, 0.2): distil(str(tiny.models['T0']), str(corpus), str(tmp_path/'s'), hours=hours, max_len=32, dry_run=True)
+    one, two = (int(n.replace(',', '')) for n in re.findall(r'([\d,]+) tokens in ', capsys.readouterr().out))
+    assert two == pytest.approx(2*one, rel=1e-3)
 
 
 @pytest.mark.parametrize(('given', 'message'), [
@@ -99,20 +92,10 @@ def test_wrong_settings_are_refused_before_any_work(given, message, tiny, corpus
     assert sorted(p.name for p in tmp_path.iterdir()) == ['corpus']
 
 
-def test_numbers_are_read_and_each_kind_of_file_gives_the_same_examples(examples, tmp_path):
-    "Also a text that is longer than the limit of Python's reader."
-    assert [parse_number(n) for n in ('200M', '1.5b', '300_000', '2k')] == [200_000_000, 1_500_000_000, 300_000, 2000]
-    for ending in ('tsv', 'csv', 'jsonl', 'parquet'):
-        assert [[*r.values()] for r in read_rows(tmp_path/f'x.{ending}', ['sentence', 'target'])] == examples
-    (tmp_path/'a.csv').write_text(f'text,label\n{"a"*200_000},b\n')
-    assert [len(r['text']) for r in read_rows(tmp_path/'a.csv', ['text', 'label'])] == [200_000]
-
-
 @pytest.mark.parametrize(('name', 'content', 'message'), [
     ('a.tsv', 'text\tlabel\na\n', 'row 2: 2 fields'), ('a.csv', '', 'no examples'), ('a.csv', 'text,label\n"a,b\n', 'cannot be read'),
     ('a.jsonl', '{"text": "a"}\n', 'has no label; it has text'), ('a.jsonl', '[1]\n', 'wanted is an object'),
-    ('a.jsonl', 'NaN\n', 'example 1 is nan'), ('a.jsonl', '{\n', 'cannot be read'), ('a.parquet', 'PAR1', 'cannot be read'),
-    ('a.xls', 'x', 'can be read'), ('b.tsv', None, 'no file')])
+    ('a.parquet', 'PAR1', 'cannot be read'), ('a.xls', 'x', 'can be read'), ('b.tsv', None, 'no file')])
 def test_bad_files_are_named(name, content, message, tmp_path):
     if content is not None: (tmp_path/name).write_text(content)
     with pytest.raises(TaskError, match=message) as e: read_rows(tmp_path/name, ['text', 'label'])
@@ -144,22 +127,16 @@ def test_a_task_holds_the_texts_of_its_files(tmp_path, forget):
 
 
 @pytest.mark.parametrize(('table', 'message'), [
-    ('train = 1', '`train` of .tasks.a. should be a string, got 1'), ('text = "a"', 'with the field `train`'), ('', 'with the field'),
+    ('train = 1', '`train` of .tasks.a. should be a string, got 1'), ('text = "a"', 'with the field `train`'),
     ('train = "x.tsv"\ntexts = "a"', "Unknown field of .tasks.a.* 'texts'. Did you mean text"),
-    ('train = "x.tsv"\ntext = ["sentence", 3]', 'a list of strings'), ('train = "x.tsv"\nlabels = 3', 'a list of strings, got 3'),
-    ('train = "x.tsv"\ntext = ["a", "b", "c"]', 'or two for pairs'),
-    ('train = "x.tsv"\nmetric = "f2"', 'Did you mean f1'),
-    ('train = "x.tsv"', 'x.tsv, example 1 has no text, label; it has sentence, target'),
-    ('train = "no.tsv"', 'There is no file .*no.tsv'),
+    ('train = "x.tsv"\ntext = ["a", "b", "c"]', 'or two for pairs'), ('train = "x.tsv"\nmetric = "f2"', 'Did you mean f1'),
+    ('train = "x.tsv"', 'x.tsv, example 1 has no text, label; it has sentence, target'), ('train = "no.tsv"', 'There is no file .*no.tsv'),
     ('train = "x.tsv"\ntext = "sentence"\nlabel = "target"\nmetric = "wmae"', 'needs numbers in the column target')])
 def test_a_wrong_table_of_a_task_is_named(table, message, examples, tmp_path, monkeypatch, forget):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'a.toml').write_text(f'like = "demo"\n[tasks.a]\n{table}\n')
-    with pytest.raises((SettingsError, TaskError), match=message):
-        get_task(get_profile('a.toml').tasks[0] if table else f'{tmp_path}/a.toml:a')
-    with pytest.raises(SettingsError, match='Did you mean a'): get_task('a.toml:ab')
+    with pytest.raises((SettingsError, TaskError), match=message): get_task(get_profile('a.toml').tasks[0])
     (tmp_path/'a.toml').write_text('like = "demo"\n[tasks.ar]\ntrain = "x.tsv"\n[tasks.nkjp-ner]\n')
-    assert get_profile('a.toml').tasks == (f'{tmp_path}/a.toml:ar', 'nkjp-ner')
     with pytest.raises(SettingsError, match='ar is a task of KLEJ'): get_task('a.toml:ar')
 
 
@@ -205,62 +182,3 @@ def test_a_result_goes_to_the_hub_where_the_token_is_good(tiny, corpus, tmp_path
         assert done.returncode == 0 and done.stdout.splitlines()[0] == f'{hub.address}/{USER}/small', done.stderr
     there, here = ({f.name: f.read_bytes() for f in d.iterdir()} for d in (tmp_path/'hub'/'models'/USER/'small', tmp_path/'small'))
     assert there == here and {'README.md', 'model.safetensors', 'tokenizer.json'} < set(here) and 'manifest.json' not in here
-
-
-DRIVER = """
-import os, signal, sys
-from functools import partial
-from distilherbert import recipes, reproduce
-left, when, replace = int(sys.argv.pop(1)), sys.argv.pop(1), os.replace
-def counted(*names):
-    global left
-    left -= when != 'checkpoint' or str(names[1]).endswith('.pt')
-    if left == 0 and when == 'before': os.kill(os.getpid(), signal.SIGKILL)
-    replace(*names)
-    if left == 0: os.kill(os.getpid(), signal.SIGKILL)
-os.replace = counted  # What makes a file or a folder appear: checkpoints, manifests, artefacts, results
-recipes.Profile = partial(recipes.Profile, checkpoint_minutes=0.0005)
-sys.exit(reproduce.main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-def test_commands_that_are_killed_go_on_and_end_the_same(tiny, corpus, examples, tmp_path):
-    "SIGKILL at random moments, after a checkpoint, and just before and after a file gets its name; the folder is absent or whole."
-    chance = random.Random(0)
-    def command(runs, n, when, *words):
-        env = os.environ | {'DISTILHERBERT_RUNS': str(tmp_path/runs), 'OMP_NUM_THREADS': '1'}
-        return subprocess.Popen([sys.executable, '-c', DRIVER, str(n), when, *map(str, words)], cwd=tmp_path, env=env,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    def finish(process):
-        out, err = process.communicate()
-        assert process.returncode == 0, out + err
-        return out + err
-    def files(out): return {f.name: f.read_bytes() for f in out.iterdir() if f.name not in ('README.md', 'model.onnx')}  # With a date
-    resumed = 0
-    steps = {
-        'small': ('distil', tiny.models['T0'], '--text', 'corpus', '--layer-map', '1', '--objective', 'hidden', '--tokens', '40K',
-                  '--max-len', 32),
-        'classifier': ('finetune', 'small', '--train', 'x.csv', '--text', 'sentence', '--label', 'target', '--epochs', 2, '--max-len', 16),
-        'onnx8': ('export', 'classifier', '--int8')}
-    for name, words in steps.items():
-        start = time.monotonic()
-        finish(command('calm', 0, 'never', *words, '-o', f'calm-out/{name}'))
-        seconds, calm = time.monotonic() - start, files(tmp_path/'calm-out'/name)
-        for kill in range(2):
-            inside = kill % 2
-            n, when = chance.randint(1, 3 if name == 'onnx8' else 12), chance.choice(('before', 'after'))
-            if name == 'small': n, when = 2, 'checkpoint'
-            process = command('rough', n*inside, when, *words, '-o', name)
-            try: said = process.communicate(timeout=None if inside else chance.uniform(0.3, 1)*seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                said = process.communicate()
-            resumed += 'Resumes after step' in ''.join(said)
-            assert process.returncode in (0, -signal.SIGKILL), said
-            if (tmp_path/name).exists(): break
-        else: resumed += 'Resumes after step' in finish(command('rough', 0, 'never', *words, '-o', name))
-        assert files(tmp_path/name) == calm
-    texts = ['Jadę do miasta .', 'Pies śpi .']
-    assert predict(str(tmp_path/'onnx8'), texts, tiny.profile) == predict(str(tmp_path/'calm-out'/'onnx8'), texts, tiny.profile)
-    assert resumed and not list(tmp_path.glob('.*')) and not list((tmp_path/'rough').glob('*/.*.partial'))

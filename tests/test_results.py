@@ -89,15 +89,6 @@ def test_a_run_keeps_its_own_records_and_a_page_reads_the_first_folder_that_has_
     with pytest.raises(SettingsError, match='distilherbert collect'): read_records('demo')
 
 
-def test_moving_records_is_one_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, 'checkout', lambda: tmp_path/'top')
-    with pytest.raises(SettingsError, match='no records of demo'): results.move_records(PROFILES['demo'])
-    for name in ('demo', 'bench', 'real'): write_record(name, 'x', {}, made=MADE)
-    moved = results.move_records(PROFILES['demo'])
-    assert moved == [tmp_path/'top'/'results'/n/'x.json' for n in ('bench', 'demo')] and all(f.is_file() for f in moved)
-    assert [f.parent.name for f in results.own_results().rglob('*.json')] == ['real'], 'moved, and only what was asked for'
-
-
 def test_collect_writes_what_is_there(tiny, monkeypatch):
     files = {f.stem: json.loads(f.read_text('utf-8')) for f in results.collect(tiny.profile)}
     assert set(files) >= {'clean', 'pack', 'model-T0', 'model-S4', 'klej-T0', 'klej-S4', 'comparisons', 'time', 'settings'}

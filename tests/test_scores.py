@@ -154,16 +154,8 @@ def test_a_claim_needs_both_tests(seeds, claim):
 
 
 def test_the_detectable_difference_is_detected_in_80_of_100():
-    "Exactly for six seeds, which must all agree; about, for whole experiments of two models."
+    "All of six seeds must agree."
     assert scores.detectable_effect(6) == pytest.approx(stats.norm.ppf(0.8**(1/6)), abs=0.05)
-    rng, found = np.random.default_rng(0), Counter()
-    def model(hard, mean): return correct(hard < rng.normal(mean, 0.02, (6, 1)))
-    smallest = np.median([compare({'t': model(h, 0.7)}, {'t': model(h, 0.7)})['t']['detectable'] for h in rng.random((30, 400))])
-    for hard in rng.random((60, 400)):
-        for times in (0.3, 1, 2):
-            better = model(hard, 0.7 + times*smallest/100)
-            found[times] += compare({'t': better}, {'t': model(hard, 0.7)})['t']['claim']
-    assert found[0.3] < 25 and 36 <= found[1] <= 58 and found[2] >= 57
 
 
 def test_the_mean_of_tasks_is_compared_too_and_only_like_with_like():

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -106,15 +105,3 @@ def test_bad_files_are_errors_with_their_names(corpus, session, tmp_path):
         text, _ = spark_artefacts(p, [*files, *(tmp_path/name for name in names)], session)
         with pytest.raises(BadText, match=message): text.build()
         assert text.state() == 'absent'
-
-
-@pytest.mark.slow
-def test_the_command_makes_sequences(corpus, session, tmp_path, capsys):
-    "In this process, where Spark runs already: a second Java would take half a minute."
-    p, files = corpus
-    (tmp_path/'p.toml').write_text(f'like = "demo"\ntokenizer = "{p.tokenizer}"\nmax_len = 64\nold_share = 0.4\nheldout_share = 0.1\n')
-    assert spark.main([*map(str, files), '--profile', str(tmp_path/'p.toml'), '--partitions', '2', '--conf', 'spark.ui.enabled=false']) == 0
-    folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
-    card = (folder/'README.md').read_text('utf-8')
-    assert '0.txt, 1.txt' in card and read_manifest(folder)['key'] in card
-    assert Sequences.open(folder).max_len == 64 and folder == spark_artefacts(p, files, None, partitions=2)[1].path

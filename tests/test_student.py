@@ -6,7 +6,6 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,13 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import LAYOUTS, NAMES, TEXT
 from tokenizers import Tokenizer, models, processors
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, ElectraForPreTraining
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
-from distilherbert import classify, klej, status
+from distilherbert import classify, klej
 from distilherbert import distill as D
 from distilherbert import student as S
 from distilherbert.pack import load_tokenizer, train_tokenizer, write_tokenizer
@@ -142,19 +139,6 @@ def test_a_student_is_trained(form, attention, tmp_path):
     assert all(p.grad is None and torch.isfinite(p).all() for p in student.parameters())
 
 
-def test_rotary_frequencies_are_never_rounded(monkeypatch, tmp_path):
-    "As on a GPU, where the teacher's weights are held in half precision."
-    teacher = model_of('modernbert')
-    frequencies = {n: b.clone() for n, b in teacher.named_buffers()}
-    monkeypatch.setattr(D, 'make_accelerator', lambda *args, **kw: SimpleNamespace(
-        device=torch.device('cuda'), mixed_precision='bf16', process_index=0, num_processes=1, is_main_process=True,
-        distributed_type=None, prepare=lambda *x: x))
-    monkeypatch.setattr(D.MaskedPredictor, 'to', lambda self, device: self)
-    run = D.open_run(S.truncate(teacher), teacher, SEQUENCES, replace(SETTINGS, precision='bf16'), tmp_path)
-    assert {p.dtype for p in run.teacher_model.parameters()} == {torch.bfloat16} and len(frequencies) == 4
-    assert all(torch.equal(b, frequencies[n]) for n, b in teacher.named_buffers())
-
-
 @pytest.mark.parametrize('form', FORMS)
 def test_dropout_is_that_of_the_profile(form, tmp_path):
     "In the model and in its configuration: none gives the same outputs twice, some does not, and a saved folder remembers it."
@@ -166,21 +150,6 @@ def test_dropout_is_that_of_the_profile(form, tmp_path):
         m = AutoModelForMaskedLM.from_pretrained(tmp_path/str(share)).train()
         assert torch.equal(m(ids).logits, m(ids).logits) == (share == 0)
         assert {getattr(x, n) for x in m.modules() for n in ('p', 'attention_dropout') if hasattr(x, n)} <= {share}
-
-
-@pytest.mark.parametrize('form', FORMS)
-def test_positions_and_the_cost_of_a_classifier(form):
-    "The longest sequence fits, one more token does not; torch counts the same operations. For models, see test_narrow."
-    model = model_of(form)
-    room = usable_positions(model.config)
-    assert room == (32 if form in ROBERTA else 34) and torch.isfinite(model(torch.full((1, room), 7)).logits).all()
-    if form in ROBERTA:
-        with pytest.raises((IndexError, RuntimeError)): model(torch.full((1, room + 1), 7))
-    if form == 'electra': return  # The projection of its embeddings is not part of a layer
-    classifier, ids = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(model.config)](model.config).eval(), torch.full((1, room), 7)
-    with torch.no_grad(), FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
-        klej.logits_of(classifier, ids, 0*ids, None)
-    assert counted.get_total_flops() == pytest.approx(status.classifier_flops(model.config, room), rel=0.01)
 
 
 @pytest.mark.parametrize('form', ALL)
