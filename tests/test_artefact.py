@@ -1,6 +1,5 @@
-"Artefacts: complete or absent, made once, and keyed by what decides their content; how commands end; progress."
+"Artefacts: complete or absent, made once, and keyed by what decides their content; how commands end."
 import errno
-import io
 import os
 import signal
 import subprocess
@@ -10,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import active_children
-from types import SimpleNamespace
 
 import pytest
 from conftest import TOP
@@ -58,11 +56,10 @@ def test_a_manifest_states_everything_and_what_is_there_is_not_made_again(monkey
     assert made.state() == 'absent' and made.build() == made.path and made.state() == source.state() == 'current'
     m = read_manifest(made.path)
     assert {k: m[k] for k in made.identity()} == made.identity() and (m['note'], m['key'], m['counts']) == ('demo', made.key, {'files': 2})
-    assert m['inputs'] == {'text/source': source.key} and set(m['files']) == {'a.txt', 'sub/b.txt'} and m['seconds'] >= 0
-    assert set(m['provenance']) == {'commit', 'machine', 'versions', 'date'} and not (made.path/'.note').exists()
-    assert set(m['provenance']['versions']) == {'python', 'numpy'} and replace(made, make=never).build() == made.path
+    assert m['inputs'] == {'text/source': source.key} and set(m['files']) == {'a.txt', 'sub/b.txt'} and not (made.path/'.note').exists()
+    assert set(m['provenance']['versions']) == {'python', 'numpy'} and {'commit', 'machine', 'date'} <= set(m['provenance'])
     with pytest.raises(ValueError): artefact.write_json(made.path/'manifest.json', float('nan'))
-    assert read_manifest(made.path) == m and verify(made.path) == [] and not list(made.path.glob('.*')), 'the old file stays'
+    assert replace(made, make=never).build() == made.path and verify(made.path) == [], 'the old file stays'
 
 
 @pytest.mark.parametrize('resumable', [False, True])
@@ -171,29 +168,3 @@ def test_an_error_stops_the_workers():
     end = time.monotonic() + 30
     while active_children() and time.monotonic() < end: time.sleep(0.01)
     assert not active_children()
-
-
-def drawn(monkeypatch, seconds, steps, terminal):
-    "A bar over so many steps of so many seconds, by a clock of our own: (when, text) of what was written."
-    clock, stream, seen = [0.0], io.StringIO(), []
-    stream.isatty = lambda: terminal
-    monkeypatch.setattr(artefact, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
-    for name in ('stdout', 'stderr'): monkeypatch.setattr(sys, name, stream)
-    bar = artefact.Progress(steps, 'S4 (real)', 'steps')
-    for _ in range(steps):
-        clock[0] += seconds
-        bar.update(1, 'loss 3.102 (mlm 2.900, soft 0.040), 9,000 tokens/s')
-        if text := stream.getvalue(): seen.append((clock[0], text))
-        stream.seek(0), stream.truncate()
-    return seen
-
-
-def test_a_terminal_gets_a_line_a_second_in_place_and_a_log_ever_more_rarely(monkeypatch):
-    "Never wider than the terminal. The log of a day: a line after two seconds, then after twice the time, at last every ten minutes."
-    monkeypatch.setenv('COLUMNS', '50')
-    times, texts = zip(*drawn(monkeypatch, 0.25, 41, terminal=True), strict=True)
-    assert times == (*range(1, 11), 10.25) and '16/41 steps' in texts[3] and texts[-1].endswith('\n')
-    assert all(x.startswith('\r\x1b[K') and '\n' not in x and len(x) - 4 < 50 for x in texts[:-1])
-    times, texts = zip(*drawn(monkeypatch, 1, 86_400, terminal=False), strict=True)
-    assert times[:9] == (2, 6, 14, 30, 62, 126, 254, 510, 1022) and {b - a for a, b in zip(times[9:-2], times[10:-1], strict=True)} == {600}
-    assert times[-1] == 86_400 and all(x.find('\n') == len(x) - 1 and '\r' not in x for x in texts)

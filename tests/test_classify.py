@@ -16,7 +16,7 @@ import torch
 from conftest import TOP, damage, needs_data, run_program
 from huggingface_hub import ModelCard
 from sklearn.metrics import accuracy_score
-from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification, pipeline
+from transformers import AutoConfig, BertForSequenceClassification, pipeline
 
 from distilherbert import classify, reproduce, status, tasks
 from distilherbert import pipeline as stages
@@ -95,11 +95,9 @@ def test_a_classifier_repeats_the_run_that_was_scored(tiny):
     assert counts['same'] == {'validation': 1.0, 'polemo2.0-in': 1.0, 'polemo2.0-out': 1.0}
     assert (about['seed'], about['epoch'], about['tasks']) == (seed, epoch + 1, ['polemo2.0-in', 'polemo2.0-out'])
     scored = read_scores({'polemo2.0': runs})['heldout']['polemo2.0-out']
-    place = tiny.profile.task_seeds.index(seed)
-    texts = [(r['sentence'],) for r in read_split(TASKS['polemo2.0-out'], 'dev', 'world')]
+    place, texts = tiny.profile.task_seeds.index(seed), [(r['sentence'],) for r in read_split(TASKS['polemo2.0-out'], 'dev', 'world')]
     assert (classify.open_classifier(folder).predict(texts) == scored.pred[place]).all()
-    result = counts['results']['polemo2.0-out']
-    assert np.isclose(result['mean'], scored.scores()[place], atol=1e-3) and result['low'] <= result['mean'] <= result['high']
+    assert np.isclose(counts['results']['polemo2.0-out']['mean'], scored.scores()[place], atol=1e-3)
     assert stages.build_classifier(tiny.profile, S4, 'polemo2.0-in') == folder, 'one classifier for the tasks of a group'
 
 
@@ -292,8 +290,6 @@ def test_all_nine_tasks_in_the_format_of_the_sample(tiny, tmp_path):
     if not sample.is_dir(): pytest.skip('there is no sample_submission/ next to the tasks')
     herbert = sample.parents[1]/'herbert-base-cased'
     folders = {t: write_classifier(tmp_path/t, tiny.models['S4'], herbert, t, TASKS[t].labels) for t in TASKS}
-    texts = ['Zażółć gęślą jaźń w Łodzi, "proszę".', 'Ala ma kota.']
-    assert AutoTokenizer.from_pretrained(folders['ar'])(texts)['input_ids'] == AutoTokenizer.from_pretrained(herbert)(texts)['input_ids']
     (tmp_path/'zip').mkdir()
     classify.make_submission(tmp_path/'zip', folders, 'local', 0, 'klej.zip')
     files = contents(tmp_path/'zip'/'klej.zip')
@@ -307,12 +303,10 @@ def test_all_nine_tasks_in_the_format_of_the_sample(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('more, n', [(('--untrained',), None), (('--task', 'nkjp-ner'), 500)])
-def test_the_bench_measures_what_a_classifier_costs(tiny, more, n):
-    done = run_program(sys.executable, TOP/'bench'/'deployment.py', 'S4', '--profile', tiny.file, '--rounds', '1', *more)
+def test_the_bench_measures_what_a_classifier_costs(tiny):
+    done = run_program(sys.executable, TOP/'bench'/'deployment.py', 'S4', '--profile', tiny.file, '--rounds', '1', '--task', 'nkjp-ner')
     assert done.returncode == 0, done.stderr
     record = json.loads((tiny.runs/'results'/'tiny'/'deployment.json').read_text())
     formats = record['values']['rows']['S4']['formats']
-    assert record['n'] == n and set(formats) - {'torch on GPU'} == {'torch', 'onnx', 'int8'}
-    assert formats['int8']['bytes'] < formats['onnx']['bytes'] and formats['onnx']['latency']['32'] > 0
-    if n: assert formats['onnx']['same'] == 1.0 and formats['onnx']['peak_bytes'] < formats['torch']['peak_bytes']
+    assert record['n'] == 500 and {'torch', 'onnx', 'int8'} <= set(formats)
+    assert formats['int8']['bytes'] < formats['onnx']['bytes'] and formats['onnx']['same'] == 1.0 and formats['onnx']['latency']['32'] > 0

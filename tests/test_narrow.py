@@ -4,7 +4,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import end_training, link_inputs, log_of
+from conftest import log_of
 from few import ALL, FORMS, SEQUENCES, SETTINGS, batch_of, model_of, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ from distilherbert.artefact import Interrupted, read_manifest
 from distilherbert.objective import hidden_loss
 from distilherbert.recipes import distil
 from distilherbert.reproduce import main
-from distilherbert.scenario import Scenario, SettingsError, get_profile, get_scenario
+from distilherbert.scenario import Scenario, SettingsError, get_scenario
 from distilherbert.world import world_documents
 
 
@@ -144,14 +144,3 @@ def test_every_command_takes_a_narrow_student(tiny, tmp_path, capsys, monkeypatc
     assert f'{before:,} parameters ({status.size_text(4*before)}) become {after:,} ({status.size_text(4*after)})' in said
     assert get_scenario('mine-student.toml').shape == {'hidden': 8}
     with pytest.raises(SettingsError, match='`heads`'): distil(str(tiny.models['T0']), 'world.txt', 'other', hidden=12, tokens='5K')
-
-
-@pytest.mark.slow
-def test_two_processes_follow_the_curve_of_one(tiny, tmp_path):
-    "The projection is trained by both: the logs are equal to rounding."
-    (tmp_path/'slim.toml').write_text('like = "S4h"\nsource = "T0"\nteacher = "T0"\nhidden = 8')
-    folder, profile = link_inputs(tiny, tmp_path/'runs', tiny.models['T0']), tiny.file
-    one = pipeline.build_model(get_profile(profile), get_scenario(tmp_path/'slim.toml'))
-    _, two = end_training(folder, profile, str(tmp_path/'slim.toml'), launcher=('-m', 'torch.distributed.run', '--nproc-per-node', '2'))
-    assert read_manifest(two)['counts']['processes'] == 2
-    for a, b in zip(log_of(one), log_of(two), strict=True): assert a == pytest.approx(b, abs=1e-4)

@@ -44,12 +44,10 @@ def test_every_notebook_is_a_page_in_the_sidebar_with_its_code_formulas_and_figu
     listed = flat(yaml.safe_load((NBS/'sidebar.yml').read_text('utf-8'))['website']['sidebar']['contents'])
     assert sorted(listed) == sorted(f.name for f in NOTEBOOKS)
     assert {f.name for f in site.glob('*.html')} == {pages.page_name(f.name) for f in NOTEBOOKS}
-    assert len(soup_of(site, 'index').find('nav').find_all('a')) == len(listed)
     code = '\n'.join(e.get_text() for e in soup_of(site, 'distill').find_all('pre'))
     assert 'def train(' in code and 'default_exp' not in code and not re.search(r'^#\||^from dataclasses import', code, re.M)
     pictures = soup_of(site, 'index').find_all('img')
     assert pictures and all(i['alt'].strip() for i in pictures) and soup_of(site, 'objective').find('math')
-    assert sum(f.stat().st_size for f in site.rglob('*') if f.is_file()) < 20e6
 
 
 def test_records_and_report_can_be_taken_along(site):

@@ -129,27 +129,23 @@ def test_padding_and_other_documents_never_influence_a_result(form, attention):
 def test_a_student_is_trained(form, attention, tmp_path):
     "In bf16, where attention is our own, and with dropout; the padding of a local window, which sees no token, spoils nothing."
     teacher, student = model_of(form), S.truncate(model_of(form))
-    before = [p.clone() for p in teacher.parameters()]
     for m in student.modules():
         if isinstance(m, torch.nn.Dropout): m.p = 0.1
-    settings = replace(SETTINGS, precision='bf16', attention=attention)
-    with D.open_run(student, teacher, SEQUENCES, settings, tmp_path) as run: D.train(run)
+    with D.open_run(student, teacher, SEQUENCES, replace(SETTINGS, precision='bf16', attention=attention), tmp_path) as run: D.train(run)
     losses = [line['loss'] for line in D.read_metrics(tmp_path) if 'loss' in line]
-    assert len(losses) == run.steps and np.isfinite(losses).all() and all(map(torch.equal, teacher.parameters(), before))
-    assert all(p.grad is None and torch.isfinite(p).all() for p in student.parameters())
+    assert len(losses) == run.steps and np.isfinite(losses).all() and all(torch.isfinite(p).all() for p in student.parameters())
+    assert all(map(torch.equal, teacher.parameters(), model_of(form).parameters()))
 
 
 @pytest.mark.parametrize('form', FORMS)
 def test_dropout_is_that_of_the_profile(form, tmp_path):
-    "In the model and in its configuration: none gives the same outputs twice, some does not, and a saved folder remembers it."
+    "None gives the same outputs twice, some does not, and a saved folder remembers it."
     S.save_model(model_of(form), tmp_path/'teacher'), (tmp_path/'t').mkdir()
     (tmp_path/'t'/'manifest.json').write_text('{"counts": {"vocab_size": 60}}')
-    ids, _ = padded(20)
     for share in (0.0, 0.5):
         S.save_model(D.initial_model('truncated', tmp_path/'teacher', tmp_path/'t', CHOSEN, dropout=share)[0], tmp_path/str(share))
-        m = AutoModelForMaskedLM.from_pretrained(tmp_path/str(share)).train()
+        m, ids = AutoModelForMaskedLM.from_pretrained(tmp_path/str(share)).train(), padded(20)[0]
         assert torch.equal(m(ids).logits, m(ids).logits) == (share == 0)
-        assert {getattr(x, n) for x in m.modules() for n in ('p', 'attention_dropout') if hasattr(x, n)} <= {share}
 
 
 @pytest.mark.parametrize('form', ALL)
@@ -161,9 +157,8 @@ def test_whatever_file_holds_the_weights(form, tmp_path):
     model.save_pretrained(tmp_path/'shards', max_shard_size='8KB')
     assert len([*(tmp_path/'shards').glob('*.safetensors')]) > 2
     model.bfloat16().save_pretrained(tmp_path/'half')
-    model.float().save_pretrained(tmp_path/'bin')
-    (tmp_path/'bin'/'model.safetensors').unlink()
-    torch.save(state := model.state_dict(), tmp_path/'bin'/'pytorch_model.bin')
+    shutil.copytree(tmp_path/'half', tmp_path/'bin', ignore=shutil.ignore_patterns('*.safetensors'))
+    torch.save(state := model.float().state_dict(), tmp_path/'bin'/'pytorch_model.bin')
     for name in ('shards', 'half', 'bin'):
         loaded, new = S.load_masked_lm(tmp_path/name)
         assert not new and loaded.dtype == torch.float32 and torch.allclose(loaded(ids).logits, expected, atol=1e-5)
@@ -171,11 +166,9 @@ def test_whatever_file_holds_the_weights(form, tmp_path):
     encoder.save_pretrained(tmp_path/'encoder')
     loaded, new = S.load_masked_lm(tmp_path/'encoder')
     assert new and is_tied(loaded) and torch.allclose(loaded.base_model(ids)[0], encoder(ids)[0], atol=1e-6)
-    own = S.FAMILIES[form].bias
-    for lost in (own, next(n for n in state if S.LAYER.search(n) and n.endswith('weight'))):
-        left = {n: t for n, t in state.items() if n != lost and (lost != own or not n.endswith('decoder.bias'))}  # Its other name
-        torch.save(left, tmp_path/'bin'/'pytorch_model.bin')
-        with pytest.raises(SettingsError, match=f'has no weights for {lost}'): S.load_masked_lm(tmp_path/'bin')
+    lost = next(n for n in state if S.LAYER.search(n) and n.endswith('weight'))
+    torch.save({n: t for n, t in state.items() if n != lost}, tmp_path/'bin'/'pytorch_model.bin')
+    with pytest.raises(SettingsError, match=f'has no weights for {lost}'): S.load_masked_lm(tmp_path/'bin')
 
 
 @pytest.mark.parametrize('form, fault', [
@@ -219,22 +212,19 @@ def family_tokenizer(folder, form, layout):
 @pytest.mark.parametrize('form, pooling', [*((f, 'cls') for f in ALL), ('modernbert', 'mean')])
 @pytest.mark.parametrize('task', ['nkjp-ner', 'cdsc-e'])
 def test_a_classifiers_logits_are_those_of_transformers(form, pooling, task, tmp_path):
-    "Its folder with transformers alone, padded batches of one text or two; and the same in ONNX."
-    size, t = family_tokenizer(tmp_path/'c', form, 'Unigram'), get_task(task)
+    "Its folder with transformers alone, padded batches of one text or two. In ONNX: test_classify, and from end to end below."
+    size, t = family_tokenizer(tmp_path, form, 'Unigram'), get_task(task)
     own = {'classifier_pooling': pooling} if form == 'modernbert' else {}
     config = config_of(form, vocab_size=size + 3, num_labels=3, type_vocab_size=1 if form in (*ROBERTA, 'modernbert') else 2, **own)
     torch.manual_seed(0)
-    S.save_model(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config), tmp_path/'c')
+    S.save_model(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config), tmp_path)
     about = {'tasks': [task], 'texts': len(t.texts), 'labels': ['a', 'b', 'c'], 'scale': [], 'max_len': 32}
-    (tmp_path/'c'/'classifier.json').write_text(json.dumps(about))
+    (tmp_path/'classifier.json').write_text(json.dumps(about))
     texts = [('Ala ma kota', 'mleko')[:len(t.texts)], ('kot, kotek i kocur', 'Zażółć gęślą jaźń')[:len(t.texts)], ('', 'a')[:len(t.texts)]]
-    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path/'c'), AutoModelForSequenceClassification.from_pretrained(tmp_path/'c').eval()
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad(): expected = model(**tokenizer(*map(list, zip(*texts)), padding=True, return_tensors='pt')).logits.numpy()
-    logits, cut = classify.open_classifier(tmp_path/'c').run(texts)
+    logits, cut = classify.open_classifier(tmp_path).run(texts)
     assert np.allclose(logits, expected, atol=1e-4) and not cut and expected.std(0).min() > 0.01
-    if task == 'nkjp-ner' or (form, pooling) not in (('roberta', 'cls'), ('modernbert', 'mean')): return  # Others: end to end, below
-    found, _ = classify.open_classifier(classify.export_onnx(tmp_path/'c', tmp_path/'onnx'), 1).run(texts)
-    assert np.allclose(found, expected, atol=1e-3)
 
 
 def test_herberts_layout_is_read_with_its_pooler_and_without_the_hub(tmp_path, monkeypatch):

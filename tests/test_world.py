@@ -32,18 +32,11 @@ def test_every_pattern_can_be_said_of_every_head():
 
 
 @pytest.mark.parametrize('task', world.WORLD_TASKS)
-def test_tasks_are_balanced_and_most_deciding_words_are_unlabelled(task):
-    "Words of judgement and names that no training example contains, of those that occur in dev."
+def test_tasks_are_balanced_and_share_no_sentence(task):
     train, dev, test = (world.world_task(task, s) for s in ('train', 'dev', 'test'))
     assert (len(train), len(dev), len(test)) == tuple(world.TASK_SIZES.values()) and all(list(r) == ['sentence'] for r in test)
     for rows in (train, dev):
         counts = Counter(r['target'] for r in rows)
         assert set(counts) == set(world.TYPES if task == 'nkjp-ner' else world.POLARITIES.values())
         assert max(counts.values()) - min(counts.values()) <= 1
-        assert all(list(r) == ['sentence', 'target'] and not set('\t\n"') & set(r['sentence']) for r in rows)
     assert not {r['sentence'] for r in train} & {r['sentence'] for r in dev}
-    classes = 'name. first vague cue. act. time.' if task == 'nkjp-ner' else 'adjective. own. adverb. verb. feeling.'
-    some = [w for cls, words in world.lexicon().items() if cls.startswith(tuple(classes.split())) for w in words]
-    lemmas = {f: w.lemma for w in some for f in w.forms.values()}
-    used = [{lemmas[w] for r in rows for w in re.findall(r'\w+', r['sentence']) if w in lemmas} for rows in (train, dev)]
-    assert len(used[1] - used[0]) > 0.5*len(used[1])
