@@ -147,7 +147,6 @@ def test_errors_become_a_message_and_an_exit_code(capsys, monkeypatch, error, co
 
 
 def test_commands_read_and_write_utf8_in_any_locale_and_sigterm_stops_them():
-    "A pipe may have an encoding without the blocks of a bar, and without most Polish letters."
     program = """import os, signal, sys
 from distilherbert.artefact import Progress, guarded
 def work():

@@ -86,11 +86,10 @@ def resize(monkeypatch, name, *sizes, **changes):
 
 
 def test_quotes_are_text_where_there_is_no_quoting_and_doubled_in_ar(tmp_path, monkeypatch):
-    task = resize(monkeypatch, 'polemo2.0-in', 20, 20)
-    data = load_group([task], str(write_task(tmp_path, task.name, {'train': ROWS, 'dev': ROWS})), replace(SETTINGS, selection_share=0.0))
-    assert data.train.texts[1] == ('" w1 zły',) and list(data.train.gold[:2]) == [2, 1] and len(data.dev['polemo2.0-in']) == 20
-    rows = [{'text': 'słowo "w cudzysłowie"', 'rating': '5.0'}, {'text': '   ', 'rating': '1.0'}]
-    assert tasks.read_split(resize(monkeypatch, 'ar', 2, 2), 'train', str(write_task(tmp_path, 'ar', {'train': rows}))) == rows
+    rows = [{'sentence': '" w1 zły', 'target': BAD}, {'text': 'słowo "w cudzysłowie"', 'rating': '5.0'}]
+    for name, row in zip(('polemo2.0-in', 'ar'), rows, strict=True):
+        task = resize(monkeypatch, name, 1, 1)
+        assert tasks.read_split(task, 'train', str(write_task(tmp_path, name, {'train': [row]}))) == [row]
 
 
 @pytest.mark.parametrize('content, words', [

@@ -94,14 +94,6 @@ def test_any_sizes_make_a_model_or_an_error(form, hidden, heads, intermediate):
         assert status.parameters_of(config) == model.num_parameters()
 
 
-@pytest.mark.parametrize(('form', 'shape', 'message'), [
-    ('bert', {'hidden': 8, 'heads': 3}, 'divided into 3 heads'), ('modernbert', {'hidden': 6, 'heads': 2}, 'of an even size'),
-    ('bert', {'hidden': 24}, 'from 2 to the teacher\'s 16'), ('bert', {'intermediate': 33}, 'more than the teacher\'s 32'),
-    ('roberta', {'heads': 1}, '1 heads of size 16 cannot be cut'), ('electra', {'hidden': 8}, 'size of the teacher\'s embeddings')])
-def test_what_cannot_be_cut_out_of_a_teacher_is_named(form, shape, message):
-    with pytest.raises(SettingsError, match=message): S.narrow(model_of(form), (0, 1), SEQUENCES, **shape)
-
-
 @pytest.mark.parametrize('form', FORMS)
 def test_stopped_it_ends_with_the_same_weights_and_without_the_projection(form, tmp_path):
     "Soft targets, MLM and the cosine through the projection, which is trained with dropout, in a checkpoint, and in no folder."

@@ -7,9 +7,8 @@ import pytest
 from conftest import begin_training, check_saved, end_training, link_inputs, log_of, write_tiny
 
 from distilherbert import distill as D
-from distilherbert import pipeline, runs
+from distilherbert import pipeline
 from distilherbert.artefact import read_manifest
-from distilherbert.runs import wanted_zero
 from distilherbert.scenario import SCENARIOS, SettingsError, get_profile
 
 DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None, reason='needs DeepSpeed: pip install -e ".[deepspeed]"')
@@ -109,12 +108,3 @@ def test_zero_follows_the_curve_of_one_and_survives_a_kill(alone, tiny, tmp_path
         pipeline.build_model(get_profile(profile), SCENARIOS['S4'])
     assert content(train(rough, profile, 'S4', *zero)) == content(calm)
     assert not (tmp_path/'compiled').exists(), 'nothing is compiled on a processor'
-
-
-def test_zero_is_refused_where_it_cannot_work(monkeypatch):
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setattr(runs, 'find_spec', lambda name: None)
-    with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[deepspeed\]'"): wanted_zero(2)
-    monkeypatch.setenv('ACCELERATE_USE_DEEPSPEED', 'true')
-    monkeypatch.setenv('ACCELERATE_DEEPSPEED_ZERO_STAGE', '3')
-    with pytest.raises(SettingsError, match='ZeRO stage 3 is not supported'): wanted_zero(0)

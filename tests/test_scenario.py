@@ -70,7 +70,6 @@ def test_a_file_starts_from_an_entry_and_names_what_differs(tmp_path):
     assert late == replace(SCENARIOS['S4'], name='late', layer_map=(0, 2, 4, 7, 9, 11))
     assert [S.as_typed(s) for s in (late, DEMO, replace(late, name='późny'))] == ['late.toml', 'demo', "'późny.toml'"]
     for text, loss in (('mlm = 2.0\nsoft = 5\ntemperature = 2', Objective('own', {'mlm': 2.0, 'soft': 5.0}, temperature=2)),
-                       ('mlm = 2\nsoft = 0', Objective('own', {'mlm': 2.0})), ('anything = 0.5', Objective('own', {'anything': 0.5})),
                        ('like = "distilbert"\ncosine = 0\nhidden = 10\nhidden_map = [1, 3]',
                         Objective('own', {'mlm': 2.0, 'soft': 5.0, 'hidden': 10.0}, temperature=3.0, hidden_map=(1, 3)))):
         assert get_scenario(write(tmp_path/'own.toml', f'like = "S4"\n[objective]\n{text}')).loss == loss
@@ -78,8 +77,7 @@ def test_a_file_starts_from_an_entry_and_names_what_differs(tmp_path):
 
 def test_no_file_goes_by_the_name_of_a_built_in_entry(tmp_path):
     "Records and notebooks are kept by name: those of the built-in one would be overwritten. The same settings harm nobody."
-    for get, file, text in ((get_profile, 'demo.toml', 'like = "demo"\ntokens = 5\n'),
-                            (get_scenario, 'S4.toml', 'like = "S4"\nobjective = "released"\n'),
+    for get, file, text in ((get_scenario, 'S4.toml', 'like = "S4"\nobjective = "released"\n'),
                             (get_profile, 'other.toml', 'like = "demo"\nname = "paper"\n')):
         with pytest.raises(SettingsError, match='name of the built-in .*name = "my-'): get(write(tmp_path/file, text))
     assert get_profile(write(tmp_path/'demo.toml', 'like = "demo"\n')) == DEMO

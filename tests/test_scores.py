@@ -201,7 +201,6 @@ def test_selection_bias_is_paired_over_scenarios_and_tasks():
         cells = [(i, j) for i in (runs if s == 'all' else [s]) for j in (names if t == 'mean' else [t])]
         means = [runs[i]['best_on_dev'][j].scores().mean() - runs[i]['heldout'][j].scores().mean() for i, j in cells]
         assert v['difference'] == pytest.approx(np.mean(means), abs=1e-3) and v['low'] < v['difference'] < v['high']
-        assert (v['n'], v['seeds']) == (210 if t == 'mean' else 70, 3)
     assert scores.selection_bias({'S0': {'last': runs['S0']['heldout']}}) == []
 
 
