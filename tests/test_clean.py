@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SENTENCE, noisy_corpus, run_program
-from hub import Hub, Server
+from hub import Server
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -405,18 +405,6 @@ def test_sources_are_read_in_order_and_known_by_their_content(tmp_path, corpus):
         with pytest.raises(SettingsError, match=fault): text_sources(str(place), without)
 
 
-def test_a_data_set_is_streamed_from_the_hub(tmp_path):
-    "From a hub on this machine, in a process of its own; another name is an error that says so."
-    rows = write_rows(tmp_path/'hub'/'datasets'/'owner'/'texts'/'train.jsonl')
-    code = ('import sys; from distilherbert.sources import text_sources\n'
-            'print(sum(len(b.text.split()) for s in text_sources(sys.argv[1], column="body") for b in s.blocks()))')
-    with Hub(tmp_path/'hub') as hub:
-        env = {'HF_ENDPOINT': hub.address, 'HF_HOME': tmp_path/'cache', 'HF_HUB_OFFLINE': ''}
-        done, wrong = (run_program(sys.executable, '-c', code, f'hf:owner/{name}', env=env) for name in ('texts', 'nothing'))
-    assert done.stdout.strip() == str(sum(len(b.text.split()) for b in text_sources(str(rows), column='body')[0].blocks())), done.stderr
-    assert re.search('BadText: .*owner/nothing cannot be read', wrong.stderr, re.S), wrong.stderr
-
-
 @pytest.fixture
 def server(monkeypatch):
     "A server of CC-100 as it should be; tests spoil it."
@@ -427,15 +415,6 @@ def server(monkeypatch):
         monkeypatch.setenv('DISTILHERBERT_CC100', s.address)
         monkeypatch.setattr(sources.time, 'sleep', lambda seconds: None)
         yield s
-
-
-def test_cc100_is_streamed_as_far_as_needed(server, tmp_path):
-    "What comes later need not even be there."
-    server.data, texts = server.data[:len(server.data)//2], [t for t in server.text.split('\n') if t]
-    assert build(tmp_path/'few', 'cc100', 0.0, lines=50)['lines'] == 50
-    few = every_text(tmp_path/'few')
-    assert 20 < len(few) <= 50 and few == texts[:len(few)]
-    with pytest.raises(BadText, match='truncated archive'): build(tmp_path/'truncated', 'cc100')
 
 
 def test_a_dropped_connection_is_taken_up_where_it_broke(server):

@@ -204,6 +204,20 @@ def test_selection_bias_is_paired_over_scenarios_and_tasks():
     assert scores.selection_bias({'S0': {'last': runs['S0']['heldout']}}) == []
 
 
+def test_test_labels_give_a_selection_that_has_no_say_in_the_epoch_and_without_a_slice_two_are_left(monkeypatch):
+    rng, name = np.random.default_rng(0), 'nkjp-ner'
+    run = {'train_loss': np.zeros(4), 'validation_loss': np.array([1.0, 0.9, 0.8, 0.8])}
+    run |= {k: rng.integers(0, 5, n) for k, n in (('gold/validation', 9), (f'gold/{name}', 80), (f'gold/test/{name}', 50))}
+    run |= {k.replace('gold', 'pred'): rng.integers(0, 5, (4, len(v))) for k, v in run.items() if k.startswith('gold')}
+    run['pred/validation'] = np.where(np.arange(4)[:, None] == 1, run['gold/validation'], run['gold/validation'] + 1)
+    monkeypatch.setattr(scores, 'load_run', lambda folder: run)
+    found = scores.read_scores({name: {7: None}})
+    assert set(found) == {'heldout', 'last', 'best_on_dev', 'test'} and found['test'][name].epochs == found['heldout'][name].epochs == (1,)
+    assert found['test'][name].scores()[0] == pytest.approx(100*accuracy_score(run[f'gold/test/{name}'], run[f'pred/test/{name}'][1]))
+    run['gold/validation'] = run['gold/validation'][:0]
+    assert set(scores.read_scores({name: {7: None}})) == {'last', 'best_on_dev'}
+
+
 def test_records_of_scores(tiny, monkeypatch):
     "Against the manifests of the runs, and against comparisons made directly."
     def plain(x): return json.loads(json.dumps(x))
