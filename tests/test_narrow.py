@@ -128,8 +128,8 @@ def test_every_command_takes_a_narrow_student(tiny, tmp_path, capsys, monkeypatc
     assert [a.stage for a in cut.inputs] == ['tokenizer', 'sequences', 'model'] and read_manifest(cut.build())['counts']['hidden'] == 8
     (tmp_path/'world.txt').write_text('\n\n'.join('\n'.join(d) for d in world_documents('ccsub', 150, 0)), 'utf-8')
     monkeypatch.chdir(tmp_path)
-    assert main(['distil', str(tiny.models['T0']), '--text', 'world.txt', '--hidden', '8', '--tokens', '5K', '--max-len', '32',
-                 '--objective', 'hidden', '--save', 'mine.toml', '-o', 'small']) == 0
+    words = ('distil', str(tiny.models['T0']), '--text', 'world.txt', '--hidden', '8', '--tokens', '5K', '--max-len', '32', '-o', 'small')
+    assert main([*words, '--dry-run']) == 0 and main([*words, '--objective', 'hidden', '--save', 'mine.toml']) == 0
     said = ''.join(capsys.readouterr())
     assert 'learned projection' in said and 'heads = 1: of the teacher' in said and 'intermediate = 16' in said
     before, after = (S.load_masked_lm(f)[0].num_parameters() for f in (tiny.models['T0'], tmp_path/'small'))
