@@ -3,14 +3,12 @@ import csv
 import json
 
 import pytest
-from conftest import link_inputs
 from huggingface_hub import HfApi, RepoUrl
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from distilherbert.classify import predict
 from distilherbert.pipeline import model_artefact
 from distilherbert.recipes import distil, finetune
-from distilherbert.reproduce import main
 from distilherbert.scenario import SettingsError, get_profile, get_scenario
 from distilherbert.student import load_masked_lm
 from distilherbert.tasks import TASKS, TaskError, TaskSettings, data_identity, get_task, load_group, make_task, read_rows
@@ -128,30 +126,6 @@ def test_a_wrong_table_of_a_task_is_named(table, message, examples, tmp_path, mo
     with pytest.raises((SettingsError, TaskError), match=message): get_task(get_profile('a.toml').tasks[0])
     (tmp_path/'a.toml').write_text('like = "demo"\n[tasks.ar]\ntrain = "x.tsv"\n[tasks.nkjp-ner]\n')
     with pytest.raises(SettingsError, match='ar is a task of KLEJ'): get_task('a.toml:ar')
-
-
-def test_every_command_takes_a_task_from_a_profile(tiny, examples, tmp_path, monkeypatch, capsys, forget):
-    "Two tasks, one of KLEJ: seen in status, scored, in the records, in a classifier and on its card."
-    monkeypatch.setenv('DISTILHERBERT_RUNS', str(link_inputs(tiny, tmp_path/'runs', tiny.models['T0'])))
-    monkeypatch.setenv('DISTILHERBERT_RESULTS', str(tmp_path/'results'))
-    monkeypatch.chdir(tmp_path)
-    fields = [line for line in tiny.file.read_text().splitlines() if not line.startswith(('tasks', 'task_epochs'))]
-    table = '[tasks.places]\ntitle = "Places"\ntrain = "x.csv"\ndev = "x.parquet"\ntest = "x.jsonl"\ntext = "sentence"\nlabel = "target"'
-    (tmp_path/'own.toml').write_text('\n'.join([*fields, 'task_epochs = 1', table, '[tasks.nkjp-ner]']))
-    def typed(*words):
-        capsys.readouterr()
-        assert main([*words, '--profile', 'own.toml']) == 0
-        return capsys.readouterr().out
-    listed = typed('status', 'T0')
-    assert 'T0-places-1' in listed and 'T0-nkjp-ner-2' in listed and 'distilherbert run S4 --profile own.toml' in listed
-    for command in ('cost', 'run', 'collect'): typed(command, 'T0')
-    record = json.loads((tmp_path/'results'/'own'/'klej-T0.json').read_text())['values']
-    assert set(record) == {'places', 'nkjp-ner', 'mean'} and set(record['places']['selections']) > {'heldout', 'test'}
-    answer, = typed('predict', 'T0', '--task', 'places', 'Jadę do miasta .').splitlines()
-    assert answer.split('\t')[0] in {label for _, label in examples}
-    card = next((tmp_path/'runs'/'classifier').glob('T0-places-*/README.md')).read_text('utf-8')
-    assert '- Places on dev (n = 60)' in card and 'synthetic)' not in card and 'allegro/' not in card
-    assert main(['submit', 'T0', '--profile', 'own.toml']) == 2 and 'places: no task of KLEJ' in capsys.readouterr().err
 
 
 def test_a_result_goes_to_the_hub_under_the_users_name(tiny, corpus, tmp_path, monkeypatch):
