@@ -1,5 +1,4 @@
 "Servers on this machine: a hub of models and data sets (https://huggingface.co/docs/hub/api), and a file whose transfer breaks off."
-import base64
 import hashlib
 import http.server
 import json
@@ -9,8 +8,6 @@ import threading
 from urllib.parse import unquote, urlsplit
 
 COMMIT = hashlib.sha1(b'the only commit').hexdigest()
-USER, TOKEN = 'reader', 'hf_' + 'x'*34
-CREATE = '/api/repos/create', '/api/validate-yaml'
 
 
 class Local(http.server.ThreadingHTTPServer):
@@ -50,38 +47,8 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def answer_json(self, value): self.answer(json.dumps(value).encode(), Content_Type='application/json')
 
-    def do_POST(self):
-        "Take an upload of small files, whose contents are in the commit; anything else is a question."
-        path, token = unquote(urlsplit(self.path).path), self.headers.get('Authorization')
-        asked = path in CREATE or re.fullmatch(r'/api/models/([^/]+/[^/]+)/(preupload|commit)/main', path)
-        if not asked: return self.answer(b'', 404)
-        if token != f'Bearer {TOKEN}': return self.answer(b'', 401)
-        length = self.headers['Content-Length']
-        body = self.rfile.read(int(length)) if length else b''.join(iter(self.chunk, b''))
-        if path == '/api/validate-yaml': return self.answer_json({'errors': [], 'warnings': []})
-        if path == '/api/repos/create':
-            name = json.loads(body)['name']
-            (self.server.folder/'models'/USER/name).mkdir(parents=True, exist_ok=True)
-            return self.answer_json({'url': f'{self.server.address}/{USER}/{name}', 'id': f'{USER}/{name}'})
-        if asked[2] == 'preupload':
-            files = [{'path': f['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for f in json.loads(body)['files']]
-            return self.answer_json({'files': files})
-        for line in map(json.loads, body.splitlines()):
-            if line['key'] != 'file': continue
-            file = self.server.folder/'models'/asked[1]/line['value']['path']
-            file.write_bytes(base64.b64decode(line['value']['content']))
-        self.answer_json({'commitUrl': f'{self.server.address}/{asked[1]}/commit/{COMMIT}', 'commitOid': COMMIT, 'hookOutput': ''})
-
-    def chunk(self): # Of a body in chunked transfer encoding
-        data = self.rfile.read(int(self.rfile.readline(), 16))
-        self.rfile.readline()
-        return data
-
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
-        if path == '/api/whoami-v2':
-            if self.headers.get('Authorization') != f'Bearer {TOKEN}': return self.answer(b'', 401)
-            return self.answer_json({'type': 'user', 'name': USER, 'orgs': []})
         if m := re.fullmatch(r'/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/[^/]+(?:/(.*))?)?', path):
             kind, name, what, inside = m.groups()
             repo = self.server.folder/kind/name

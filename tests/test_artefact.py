@@ -1,6 +1,5 @@
-"Artefacts: complete or absent, made once, and keyed by what decides their content; how commands end; progress."
+"Artefacts: complete or absent, made once, and keyed by what decides their content; how commands end."
 import errno
-import io
 import os
 import signal
 import subprocess
@@ -10,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import active_children
-from types import SimpleNamespace
 
 import pytest
 from conftest import TOP
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from distilherbert import artefact
-from distilherbert.artefact import Artefact, DamagedArtefact, Interrupted, fingerprint, guarded, read_manifest, verify
+from distilherbert.artefact import Artefact, DamagedArtefact, Interrupted, guarded, read_manifest, verify
 from distilherbert.scenario import SettingsError
 
 
@@ -52,28 +50,16 @@ def test_a_key_depends_on_what_decides_the_content_only_and_asking_for_it_writes
     assert len({chain(**c) for c in changes}) == len(changes) and not artefact.runs_dir().exists()
 
 
-def test_a_fingerprint_has_names_and_contents_but_not_the_place(tmp_path):
-    one, two = tmp_path/'one', tmp_path/'two'
-    for folder in (one, two): write(folder)
-    before = fingerprint(one)
-    assert fingerprint(two) == before != fingerprint(one/'a.txt')
-    (one/'a.txt').rename(one/'c.txt')
-    (two/'a.txt').write_text('ONE')
-    assert before not in (fingerprint(one), fingerprint(two))
-    with pytest.raises(FileNotFoundError, match='There is no file'): fingerprint(tmp_path/'three')
-
-
 def test_a_manifest_states_everything_and_what_is_there_is_not_made_again(monkeypatch):
     monkeypatch.setattr(artefact, 'PACKAGES', ('numpy', 'no-such-package'))
     made = stage(inputs=(source := stage(label='source'),), note='demo')
     assert made.state() == 'absent' and made.build() == made.path and made.state() == source.state() == 'current'
     m = read_manifest(made.path)
     assert {k: m[k] for k in made.identity()} == made.identity() and (m['note'], m['key'], m['counts']) == ('demo', made.key, {'files': 2})
-    assert m['inputs'] == {'text/source': source.key} and set(m['files']) == {'a.txt', 'sub/b.txt'} and m['seconds'] >= 0
-    assert set(m['provenance']) == {'commit', 'machine', 'versions', 'date'} and not (made.path/'.note').exists()
-    assert set(m['provenance']['versions']) == {'python', 'numpy'} and replace(made, make=never).build() == made.path
+    assert m['inputs'] == {'text/source': source.key} and set(m['files']) == {'a.txt', 'sub/b.txt'} and not (made.path/'.note').exists()
+    assert set(m['provenance']['versions']) == {'python', 'numpy'} and {'commit', 'machine', 'date'} <= set(m['provenance'])
     with pytest.raises(ValueError): artefact.write_json(made.path/'manifest.json', float('nan'))
-    assert read_manifest(made.path) == m and verify(made.path) == [] and not list(made.path.glob('.*')), 'the old file stays'
+    assert replace(made, make=never).build() == made.path and verify(made.path) == [], 'the old file stays'
 
 
 @pytest.mark.parametrize('resumable', [False, True])
@@ -91,7 +77,6 @@ def test_a_run_killed_just_before_the_rename_needs_only_the_rename(monkeypatch, 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(artefact, 'publish', killed)
         a.build()
-    assert a.state() == 'absent'
     if damaged: (a.partial/'a.txt').write_text('two')  # of the same size
     replace(a, make=write if damaged else never).build()
     assert verify(a.path) == [] and (a.path/'a.txt').read_text() == 'one'
@@ -139,17 +124,15 @@ def test_a_group_builds_together_and_the_first_writes(parallel):
 
 
 @pytest.mark.parametrize('error, code, words', [
-    (SettingsError('Unknown profile'), 2, 'Unknown profile'), (KeyboardInterrupt(), 130, 'The same command goes on'),
-    (KeyboardInterrupt(signal.SIGTERM), 143, 'The same command goes on'), (Interrupted(15, 3, 9), 143, 'after step 3 of 9'),
-    (FileNotFoundError(2, 'No such file', 'x.txt'), 1, 'x.txt'), (DamagedArtefact('a folder'), 1, 'a command: a folder'),
-    (MemoryError(), 1, 'lower `micro_rows`'), (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), 1, 'begins with `like = "demo"`'),
+    (SettingsError('Unknown profile'), 2, 'Unknown profile'), (KeyboardInterrupt(signal.SIGTERM), 143, 'The same command goes on'),
+    (Interrupted(15, 3, 9), 143, 'after step 3 of 9'), (FileNotFoundError(2, 'No such file', 'x.txt'), 1, 'x.txt'),
+    (DamagedArtefact('a folder'), 1, 'a command: a folder'), (MemoryError(), 1, 'lower `micro_rows`'),
     (RuntimeError('[enforce fail] DefaultCPUAllocator: not enough'), 1, 'Memory ran out'),
-    (ValueError('torch.OutOfMemoryError: CUDA'), 1, 'Memory ran out'), (ValueError('too long'), 1, 'too long'), (None, 0, ''),
-    *((OSError(n, os.strerror(n), 'x'), 1, 'DISTILHERBERT_RUNS to a folder on a larger disk') for n in (errno.ENOSPC, errno.EDQUOT)),
-    *((e, 1, 'The disk is full, or a quota is used up') for e in (  # of NumPy, safetensors, tokenizers, and from within a notebook
+    (ValueError('torch.OutOfMemoryError: CUDA'), 1, 'Memory ran out'), (None, 0, ''),
+    (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), 'x'), 1, 'DISTILHERBERT_RUNS to a folder on a larger disk'),
+    *((e, 1, 'The disk is full, or a quota is used up') for e in (  # of NumPy, safetensors, and from within a notebook
         OSError('4096 requested and 0 written'), SafetensorError('I/O error: No space left on device (os error 28)'),
-        Exception('No space left on device (os error 28)'), RuntimeError('05.ipynb stopped: OSError: [Errno 28] No space left on device')))
-], ids=repr)
+        RuntimeError('05.ipynb stopped: OSError: [Errno 28] No space left on device')))], ids=repr)
 def test_errors_become_a_message_and_an_exit_code(capsys, monkeypatch, error, code, words):
     def work():
         if error: raise error
@@ -164,7 +147,6 @@ def test_errors_become_a_message_and_an_exit_code(capsys, monkeypatch, error, co
 
 
 def test_commands_read_and_write_utf8_in_any_locale_and_sigterm_stops_them():
-    "A pipe may have an encoding without the blocks of a bar, and without most Polish letters."
     program = """import os, signal, sys
 from distilherbert.artefact import Progress, guarded
 def work():
@@ -182,40 +164,6 @@ def test_an_error_stops_the_workers():
     with pytest.raises(ValueError, match='invalid literal'), artefact.worker_pool(2) as pool:
         pool.submit(time.sleep, 60)
         pool.submit(int, 'x').result()
-    for _ in range(3000):  # The pool's own thread may be collecting a process just now
-        if not active_children(): break
-        time.sleep(0.01)
+    end = time.monotonic() + 30
+    while active_children() and time.monotonic() < end: time.sleep(0.01)
     assert not active_children()
-
-
-def drawn(monkeypatch, seconds, steps, terminal):
-    "A bar over so many steps of so many seconds, by a clock of our own: (when, stream, text) of what was written."
-    clock, streams, seen = [0.0], {'stdout': io.StringIO(), 'stderr': io.StringIO()}, []
-    streams['stderr'].isatty = lambda: terminal
-    monkeypatch.setattr(artefact, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
-    for name, stream in streams.items(): monkeypatch.setattr(sys, name, stream)
-    bar = artefact.Progress(steps, 'S4 (real)', 'steps')
-    for _ in range(steps):
-        clock[0] += seconds
-        bar.update(1, 'loss 3.102 (mlm 2.900, soft 0.040), 9,000 tokens/s')
-        seen += [(clock[0], name, stream.getvalue()) for name, stream in streams.items() if stream.getvalue()]
-        for stream in streams.values(): stream.seek(0), stream.truncate()
-    return seen
-
-
-@pytest.mark.parametrize('columns', [200, 50])
-def test_a_terminal_gets_one_line_a_second_in_place(monkeypatch, columns):
-    "It never fills a narrow terminal: a wrapped line would leave its upper half behind."
-    monkeypatch.setenv('COLUMNS', str(columns))
-    seen = drawn(monkeypatch, 0.25, 41, terminal=True)
-    assert [t for t, _, _ in seen] == [*range(1, 11), 10.25] and {name for _, name, _ in seen} == {'stderr'}
-    assert all(x.startswith('\r\x1b[K') and '\n' not in x and len(x) - 4 < columns for _, _, x in seen[:-1]) and seen[-1][2].endswith('\n')
-    assert '16/41 steps' in seen[3][2] and (columns == 50 or '6 s left loss 3.102' in seen[3][2])
-
-
-def test_a_log_gets_lines_ever_more_rarely(monkeypatch):
-    "A run of a day: a line after two seconds, then after twice the time, at last every ten minutes, and the end."
-    times, streams, texts = zip(*drawn(monkeypatch, 1, 86_400, terminal=False), strict=True)
-    assert times[:9] == (2, 6, 14, 30, 62, 126, 254, 510, 1022) and {b - a for a, b in zip(times[9:-2], times[10:-1], strict=True)} == {600}
-    assert times[-1] == 86_400 and set(streams) == {'stdout'} and all(x.find('\n') == len(x) - 1 and '\r' not in x for x in texts)
-    assert len(drawn(monkeypatch, 0.001, 30, terminal=False)) == 1, 'one that ends at once'

@@ -16,16 +16,16 @@ import torch
 from conftest import TOP, damage, needs_data, run_program
 from huggingface_hub import ModelCard
 from sklearn.metrics import accuracy_score
-from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification, pipeline
+from transformers import AutoConfig, BertForSequenceClassification, pipeline
 
 from distilherbert import classify, reproduce, status, tasks
 from distilherbert import pipeline as stages
 from distilherbert.artefact import read_manifest
 from distilherbert.pack import load_tokenizer
 from distilherbert.scenario import get_scenario
-from distilherbert.scores import load_run, read_scores
+from distilherbert.scores import read_scores
 from distilherbert.student import save_model
-from distilherbert.tasks import TASKS, TaskError, TaskSettings, get_task, read_split
+from distilherbert.tasks import TASKS, TaskError, get_task, read_split
 
 S4 = get_scenario('S4')
 WORDS = 'Ala ma kota w Łodzi .'.split()
@@ -74,17 +74,17 @@ def ner_onnx(ner, tmp_path_factory): return classify.export_onnx(ner, tmp_path_f
 
 
 def test_the_run_is_chosen_on_the_held_out_slice(monkeypatch):
+    "By the score; of equal ones the lower loss counts, then the earlier seed. Dev would take another run."
     def run(right, loss):
-        pred = np.zeros((2, 10), int)
-        for e, n in enumerate(right): pred[e, :n] = 1
-        return {'train_loss': np.zeros(2), 'validation_loss': np.array(loss), 'gold/validation': np.ones(10, int), 'pred/validation': pred,
-                'gold/nkjp-ner': np.zeros(2, int), 'pred/nkjp-ner': np.array([[1, 1], [0, 0]])}  # dev would take another one
+        return {'train_loss': np.zeros(2), 'validation_loss': np.array(loss), 'gold/validation': np.ones(10, int),
+                'pred/validation': (np.arange(10) < np.array(right)[:, None]).astype(int),
+                'gold/nkjp-ner': np.zeros(2, int), 'pred/nkjp-ner': np.array([[1, 1], [0, 0]])}
     runs = {'1': run((5, 7), (1.0, 0.9)), '2': run((8, 6), (0.8, 0.5)), '3': run((2, 8), (0.5, 0.7))}
     monkeypatch.setattr(classify, 'load_run', lambda folder: runs[folder.name])
     folders = {s: Path(str(s)) for s in (1, 2, 3)}
-    assert classify._choose_run(folders, TASKS['nkjp-ner']) == (3, 1), 'the score of seed 2, and a lower loss'
+    assert classify._choose_run(folders, TASKS['nkjp-ner']) == (3, 1)
     runs['3'] = run((2, 8), (0.5, 0.8))
-    assert classify._choose_run(folders, TASKS['nkjp-ner']) == (2, 0), 'now the earlier seed'
+    assert classify._choose_run(folders, TASKS['nkjp-ner']) == (2, 0)
 
 
 def test_a_classifier_repeats_the_run_that_was_scored(tiny):
@@ -95,20 +95,10 @@ def test_a_classifier_repeats_the_run_that_was_scored(tiny):
     assert counts['same'] == {'validation': 1.0, 'polemo2.0-in': 1.0, 'polemo2.0-out': 1.0}
     assert (about['seed'], about['epoch'], about['tasks']) == (seed, epoch + 1, ['polemo2.0-in', 'polemo2.0-out'])
     scored = read_scores({'polemo2.0': runs})['heldout']['polemo2.0-out']
-    place = tiny.profile.task_seeds.index(seed)
-    texts = [(r['sentence'],) for r in read_split(TASKS['polemo2.0-out'], 'dev', 'world')]
+    place, texts = tiny.profile.task_seeds.index(seed), [(r['sentence'],) for r in read_split(TASKS['polemo2.0-out'], 'dev', 'world')]
     assert (classify.open_classifier(folder).predict(texts) == scored.pred[place]).all()
-    result = counts['results']['polemo2.0-out']
-    assert np.isclose(result['mean'], scored.scores()[place], atol=1e-3) and result['low'] <= result['mean'] <= result['high']
+    assert np.isclose(counts['results']['polemo2.0-out']['mean'], scored.scores()[place], atol=1e-3)
     assert stages.build_classifier(tiny.profile, S4, 'polemo2.0-in') == folder, 'one classifier for the tasks of a group'
-
-
-def test_a_run_that_does_not_repeat_is_reported(tiny, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(classify, 'load_run', lambda f: {k: (v + 1 if k == 'pred/nkjp-ner' else v) for k, v in load_run(f).items()})
-    runs = {seed: tiny.scores['S4', 'nkjp-ner', seed] for seed in tiny.profile.task_seeds}
-    made = tmp_path, tiny.models['S4'], runs, [TASKS['nkjp-ner']], 'world', TaskSettings.of(tiny.profile), {}
-    with caplog.at_level('WARNING', logger='distilherbert'): counts = classify.make_classifier(*made)
-    assert 'not all predictions repeat' in caplog.text and counts['same'] == {'validation': 1.0, 'nkjp-ner': 0.0}
 
 
 def test_a_folder_needs_nothing_of_ours_and_its_card_is_for_the_hub(tiny):
@@ -127,11 +117,10 @@ ABOUT = 'classifier.json'
 
 
 @pytest.mark.parametrize('exported, file, change, words', [
-    (False, ABOUT, lambda a: {}, 'it lacks tasks, texts, labels'), (False, ABOUT, b'{', 'cannot be read'),
-    (False, ABOUT, lambda a: [], r'should hold an object with tasks.* it holds \[\]'), (False, ABOUT, {'texts': 3}, 'texts = 3 cannot'),
-    (False, ABOUT, {'labels': 'ab'}, "labels = 'ab' cannot"), (False, ABOUT, {'labels': []}, r'labels = \[\] cannot'),
-    (False, ABOUT, {'scale': [1]}, r'scale = \[1\]'), (False, ABOUT, {'max_len': True}, 'max_len = True'),
+    (False, ABOUT, b'{', 'cannot be read'), (False, ABOUT, lambda a: [], r'should hold an object with tasks.* it holds \[\]'),
+    (False, ABOUT, {'labels': []}, r'labels = \[\] cannot'), (False, ABOUT, {'max_len': True}, 'max_len = True'),
     (False, ABOUT, {'labels': ['a', 'b', 'c']}, 'no weights that can be read'),
+    (False, 'model.safetensors', lambda w: {n: t for n, t in w.items() if n.startswith('bert.')}, 'lack .*classifier.weight. Make one'),
     *((onnx, ABOUT, {'max_len': 99}, 'max_len = 99, but the model has 34 positions') for onnx in (False, True)),
     (True, ABOUT, lambda a: {k: v for k, v in a.items() if k != 'special_ids'}, 'lacks special_ids'),
     *((True, file, b'{}', 'no exported model that can be read') for file in ('model.onnx', 'tokenizer.json'))])
@@ -139,14 +128,6 @@ def test_folders_that_hold_no_whole_classifier_are_named(ner, ner_onnx, tiny, tm
     copy = damage(shutil.copytree(ner_onnx if exported else ner, tmp_path/'copy'), file, change)
     with pytest.raises(TaskError, match=words) as e: classify.open_classifier(copy)
     assert str(copy) in str(e.value)
-
-
-def test_a_folder_without_a_head_is_no_classifier(ner, tiny, tmp_path):
-    "Its predictions would be random."
-    folder = Path(shutil.copytree(tiny.models['S4'], tmp_path/'mlm'))
-    shutil.copy(ner/ABOUT, folder)
-    with pytest.raises(TaskError, match='weights lack .*classifier.weight. Make one'): classify.export_onnx(folder, tmp_path/'out')
-    assert not (tmp_path/'out').exists()
 
 
 def test_onnx_equals_torch(classifier, exported):
@@ -170,36 +151,23 @@ def run_alone(folder, *texts, stdin='', **env):
     return subprocess.run(command, input=stdin.encode(), capture_output=True, cwd=folder.parent, env=os.environ | {'PYTHONPATH': ''} | env)
 
 
-def test_an_exported_folder_runs_without_torch(classifier, exported, tiny):
-    lines = ['\t'.join(t) for t in texts_of(classifier)]
-    done = run_alone(exported, *lines)
-    assert done.returncode == 0, done.stderr.decode()
-    found = [line.split('\t') for line in done.stdout.decode().splitlines()]
-    for (x, p, *rest), line in zip(found, classify.predict(str(classifier), lines, tiny.profile), strict=True):
-        y, q, *others = line.split('\t')
-        assert rest == others and (x == y or abs(float(x) - float(y)) < 1e-3) and (p == q == '' or abs(float(p) - float(q)) < 2e-3)
-    again = run_alone(exported, stdin='\n'.join(lines) + '\n', PYTHONIOENCODING='cp1252', PYTHONUTF8='0')
-    assert again.stdout == done.stdout, 'UTF-8 in any locale'
-    assert set((exported/'requirements.txt').read_text().split()) == {'numpy', 'onnxruntime', 'tokenizers'}
-
-
 def test_cut_texts_are_reported(ner, ner_onnx, tiny, caplog):
     texts, words = ['kota', 'kota '*30], '1 of 2 texts are longer than the 20 tokens that are read, and were cut.'
     for folder in (ner, ner_onnx):
         with caplog.at_level('WARNING', logger='distilherbert'): assert len(classify.predict(str(folder), texts, tiny.profile)) == 2
-    done = run_alone(ner_onnx, *texts)
-    assert done.stderr.decode().strip().endswith(words) and len(done.stdout.splitlines()) == 2 and not run_alone(ner_onnx, 'kota').stderr
     assert [r.message for r in caplog.records] == [words]*2
+    alone = run_alone(ner_onnx, stdin='\n'.join(texts), PYTHONIOENCODING='cp1252', PYTHONUTF8='0')
+    assert alone.stderr.decode().strip().endswith(words) and len(alone.stdout.splitlines()) == 2 and not run_alone(ner_onnx, 'kota').stderr
 
 
-@pytest.mark.parametrize('enough', [0.99, 1.01])
-def test_int8_is_close_and_safe_without_vnni(tiny, tmp_path, monkeypatch, caplog, enough):
+def test_int8_is_close_and_safe_without_vnni(tiny, tmp_path, monkeypatch, caplog):
     "Products of two pairs must not overflow 16 bits; a warning says where not enough labels are the same."
-    monkeypatch.setattr(classify, 'LABEL_AGREEMENT', enough)
     folder = write_classifier(tmp_path/'folder', tiny.models['S4'], tiny.tokenizer, 'nkjp-ner', spread=0.3)
-    texts = texts_of(folder, 100)
-    with caplog.at_level('WARNING', logger='distilherbert'):
-        plain, small = (classify.export_onnx(folder, tmp_path/str(int8), int8, texts) for int8 in (False, True))
+    plain, texts = classify.export_onnx(folder, tmp_path/'plain'), texts_of(folder, 100)
+    for enough in (0.99, 1.01):
+        monkeypatch.setattr(classify, 'LABEL_AGREEMENT', enough)
+        with caplog.at_level('WARNING', logger='distilherbert'): small = classify.export_onnx(folder, tmp_path/str(enough), True, texts)
+        assert ('are those of the PyTorch format' in caplog.text) == (enough > 1)
     assert (small/'model.onnx').stat().st_size < (plain/'model.onnx').stat().st_size
     stored = map(onnx.numpy_helper.to_array, onnx.load(small/'model.onnx').graph.initializer)
     weights = [w for w in stored if w.dtype == np.int8]
@@ -208,17 +176,16 @@ def test_int8_is_close_and_safe_without_vnni(tiny, tmp_path, monkeypatch, caplog
     same = (a.argmax(1) == b.argmax(1)).mean()
     assert np.abs(a - b).max()/np.abs(a).max() < 0.05 and same >= 0.99, 'with weights of 4 bits they are not'
     said = f'with weights of 8 bits; {same:.1%} of the labels of 100 texts are those of the PyTorch format'
-    assert said in (small/'README.md').read_text() and (said in caplog.text) == (enough > 1)
+    assert said in (small/'README.md').read_text() and said in caplog.text
 
 
 def test_an_export_that_differs_is_an_error_and_leaves_nothing(ner, tmp_path, monkeypatch):
     "Not even what an export that was killed has left."
-    write = classify._write_onnx
     def other(model, file):
         assert not (file.parent/'old').exists()
-        with torch.no_grad(): model.classifier.bias += 20
         write(model, file)
-        with torch.no_grad(): model.classifier.bias -= 20
+        with torch.no_grad(): model.classifier.bias += 20
+    write = classify._write_onnx
     (tmp_path/'.onnx.partial').mkdir()
     (tmp_path/'.onnx.partial'/'old').touch()
     monkeypatch.setattr(classify, '_write_onnx', other)
@@ -226,31 +193,17 @@ def test_an_export_that_differs_is_an_error_and_leaves_nothing(ner, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def damaged_copy(folder, copy):
-    "A classifier whose last matrix is NaN."
-    copy = Path(shutil.copytree(folder, copy))
-    if not (file := copy/'model.onnx').is_file():
-        return damage(copy, 'model.safetensors', lambda w: w | {'classifier.weight': w['classifier.weight']*np.nan})
-    network = onnx.load(file)
-    (last,) = [w for w in network.graph.initializer if w.name.endswith('classifier.weight')]
-    last.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(last.dims), np.nan, np.float32), last.name))
-    onnx.save(network, file)
-    return copy
-
-
 @pytest.mark.parametrize('fault, words', [
     ('surrogate', 'Text 2 is not valid UTF-8 at character 5'), ('closed', 'There is no text'), ('weights', 'outputs of the model are NaN')])
-def test_no_answer_is_one_sentence_and_an_exit_code(ner, ner_onnx, tiny, tmp_path, capsys, fault, words):
-    "An argument in Latin-2, a closed standard input, damaged weights; with PyTorch and in an exported folder."
-    folder, out = (damaged_copy(f, tmp_path/f.name) if fault == 'weights' else f for f in (ner, ner_onnx))
-    if fault == 'closed':
-        with pytest.raises(ValueError, match=words): classify.predict(str(folder), None, tiny.profile)
-        done = subprocess.run(['sh', '-c', 'exec "$0" "$1" <&-', sys.executable, out/'run.py'], capture_output=True)
-    else:
-        texts = ['kota', os.fsdecode('Ala ł'.encode('latin2'))][:1 + (fault == 'surrogate')]
-        assert reproduce.main(['predict', str(folder), *texts]) == 1 and words in capsys.readouterr().err
-        done = run_alone(out, *texts)
-    assert done.returncode == 1 and words in done.stderr.decode() and not done.stdout and done.stderr.count(b'\n') == 1
+def test_no_answer_is_one_sentence_and_an_exit_code(ner, ner_onnx, tmp_path, fault, words):
+    "An argument in Latin-2 and a closed standard input, in an exported folder, whose functions are those of the command; damaged weights."
+    if fault == 'weights':
+        damage(shutil.copytree(ner, tmp_path/'c'), 'model.safetensors', lambda w: w | {'classifier.weight': w['classifier.weight']*np.nan})
+        done = subprocess.run([sys.executable, '-m', 'distilherbert.reproduce', 'predict', tmp_path/'c', 'kota'], capture_output=True)
+    elif fault == 'closed':
+        done = subprocess.run(['sh', '-c', 'exec "$0" "$1" <&-', sys.executable, ner_onnx/'run.py'], capture_output=True)
+    else: done = run_alone(ner_onnx, 'kota', os.fsdecode('Ala ł'.encode('latin2')))
+    assert done.returncode == 1 and words in done.stderr.decode() and not done.stdout and b'Traceback' not in done.stderr
 
 
 @pytest.fixture
@@ -270,41 +223,23 @@ def test_requests_that_cannot_be_met_are_refused_before_anything_is_built(tiny, 
     local, unheld = replace(p, task_source=str(local_ner.parent), tasks=('nkjp-ner',)), replace(p, selection_share=0.0)
     for ask, *args, words in (
             (classify.predict, 'S4', ['x'], p, 'cbdd', 'Did you mean cbd'), (classify.predict, 'S4', [], p, 'There is no text'),
-            (classify.predict, 'S4', ['x'], p, 'cdsc-e', 'tab between'), (classify.predict, 'S4', ['x\ty'], p, 'dyk', 'dyk'),
-            (classify.predict, 'S4', ['x'], unheld, 'selection_share = 0.1'), (classify.export, 'S4', p, new, 'dyk', 'Unknown task'),
-            *((ask, model, *more, task, words) for ask, more in ((classify.predict, (['x'], p)), (classify.export, (p, new)))
-              for model, task, words in (('S44', '', 'Unknown scenario'), ('absent/S4', '', 'There is no folder'),
-                                         (str(TOP), 'dyk', 'has a task already'), (str(TOP), '', 'no classifier.json'))),
+            (classify.predict, 'S4', ['x'], p, 'cdsc-e', 'tab between'), (classify.predict, 'S4', ['x'], unheld, 'selection_share = 0.1'),
+            (classify.predict, 'absent/S4', ['x'], p, '', 'There is no folder'), (classify.export, 'S4', p, new, 'dyk', 'Unknown task'),
+            (classify.export, str(TOP), p, new, 'dyk', 'has a task already'), (classify.export, str(TOP), p, new, '', 'no classifier.json'),
             (classify.export, 'S4', p, str(tmp_path), 'is there already'), (classify.submit, S4, p, 'nkjpner', 'Did you mean nkjp-ner'),
-            (classify.submit, S4, p, 'ar', 'Unknown task'), *((classify.submit, S4, local, t, 'test_features.tsv') for t in ('', 'all'))):
+            *((classify.submit, S4, local, t, 'test_features.tsv') for t in ('', 'all'))):
         with pytest.raises(ValueError, match=words): ask(*args)
-    for module in classify.EXTRA:
-        with monkeypatch.context() as m, pytest.raises(ValueError, match=f'{module} is not installed'):
-            m.setitem(sys.modules, module, None)
-            classify.export('S4', p, new)
-
-
-def test_exports_have_names_of_their_own(ner, tiny, tmp_path, monkeypatch):
-    "After a folder whose name has a dot, a scenario, and a scenario in a file."
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(classify, 'export_onnx', lambda folder, out, int8, texts: (str(out), int8))
-    monkeypatch.setattr(classify, 'build_classifier', lambda *a: tmp_path)
-    Path('mine.toml').write_text('init = "random"\n')
-    for model, name in ((str(ner), 'S4.old-onnx'), (f'{ner}/', 'S4.old-onnx'), ('S4', 'S4-onnx'), ('mine.toml', 'mine-onnx')):
-        for int8 in (False, True): assert classify.export(model, tiny.profile, int8=int8) == (name + '-int8'*int8, int8)
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    with pytest.raises(ValueError, match='onnx is not installed'): classify.export('S4', p, new)
 
 
 def test_predict_and_export_from_the_command_line(ner, tiny, tmp_path, capsys):
     lines = ['Ala ma kota', 'Jadę do Łodzi .']
-    expected = classify.predict(str(ner), lines, tiny.profile)
     command = [sys.executable, '-m', 'distilherbert.reproduce', 'predict', ner]
     done = subprocess.run(command, input='\n'.join(lines), capture_output=True, text=True)
-    assert done.stdout.splitlines() == expected, done.stderr
+    assert done.stdout.splitlines() == classify.predict(str(ner), lines, tiny.profile), done.stderr
     assert reproduce.main(['export', str(ner), '--format', 'onnx', '--output', str(tmp_path/'out')]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path/'out') and (tmp_path/'out'/'model.onnx').is_file()
-    assert reproduce.main(['predict', 'S4', 'Ala ma kota .', '--profile', str(tiny.file), '--task', 'polemo2.0-in']) == 0
-    out = capsys.readouterr().out
-    assert re.fullmatch(r'__label__\w+\t0\.\d{3}\tAla ma kota \.\n', out), 'progress goes to standard error'
     suggested = status.status(replace(tiny.profile, task_epochs=3), [S4], 'my profile.toml')
     assert "--profile 'my profile.toml'" in suggested, 'can be pasted'
 
@@ -325,17 +260,6 @@ def test_a_submission_of_the_world(tiny):
         assert text == '\n'.join([task.label, *(c.about['labels'][i] for i in predicted), '']) == (Path(file).parent/name).read_text()
 
 
-def test_only_what_is_asked_for_in_the_official_order_and_is_there(tiny, local_ner, monkeypatch, tmp_path, caplog):
-    asked = []
-    monkeypatch.setattr(classify, 'build_submission', lambda p, s, names: asked.append(names) or tmp_path)
-    monkeypatch.setattr(classify, 'read_manifest', lambda folder: {'counts': {}})
-    for tasks_ in ('polemo2.0-out, nkjp-ner', ['polemo2.0-out', 'nkjp-ner'], ''): classify.submit(S4, tiny.profile, tasks_)
-    with caplog.at_level('WARNING', logger='distilherbert'):
-        classify.submit(S4, replace(tiny.profile, task_source=str(local_ner.parent)), 'all')
-    assert asked == [['nkjp-ner', 'polemo2.0-out']]*2 + [list(tiny.profile.tasks), ['nkjp-ner']]
-    assert f'has no files: {", ".join(t for t in TASKS if t != "nkjp-ner")}.' in caplog.text
-
-
 def test_cut_texts_are_counted_and_labels_scored_where_they_are_given(ner, local_ner, tmp_path):
     def submitted(name):
         (tmp_path/name).mkdir()
@@ -354,8 +278,6 @@ def test_all_nine_tasks_in_the_format_of_the_sample(tiny, tmp_path):
     if not sample.is_dir(): pytest.skip('there is no sample_submission/ next to the tasks')
     herbert = sample.parents[1]/'herbert-base-cased'
     folders = {t: write_classifier(tmp_path/t, tiny.models['S4'], herbert, t, TASKS[t].labels) for t in TASKS}
-    texts = ['Zażółć gęślą jaźń w Łodzi, "proszę".', 'Ala ma kota.']
-    assert AutoTokenizer.from_pretrained(folders['ar'])(texts)['input_ids'] == AutoTokenizer.from_pretrained(herbert)(texts)['input_ids']
     (tmp_path/'zip').mkdir()
     classify.make_submission(tmp_path/'zip', folders, 'local', 0, 'klej.zip')
     files = contents(tmp_path/'zip'/'klej.zip')
@@ -369,12 +291,10 @@ def test_all_nine_tasks_in_the_format_of_the_sample(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('more, n', [(('--untrained',), None), (('--task', 'nkjp-ner'), 500)])
-def test_the_bench_measures_what_a_classifier_costs(tiny, more, n):
-    done = run_program(sys.executable, TOP/'bench'/'deployment.py', 'S4', '--profile', tiny.file, '--rounds', '1', *more)
+def test_the_bench_measures_what_a_classifier_costs(tiny):
+    done = run_program(sys.executable, TOP/'bench'/'deployment.py', 'S4', '--profile', tiny.file, '--rounds', '1', '--task', 'nkjp-ner')
     assert done.returncode == 0, done.stderr
     record = json.loads((tiny.runs/'results'/'tiny'/'deployment.json').read_text())
     formats = record['values']['rows']['S4']['formats']
-    assert record['n'] == n and set(formats) - {'torch on GPU'} == {'torch', 'onnx', 'int8'}
-    assert formats['int8']['bytes'] < formats['onnx']['bytes'] and formats['onnx']['latency']['32'] > 0
-    if n: assert formats['onnx']['same'] == 1.0 and formats['onnx']['peak_bytes'] < formats['torch']['peak_bytes']
+    assert record['n'] == 500 and {'torch', 'onnx', 'int8'} <= set(formats)
+    assert formats['int8']['bytes'] < formats['onnx']['bytes'] and formats['onnx']['same'] == 1.0 and formats['onnx']['latency']['32'] > 0

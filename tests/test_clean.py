@@ -1,7 +1,6 @@
 "Cleaning, reading and deduplication against slow references, bad files, a bad network, and kills."
-import errno
 import gzip
-import io
+import itertools
 import json
 import lzma
 import os
@@ -10,7 +9,6 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from dataclasses import replace
 from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
@@ -18,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SENTENCE, noisy_corpus, run_program
-from hub import Hub, Server
+from hub import Server
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distilherbert import clean, sources
 from distilherbert.artefact import fingerprint
 from distilherbert.clean import clean_block, clean_corpus, clean_text, explain_text, read_texts, skippable
-from distilherbert.scenario import SettingsError, get_profile
+from distilherbert.scenario import SettingsError
 from distilherbert.sources import BadText, Block, text_sources
 
 WORDS = 'zwykłe słowa, jakich pełno wszędzie'
@@ -56,7 +54,6 @@ def slow_clean(text):
 @settings(max_examples=600, deadline=None)
 @given(ANY | MESSY | LINE.map(''.join))
 @example('')
-@example('\ud800'*20)
 @example('<'*1000)
 @example('&lt;p&gt;' + '&amp;'*20)
 def test_any_text_is_cleaned_like_the_slow_way_and_stays_clean(text):
@@ -75,10 +72,7 @@ def test_a_line_is_only_passed_over_when_no_rule_changes_it():
     skips = skippable(lines)
     assert sum(skip == len(clean.CHANGES) for skip in skips) > 60_000
     assert [line for line, skip in zip(lines, skips, strict=True) if explain_text(line) != explain_text(line, skip)] == []
-    passed = ''.join(line for line, skip in zip(lines, skips, strict=True) if skip)
-    assert not any(map(unicodedata.combining, passed)), 'marks could be in the wrong order'
-    characters = set(''.join(lines))
-    assert all(len(c.encode().translate(None, clean._COMMON)) >= clean.count_symbols(c) for c in characters), 'a symbol leaves a byte'
+    assert not any(map(unicodedata.combining, ''.join(itertools.compress(lines, skips)))), 'marks could be in the wrong order'
 
 
 def line_by_line(text, old_share):
@@ -112,21 +106,10 @@ def test_a_block_is_cleaned_as_its_lines_one_by_one(text, old_share):
     ('Pok&oacute;j&nbsp;by&#322; czysty&hellip; i &lt;b&gt;tani&lt;/b&gt;', 'Pokój był czysty… i tani'),
     ('Jeśli a < b i b < c, to a < c zawsze i wszędzie', 'Jeśli a < b i b < c, to a < c zawsze i wszędzie'),
     ('zaz\u0307o\u0301łc\u0301 e&#769;l<b>e\u0301</b>gant et e<i>\u0301</i>le\u0300ve', 'zażółć élégant et élève'),
-    *((text, unicodedata.normalize('NFC', text)) for text in ('ภาษาไทยเขียนติดกันไม่เว้นวรรค', 'הַשָּׁמַיִם וְאֵת הָאָרֶץ', 'بِسْمِ اللَّهِ الرَّحْمَٰنِ')),
-    ('<p ' + ' '.join(f'a{i}="b / c"' for i in range(clean.WIDEST)) + f'>{WORDS}', WORDS),
-    ('<img src="data:image/png;base64,' + 'a/b+'*1_000_000 + f'">{WORDS}', WORDS),
-    (' , .'.join('abcdefg'), ' , .'.join('abcdefg')), ('<b>' + 'a'*14 + '</b>' + ' '*30, None), ('o\u0301'*14, None),
-    *((text, None) for text in ('a_b_c_d_e_f_g_h', 'http://a.example/bardzo-dlugi-adres', 'a' + '\u0301'*60, 'A\0l\0a\0 \0m\0a\0 \0k'))
-], ids=lambda text: repr(text)[:40])
+    ('ภาษาไทยเขียนติดกันไม่เว้นวรรค', 'ภาษาไทยเขียนติดกันไม่เว้นวรรค'), ('<b>k</b> <br>'*10_000, 'k '*9_999 + 'k'),
+    ('<img src="data:image/png;base64,' + 'a/b+'*1_000_000 + f'">{WORDS}', WORDS), ('<b>' + 'a'*14 + '</b>' + ' '*30, None),
+    ('http://a.example/bardzo-dlugi-adres', None), ('a' + '\u0301'*60, None)], ids=lambda text: repr(text)[:40])
 def test_texts_by_hand(text, cleaned): assert clean_text(text) == cleaned
-
-
-def test_a_text_may_have_one_symbol_in_ten_and_any_number_of_flat_elements():
-    for n in range(15, 120):
-        for letter, symbol in ('a-', 'ż„', '中—'):
-            assert clean_text(letter*(n - n//10) + symbol*(n//10)) is not None
-            assert clean_text(letter*(n - n//10 - 1) + symbol*(n//10 + 1)) is None
-    assert not clean.is_too_deep(f'<b>{WORDS}</b>'*50_000 + '<p>a<br><img src="b"><div></div>'*10_000)
 
 
 HOSTILE = """
@@ -176,15 +159,11 @@ def test_blocks_depend_only_on_the_text(text, block, sizes):
     assert all(b.endswith((b'\n\n', b'\n\r\n')) for b in blocks[:-1])
 
 
-def test_an_overlong_document_is_cut_at_a_line_end_and_an_overlong_line_ends_the_reading(monkeypatch):
+def test_an_overlong_document_is_cut_at_a_line_end(monkeypatch):
     monkeypatch.setattr(sources, 'LONGEST', 64)
-    monkeypatch.setattr(sources, 'LONGEST_LINE', 1 << 14)
-    text, given = b'0123456789\n'*50 + b'x'*16_000 + b'\n', []
+    text = b'0123456789\n'*50 + b'x'*16_000 + b'\n'
     blocks = list(sources.cut_blocks([text], 16))
     assert len(blocks) > 5 and b''.join(blocks) == text and all(b.endswith((b'9\n', b'x\n')) for b in blocks)
-    with pytest.raises(BadText, match=r'dom\.txt has no line end in the 16,384 bytes from offset 14 of its text'):
-        list(sources.cut_blocks((given.append(c) or c for c in [b'Ala ma kota.\n\n', *[b'x'*1000]*10_000]), 16, 'dom.txt'))
-    assert len(given) < 50, 'reading stops at the limit'
 
 
 GOOD = ('\n'.join(SENTENCE.format(i) for i in range(3000)) + '\n').encode()
@@ -251,14 +230,14 @@ def test_the_stage_does_what_the_plain_way_does(tmp_path, corpus, workers):
     assert counts['lines'] == sum(t.count('\n') for t in texts) and len(content(tmp_path/'work')) > 8, 'several shards'
 
 
-@pytest.mark.parametrize('lines', [7, 500])
-def test_the_first_lines_are_those_of_head(tmp_path, lines):
+def test_the_first_lines_are_those_of_head(tmp_path):
+    "A source that ends too soon is not the first lines of anything."
     text = noisy_corpus(seed=5)
-    for name, some in (('t.txt', text), ('h.txt', '\n'.join(text.split('\n')[:lines]) + '\n')): (tmp_path/name).write_text(some, 'utf-8')
-    assert build(tmp_path/'limited', tmp_path/'t.txt', lines=lines)['lines'] == build(tmp_path/'head', tmp_path/'h.txt')['lines'] == lines
+    for name, some in (('t.txt', text), ('h.txt', '\n'.join(text.split('\n')[:500]) + '\n')): (tmp_path/name).write_text(some, 'utf-8')
+    assert build(tmp_path/'limited', tmp_path/'t.txt', lines=500)['lines'] == build(tmp_path/'head', tmp_path/'h.txt')['lines'] == 500
     assert content(tmp_path/'limited') == content(tmp_path/'head')
-    with pytest.raises(BadText, match=rf'asks for {lines + 1:,} lines, but there are {lines:,} in h\.txt.*`text_lines = 0`'):
-        build(tmp_path/'more', tmp_path/'h.txt', lines=lines + 1)  # a source that ends too soon is not the first lines of anything
+    with pytest.raises(BadText, match=r'asks for 501 lines, but there are 500 in h\.txt.*`text_lines = 0`'):
+        build(tmp_path/'more', tmp_path/'h.txt', lines=501)
 
 
 class Killed(BaseException):
@@ -274,22 +253,20 @@ def dying(real, after, calls):
     return call
 
 
-@pytest.mark.parametrize('name, after', [*(('clean_block', n) for n in (0, 5, 14)), ('write_whole', 3), ('write_whole', 17)])
+@pytest.mark.parametrize('name, after', [('clean_block', 0), ('clean_block', 14), ('write_whole', 3), ('write_whole', 17)])
 def test_a_run_that_was_killed_goes_on_and_ends_the_same(tmp_path, corpus, monkeypatch, name, after):
-    "Between two blocks, while shards are written, and while they are copied without duplicates."
-    undisturbed, real, calls = build(tmp_path/'undisturbed', corpus), getattr(clean, name), []
+    "Between two blocks, while shards are written, and while they are copied without duplicates: these stay as they are."
+    undisturbed, work, again = build(tmp_path/'undisturbed', corpus), tmp_path/'work', []
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(clean, name, dying(real, after, calls))
-        build(tmp_path/'work', corpus)
-    (tmp_path/'work'/'.ccsub-00001.txt.123.part').write_bytes(b'half a fi')
-    there, again, note = {f: f.stat().st_mtime_ns for f in (tmp_path/'work').glob('[a-z]*.txt')}, [], tmp_path/'work'/clean.NOTE
+        patch.setattr(clean, name, dying(getattr(clean, name), after, []))
+        build(work, corpus)
+    (work/'.ccsub-00001.txt.123.part').write_bytes(b'half a fi')
+    there, note = {f: f.stat().st_mtime_ns for f in work.glob('[a-z]*.txt')}, work/clean.NOTE
     finished = json.loads(note.read_text())['blocks'] if note.is_file() else 0
-    with monkeypatch.context() as patch:
-        patch.setattr(clean, 'clean_block', dying(clean_block, 10**6, again))
-        assert build(tmp_path/'work', corpus) == undisturbed and content(tmp_path/'work') == content(tmp_path/'undisturbed')
+    monkeypatch.setattr(clean, 'clean_block', dying(clean_block, 10**6, again))
+    assert build(work, corpus) == undisturbed and content(work) == content(tmp_path/'undisturbed')
     assert len(again) == sum(1 for s in text_sources(str(corpus)) for _ in s.blocks()) - finished, 'finished shards are not cleaned again'
-    assert all(f.stat().st_mtime_ns == t for f, t in there.items()) and bool(there) == (after == 17)
-    assert finished or after in (0, 5)
+    assert all(f.stat().st_mtime_ns == t for f, t in there.items()) and bool(there) == (after == 17) and (finished or not after)
 
 
 def many_documents(word, n):
@@ -306,89 +283,60 @@ LATE, WIDE = many_documents('Zepsuty', 1500), 'Ala ma kota, a kot ma psa i nic w
 XZ, GZ, RETURNS = lzma.compress(LATE), gzip.compress(LATE, mtime=0), GOOD[:GOOD.index(b'Numer 1000 ')].replace(b'\n', b'\r')
 BAD_SUM = GZ[:-8] + bytes(4) + GZ[-4:]
 BAD = [
-    *((f'm.txt.{kind}', data, rf'm\.txt\.{kind} is a {fault}') for kind, packed in (('xz', XZ), ('gz', GZ)) for data, fault in (
-        (b'', 'truncated archive'), (packed[:10], '(truncated|broken) archive'), (packed[:len(packed)//2], 'truncated'),
-        (packed[:-1], 'truncated archive'), (b'To nie archiwum.', 'broken'), (packed + b'i jeszcze cos', 'broken'),
-        (packed[:len(packed)//2] + bytes([packed[len(packed)//2] ^ 0xff]) + packed[len(packed)//2 + 1:], 'broken archive.* near byte'))),
-    ('m.txt.gz', BAD_SUM, 'm.txt.gz is a broken archive'), ('m.txt.zst', b'', 'm.txt.zst is a truncated archive'),
-    ('m.txt.zst', b'no archive', 'm.txt.zst is a broken archive'), ('m.txt.zst', zst(LATE)[:-9], 'm.txt.zst is a truncated archive'),
-    *(('m.txt', LATE + 'gęś'.encode(e) + b'\n', rf'm\.txt is not UTF-8: byte at offset {at:,} .*line 4,501')
-      for e, at in (('iso-8859-2', len(LATE) + 1), ('utf-16', len(LATE)))),
-    *(('m.txt', data, f'm.txt is not text: .* are NUL, .* at offset {where}') for e in ('utf-16-le', 'utf-16-be', 'utf-32-le')
-      for data, where in ((WIDE.encode(e), '[013] of its text .0x00., in line 1'),
-                          (LATE + WIDE.encode(e), r'[\d,]+ of its text .0x00., in line 4,50[12]'))),
-    ('m.txt', LATE + bytes(9000), 'm.txt is not text: 9,000 of'),
-    *(('m.txt', RETURNS + end, '(1,000|999) carriage returns .* at offset 46 ') for end in (b'', b'\n')),
+    *((f'm.txt.{kind}', data, rf'm\.txt\.{kind} is a {fault}') for kind, packed in (('xz', XZ), ('gz', GZ), ('zst', zst(LATE)))
+      for data, fault in ((b'', 'truncated archive'), (packed[:-9], 'truncated archive'), (b'To nie archiwum.', 'broken'))),
+    ('m.txt.xz', XZ + b'i jeszcze cos', 'broken archive'), ('m.txt.gz', BAD_SUM, 'm.txt.gz is a broken archive'),
+    ('m.txt.xz', XZ[:len(XZ)//2] + bytes([XZ[len(XZ)//2] ^ 0xff]) + XZ[len(XZ)//2 + 1:], 'broken archive.* near byte'),
+    ('m.txt', LATE + 'gęś'.encode('iso-8859-2') + b'\n', rf'm\.txt is not UTF-8: byte at offset {len(LATE) + 1:,} .*line 4,501'),
+    *(('m.txt', data, f'm.txt is not text: .* are NUL, .* at offset {where}') for data, where in (
+        (WIDE.encode('utf-16-be'), '[013] of its text .0x00., in line 1'),
+        (LATE + WIDE.encode('utf-16-le'), r'[\d,]+ of its text .0x00., in line 4,50[12]'))),
+    ('m.txt', RETURNS, '(1,000|999) carriage returns .* at offset 46 '),
     ('m.txt', LATE + b'x'*70_000, r'm\.txt has no line end in the 65,536 bytes'),
     ('m.jsonl', b'{"body": "a"}\n\n{"body": 1}\n', 'm.jsonl, line 3: .body. is 1, not text'),
-    ('m.jsonl', b'{"id": 1}', "m.jsonl, line 1 has no column 'body'; it has id"),
-    ('m.jsonl', b'[1]', r'm.jsonl, line 1 has no column .*it is \[1\], not an object'),
-    ('m.jsonl', b'{"body": "a"}\n{', 'm.jsonl, line 2 is not JSON'),
     ('m.jsonl', b'{"body": ' + b'['*50_000, 'm.jsonl, line 1 is not JSON'),
-    ('m.jsonl', '{"body": "gęś"}'.encode('iso-8859-2'), 'm.jsonl is not UTF-8'), ('m.parquet', b'PAR1', 'm.parquet is no Parquet file'),
-    ('m.parquet', [{'id': 1, 'text': 'x'}], "m.parquet, row 1 has no column 'body'; it has id, text"),
-    ('m.parquet', [{'body': [1]}], r'm.parquet, row 1: .body. is \[1\], not text')]
+    ('m.parquet', b'PAR1', 'm.parquet is no Parquet file'),
+    ('m.parquet', [{'id': 1, 'text': 'x'}], "m.parquet, row 1 has no column 'body'; it has id, text")]
 
 
 @pytest.mark.parametrize(('name', 'data', 'fault'), BAD, ids=[f'{n}-{b[0]}' for n, b in enumerate(BAD)])
 def test_a_bad_file_is_named_with_the_place_of_its_fault_and_left_out_whole(tmp_path, monkeypatch, caplog, name, data, fault):
     "Even where the fault comes late, after many good blocks."
-    late = data in (XZ[:-1], BAD_SUM) or isinstance(data, bytes) and data.startswith(LATE)
-    limits = {'LONGEST': 1 << 14, 'LONGEST_LINE': 1 << 16} | ({'CHUNK': 1000} if late else {})
-    for limit, value in limits.items(): monkeypatch.setattr(sources, limit, value)
+    for limit, value in {'LONGEST': 1 << 14, 'LONGEST_LINE': 1 << 16, 'CHUNK': 1000}.items(): monkeypatch.setattr(sources, limit, value)
     for folder in ('good', 'both'):
         (tmp_path/folder).mkdir()
         for good in ('a.txt', 'z.txt'): (tmp_path/folder/good).write_bytes(many_documents(f'Dobry {good}', 100))
     if isinstance(data, list): write_rows(tmp_path/'both'/name, data)
     else: (tmp_path/'both'/name).write_bytes(data)
-    if late:
-        blocks = text_sources(str(tmp_path/'both'/name))[0].blocks()
-        assert sum('Zepsuty' in next(blocks).text for _ in range(10)) == 10
     with pytest.raises(BadText, match=fault): build(tmp_path/'stop', tmp_path/'both')
     made, alone = build(tmp_path/'made', tmp_path/'both', on_bad_file='skip'), build(tmp_path/'alone', tmp_path/'good')
     assert content(tmp_path/'made') == content(tmp_path/'alone') and made['parts'] == alone['parts']
-    assert made['sources'] == ['a.txt', 'z.txt'] and re.search(fault, *made['bad_files'])
-    assert f'Left out: {made["bad_files"][0]}' in caplog.text
+    assert re.search(fault, *made['bad_files']) and f'Left out: {made["bad_files"][0]}' in caplog.text
 
 
 def test_where_nothing_is_left_the_error_says_why(tmp_path):
-    for n, data in enumerate((b'', b'\n\n\n', b'Menu\n\nStart\n', b'\0'*10)):
+    for n, data in enumerate((b'', b'Menu\n\nStart\n', b'\0'*10)):
         with pytest.raises(BadText, match=r'Nothing is left of a\.txt'): build_from(tmp_path/f'{n}', a_txt=data)
     (tmp_path/'m.txt.xz').write_bytes(b'')
     with pytest.raises(BadText, match='Nothing is left of.*truncated archive'): build(tmp_path/'x', tmp_path/'m.txt.xz', on_bad_file='skip')
 
 
 def test_odd_but_good_files_lose_nothing(tmp_path):
+    "A byte-order mark, other line ends, archives of several parts, a few NULs, half a letter, and a line of ten megabytes."
     half = GOOD.index(b'\n', len(GOOD)//2) + 1
     several = [pack(GOOD[:half]) + b'\0'*8 + pack(GOOD[half:]) + b'\0'*4 for pack in (lzma.compress, gzip.compress)]
-    whole = {'a_txt': [b'\xef\xbb\xbf' + GOOD, GOOD.replace(b'\n', b'\r\n'), GOOD.replace(b' ', b'\r')],
-             'a_txt_xz': several[:1], 'a_txt_gz': several[1:]}
-    for n, (name, data) in enumerate((name, data) for name, files in whole.items() for data in files):
+    whole = [('a_txt', b'\xef\xbb\xbf' + GOOD.replace(b'\n', b'\r\n')), ('a_txt', GOOD.replace(b' ', b'\r')),
+             *zip(('a_txt_xz', 'a_txt_gz'), several)]
+    for n, (name, data) in enumerate(whole):
         counts, texts = build_from(tmp_path/f'{n}', **{name: data})
         assert counts['lines'] == total(counts, 'kept') == 3000 and set(texts) == set(GOOD.decode().splitlines())
-    gaps = f'\n\n{SENTENCE.format(1)}\n\n\n \n{SENTENCE.format(2)}\0\n{SENTENCE.format(3)}'.encode()
-    assert set(build_from(tmp_path/'gaps', a_txt=gaps)[1]) == {SENTENCE.format(1), SENTENCE.format(2) + '\ufffd', SENTENCE.format(3)}
     counts, _ = build_from(tmp_path/'rare', a_txt=GOOD.replace(b'zdanie,', b'zdanie\0,', 9))
     assert (total(counts, 'changed', 'characters'), total(counts, 'kept')) == (9, 3000)
-    long = 'Bardzo długa linia, która się nie kończy, tylko trwa. '*200_000  # ten megabytes
+    long = 'Bardzo długa linia, która się nie kończy, tylko trwa. '*200_000
     counts, texts = build_from(tmp_path/'long', a_txt=f'{SENTENCE}\n{long}\n<p>{long}</p>\n\n{SENTENCE.format(1)}\n'.encode())
     assert sorted(map(len, texts)) == sorted([len(SENTENCE), len(SENTENCE.format(1)), len(long) - 1])
-    assert (total(counts, 'duplicates'), total(counts, 'lines_read')) == (1, 4)
     letter = b'{"body": "Ala ma kota \\ud800 i psa."}'
-    assert build_from(tmp_path/'letter', **{'a.jsonl': letter})[1] == ['Ala ma kota \ufffd i psa.'], 'half a letter is no Unicode'
-
-
-def test_a_disk_that_fails_in_the_middle_is_named_with_the_byte(tmp_path, corpus, monkeypatch):
-    class Failing(io.BytesIO):
-        def read(self, n=-1):
-            if self.tell() >= 3000: raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return super().read(n)
-    fail = lambda path, *mode, **k: Failing(Path(path).read_bytes()) if Path(path).name == 'a.txt' else open(path, *mode, **k)
-    monkeypatch.setattr(sources, 'CHUNK', 1000)
-    monkeypatch.setattr(sources, 'open', fail, raising=False)
-    with pytest.raises(BadText, match=r'^a\.txt cannot be read from byte 3,000 on: Input/output error'): build(tmp_path/'stop', corpus)
-    counts = build(tmp_path/'skip', corpus, on_bad_file='skip')
-    assert 'byte 3,000' in counts['bad_files'][0] and counts['sources'] == ['b.txt.xz', 'c.txt.gz']
+    assert build_from(tmp_path/'letter', **{'a.jsonl': letter})[1] == ['Ala ma kota \ufffd i psa.']
 
 
 @pytest.mark.skipif(not Path('/proc/self/mem').exists(), reason='a file that nobody may read, as on Linux')
@@ -399,25 +347,22 @@ def test_a_file_that_the_system_refuses_to_read_is_named(tmp_path):
 
 
 def test_files_that_are_not_read_or_have_an_impossible_name_are_named(tmp_path, corpus, caplog):
-    assert build(tmp_path/'before', corpus)['unread_files'] == [] and 'Not read' not in caplog.text
-    for name in ('b.txt.bz2', 'b.TXT', 'README.md', '.hidden', 'left-out.bin', os.fsdecode(b'g\xb3.md')): (corpus/name).write_bytes(GOOD)
+    for name in ('b.TXT', '.hidden', 'left-out.bin', os.fsdecode(b'g\xb3.md')): (corpus/name).write_bytes(GOOD)
     (corpus/'empty.txt').touch()
     (corpus/'folder.txt').mkdir()
     (corpus/'gone.txt').symlink_to(corpus/'nowhere.txt')
     ending = f'its name does not end in {sources.ENDINGS}'
-    unread = {'README.md': ending, 'b.TXT': ending, 'b.txt.bz2': ending, 'empty.txt': 'empty', 'folder.txt': 'a folder',
-              'gone.txt': 'a link to what is not there', r'g\udcb3.md': ending}
+    unread = {'b.TXT': ending, 'empty.txt': 'empty', 'folder.txt': 'a folder', 'gone.txt': 'a link to what is not there',
+              r'g\udcb3.md': ending}
     found = build(tmp_path/'after', corpus, without=('left-out*',))['unread_files']
     assert found == [f'{name}: {why}' for name, why in unread.items()] and all(f'Not read: {file}' in caplog.text for file in found)
-    assert sources.unread_files('world') == sources.unread_files('cc100') == []
     (corpus/os.fsdecode(b'g\xb3.txt')).write_bytes(GOOD)
     with pytest.raises(SettingsError, match=r"'g\\udcb3\.txt' is not UTF-8"): build(tmp_path/'last', corpus)
 
 
 ROWS = [{'id': 1, 'body': f'{SENTENCE.format(1)}\n\n{SENTENCE.format(2)}'}, {'id': 2, 'body': None}, {'id': 3, 'body': ''},
         *({'id': n, 'body': f'  {SENTENCE.format(n)}\r\n{SENTENCE.format(-n)} \n\n'} for n in range(3, 400))]
-PACK = {'.jsonl': lambda data: b'\xef\xbb\xbf' + data.replace(b'\n', b'\r\n') + b'\n\n', '.gz': gzip.compress, '.xz': lzma.compress,
-        '.zst': zst}
+PACK = {'.jsonl': lambda data: b'\xef\xbb\xbf' + data.replace(b'\n', b'\r\n') + b'\n\n', '.zst': zst}
 
 
 def write_rows(file, rows=ROWS):
@@ -430,58 +375,34 @@ def write_rows(file, rows=ROWS):
     return file
 
 
-@pytest.mark.parametrize('name', ['a.jsonl', 'a.jsonl.gz', 'a.jsonl.xz', 'a.jsonl.zst', 'a.parquet', 'data set'])
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.jsonl.zst', 'a.parquet', 'data set'])
 def test_a_row_is_a_document(tmp_path, name):
     "The same texts, by hand, from each kind of table; and the file alone is its folder."
     file = write_rows(tmp_path/'t'/('train.parquet' if name == 'data set' else name))
     path = f'hf:{file.parent}' if name == 'data set' else str(file)
     counts = build(tmp_path/'work', path)
     assert sorted(every_text(tmp_path/'work')) == sorted(SENTENCE.format(n) for n in (1, 2, *(k for n in range(3, 400) for k in (n, -n))))
-    assert total(counts, 'documents') == 398
     source, = text_sources(path, column='body')
     sizes = [b.size for b in source.blocks()]
-    assert len(sizes) > 5, 'a block is no whole file'
+    assert total(counts, 'documents') == 398 and len(sizes) > 5, 'a block is no whole file'
     assert [source.identity] != [s.identity for s in text_sources(path)], 'the column is part of it'
-    if name == 'data set': return
-    assert sum(sizes) == pytest.approx(file.stat().st_size, rel=0.01)
-    for same in (str(tmp_path/'t'), (path,)): assert text_sources(same, column='body') == [source]
+    if name != 'data set': assert sum(sizes) == pytest.approx(file.stat().st_size, rel=0.01)
 
 
 def test_sources_are_read_in_order_and_known_by_their_content(tmp_path, corpus):
     identity = lambda folder, **options: [s.identity for s in text_sources(str(folder), **options)]
     before = identity(corpus)
-    assert before[0] == {'file': fingerprint(corpus/'a.txt')}
     corpus.rename(moved := tmp_path/'moved')
     assert identity(moved) == before and identity(moved, without=('a*', '*-no-such-*')) == before[1:]
     (moved/'a.txt').write_text('Inny tekst niż przedtem.', 'utf-8')
-    assert identity(moved) != before
+    assert identity(moved)[0] == {'file': fingerprint(moved/'a.txt')} != before[0] and identity(moved)[1:] == before[1:]
     assert identity('world', world_size=9) != identity('world', world_size=9, seed=1) != identity('world', world_size=8, seed=1)
-    write_rows(tmp_path/'t'/'rows.jsonl')
-    for file in ('pl.gz', 't/a.tar.gz'): (tmp_path/file).write_bytes(gzip.compress(GOOD))
-    found = text_sources((str(tmp_path/'pl.gz'), str(moved), str(tmp_path/'t'), 'hf:owner/name:pl'))
-    assert [s.name for s in found] == ['pl.gz', 'a.txt', 'b.txt.xz', 'c.txt.gz', 'rows.jsonl', 'hf:owner/name:pl']
-    assert sources.unread_files((str(moved), str(tmp_path/'t'))) == [f'a.tar.gz: its name does not end in {sources.ENDINGS}']
+    found = text_sources((str(moved/'c.txt.gz'), str(moved), 'hf:owner/name:pl'))
+    assert [s.name for s in found] == ['c.txt.gz', 'a.txt', 'b.txt.xz', 'c.txt.gz', 'hf:owner/name:pl']
     (tmp_path/'empty').mkdir()
     for place, without, fault in ((moved, ('*',), r'other than \*'), (tmp_path/'nowhere', (), 'There is no file or folder'),
-                                  *((p, (), f'no text in {p}.*wanted are files') for p in (tmp_path/'t'/'a.tar.gz', tmp_path/'empty'))):
-        with pytest.raises(SettingsError, match=fault): text_sources((str(moved), str(place)) if not without else str(place), without)
-    with pytest.raises(SettingsError, match='`text` needs an entry'): replace(get_profile('demo'), text=())
-
-
-def test_a_data_set_is_streamed_from_the_hub(tmp_path):
-    "From a hub on this machine, in a process of its own; another name, configuration or column is an error that says so."
-    rows = write_rows(tmp_path/'hub'/'datasets'/'owner'/'texts'/'train.jsonl')
-    code = ('import sys; from distilherbert.sources import text_sources; _, name, column = sys.argv\n'
-            'print(sum(len(b.text.split()) for s in text_sources(name, column=column) for b in s.blocks()))')
-    with Hub(tmp_path/'hub') as hub:
-        env = {'HF_ENDPOINT': hub.address, 'HF_HOME': tmp_path/'cache', 'HF_HUB_OFFLINE': ''}
-        def read(name, column='body'): return run_program(sys.executable, '-c', code, name, column, env=env)
-        done, (local,) = read('hf:owner/texts'), text_sources(str(rows), column='body')
-        assert done.stdout.strip() == str(sum(len(b.text.split()) for b in local.blocks())), done.stderr
-        for name, column, fault in (('hf:owner/nothing', 'body', 'owner/nothing cannot be read'),
-                                    ('hf:owner/texts:pl', 'body', 'cannot be read.*pl'),
-                                    ('hf:owner/texts', 'text', "has no column 'text'; it has id, body")):
-            assert re.search(f'BadText: .*{fault}', (done := read(name, column)).stderr, re.S), done.stderr
+                                  (tmp_path/'empty', (), 'no text in .*empty.*wanted are files')):
+        with pytest.raises(SettingsError, match=fault): text_sources(str(place), without)
 
 
 @pytest.fixture
@@ -496,17 +417,6 @@ def server(monkeypatch):
         yield s
 
 
-def test_cc100_is_streamed_whole_or_as_far_as_needed(server, tmp_path):
-    texts = [t for t in server.text.split('\n') if t]
-    build(tmp_path/'whole', 'cc100', 0.0)
-    assert every_text(tmp_path/'whole') == texts
-    server.data = server.data[:len(server.data)//2]  # what comes later need not even be there
-    assert build(tmp_path/'few', 'cc100', 0.0, lines=50)['lines'] == 50
-    few = every_text(tmp_path/'few')
-    assert 20 < len(few) <= 50 and few == texts[:len(few)]
-    with pytest.raises(BadText, match='truncated archive'): build(tmp_path/'truncated', 'cc100')
-
-
 def test_a_dropped_connection_is_taken_up_where_it_broke(server):
     third = len(server.data)//3
     server.drop_after, server.status = [third, 0, 1000], [503, 200]
@@ -518,8 +428,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(server):
     ({'ranges': False, 'drop_after': [50_000]}, 'broke after 50,000 bytes, and the server cannot go on from there'),
     ({'tags': ['"1"', '"2"'], 'drop_after': [50_000]}, 'or the file has changed'),
     ({'drop_after': [50_000] + [0]*100}, 'broke after 50,000 bytes and cannot be opened again'),
-    ({'status': [404]}, r'answers 404.*curl -LO http.*cc100/pl\.txt\.xz'), ({'status': [403]}, 'answers 403'),
-    ({'lie': 1000}, 'broke after|cannot go on|416')])
+    ({'status': [404]}, r'answers 404.*curl -LO http.*cc100/pl\.txt\.xz'), ({'lie': 1000}, 'broke after|cannot go on|416')])
 def test_a_server_that_cannot_go_on_is_an_error(server, fault, message):
     vars(server).update(fault)
     with pytest.raises(BadText, match=message): list(sources.http_chunks(server.address))
@@ -530,9 +439,7 @@ def test_a_local_copy_comes_before_the_address(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     file.write_bytes(lzma.compress(GOOD))
     monkeypatch.setenv('DISTILHERBERT_DATA', str(tmp_path/'data'))
-    assert [s.name for s in text_sources('cc100')] == ['pl.txt.xz'] and build(tmp_path/'work', 'cc100')['lines'] == 3000
-    monkeypatch.setenv('DISTILHERBERT_CC100', str(file))
-    assert text_sources('cc100')[0].size == file.stat().st_size
+    assert build(tmp_path/'work', 'cc100')['lines'] == 3000
     for named, message in ((tmp_path/'none.xz', 'is no file'), ('ftp://a.example/pl.txt.xz', 'neither a file nor http')):
         monkeypatch.setenv('DISTILHERBERT_CC100', str(named))
         with pytest.raises(SettingsError, match=message): text_sources('cc100')

@@ -1,11 +1,10 @@
 "Narrower students: what they share with their teacher, the projection that compares them, and every command with one."
 import signal
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from conftest import end_training, link_inputs, log_of
+from conftest import log_of
 from few import ALL, FORMS, SEQUENCES, SETTINGS, batch_of, model_of, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,15 +12,15 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM
 
-from distilherbert import classify, pipeline, status
 from distilherbert import distill as D
+from distilherbert import pipeline, status
 from distilherbert import student as S
 from distilherbert.artefact import Interrupted, read_manifest
 from distilherbert.objective import hidden_loss
-from distilherbert.recipes import distil, finetune
+from distilherbert.recipes import distil
 from distilherbert.reproduce import main
-from distilherbert.scenario import PRESETS, Scenario, SettingsError, get_profile, get_scenario
-from distilherbert.world import world_documents, world_task
+from distilherbert.scenario import Scenario, SettingsError, get_scenario
+from distilherbert.world import world_documents
 
 
 def teacher_of(form): return model_of(form, **({'embedding_size': 12} if form == 'electra' else {}))
@@ -95,15 +94,6 @@ def test_any_sizes_make_a_model_or_an_error(form, hidden, heads, intermediate):
         assert status.parameters_of(config) == model.num_parameters()
 
 
-@pytest.mark.parametrize(('form', 'shape', 'message'), [
-    ('bert', {'hidden': 12}, 'no multiple of the teacher\'s head size, 8'), ('bert', {'hidden': 8, 'heads': 3}, 'divided into 3 heads'),
-    ('modernbert', {'hidden': 6, 'heads': 2}, 'of an even size'), ('bert', {'hidden': 24}, 'from 2 to the teacher\'s 16'),
-    ('bert', {'intermediate': 33}, 'more than the teacher\'s 32'), ('roberta', {'heads': 1}, '1 heads of size 16 cannot be cut'),
-    ('modernbert', {'hidden': 8, 'heads': 2}, '2 heads of size 4 cannot'), ('electra', {'hidden': 8}, 'size of the teacher\'s embeddings')])
-def test_what_cannot_be_cut_out_of_a_teacher_is_named(form, shape, message):
-    with pytest.raises(SettingsError, match=message): S.narrow(model_of(form), (0, 1), SEQUENCES, **shape)
-
-
 @pytest.mark.parametrize('form', FORMS)
 def test_stopped_it_ends_with_the_same_weights_and_without_the_projection(form, tmp_path):
     "Soft targets, MLM and the cosine through the projection, which is trained with dropout, in a checkpoint, and in no folder."
@@ -126,34 +116,16 @@ def test_stopped_it_ends_with_the_same_weights_and_without_the_projection(form, 
     assert torch.equal(saved(ids).logits, rough.student.model.eval()(ids).logits) and 'project.weight' not in saved.state_dict()
 
 
-def test_the_cost_of_a_step_is_what_torch_counts():
-    "Three forward passes of the student with its projections, one of the teacher; without logits, on hidden states."
-    wide = model_of('bert', attn_implementation='eager')
-    student = S.random_model(S.shortened(wide.config, (0, 3), hidden=8), 0)
-    predictors = [D.MaskedPredictor(m, ('hidden', 'layers'), (0, 1)) for m in (student, wide)]
-    predictors[0].project = torch.nn.Linear(8, 16)
-    ids, counts = padded(20)[0], []
-    for p in predictors:
-        with torch.no_grad(), FlopCounterMode(display=False) as counted: p(D.MicroBatch(ids, None, None, None, None))
-        counts.append(counted.get_total_flops())
-    given = {'max_len': 20, 'mask_share': 0.15, 'objective': asdict(PRESETS['hidden']), 'tokens': 20, 'evaluations': 0}
-    step, _ = status.training_flops(given, student.config, wide.config)
-    assert step == 3*counts[0] + counts[1]
-
-
 def test_every_command_takes_a_narrow_student(tiny, tmp_path, capsys, monkeypatch):
     "A scenario that is trained, one that is only cut out, and `distil`; the key of a scenario without sizes has none in it."
     scenario = Scenario('slim', 'truncated', 'T0', mlm=True, teacher='T0', hidden=8)
-    made, config = pipeline.build_model(tiny.profile, scenario), status.teacher_config(tiny.profile)[0]
-    counts = read_manifest(made)['counts']
-    assert counts['hidden'] == 8 and counts['parameters'] == status.parameters_of(status.config_of(config, scenario))
-    assert 'along its principal directions' in (made/'README.md').read_text('utf-8')
+    counts = read_manifest(pipeline.build_model(tiny.profile, scenario))['counts']
+    config = status.config_of(status.teacher_config(tiny.profile)[0], scenario)
+    assert counts['hidden'] == 8 and counts['parameters'] == status.parameters_of(config)
     keyed = [pipeline.model_artefact(tiny.profile, s).settings for s in (scenario, get_scenario('S4'))]
     assert [k.get('student') for k in keyed] == [{'hidden': 8}, None]
     cut = pipeline.model_artefact(tiny.profile, Scenario('cut', 'truncated', 'T0', hidden=8))
     assert [a.stage for a in cut.inputs] == ['tokenizer', 'sequences', 'model'] and read_manifest(cut.build())['counts']['hidden'] == 8
-    examples = [f'{r["sentence"]}\t{r["target"]}' for r in world_task('nkjp-ner', 'train', 0)[:40]]
-    (tmp_path/'train.tsv').write_text('\n'.join(['sentence\ttarget', *examples]), 'utf-8')
     (tmp_path/'world.txt').write_text('\n\n'.join('\n'.join(d) for d in world_documents('ccsub', 150, 0)), 'utf-8')
     monkeypatch.chdir(tmp_path)
     words = ('distil', str(tiny.models['T0']), '--text', 'world.txt', '--hidden', '8', '--tokens', '5K', '--max-len', '32', '-o', 'small')
@@ -164,17 +136,3 @@ def test_every_command_takes_a_narrow_student(tiny, tmp_path, capsys, monkeypatc
     assert f'{before:,} parameters ({status.size_text(4*before)}) become {after:,} ({status.size_text(4*after)})' in said
     assert get_scenario('mine-student.toml').shape == {'hidden': 8}
     with pytest.raises(SettingsError, match='`heads`'): distil(str(tiny.models['T0']), 'world.txt', 'other', hidden=12, tokens='5K')
-    finetune('small', 'train.tsv', 'c', text='sentence', label='target', epochs=1, seeds=1, max_len=16)
-    assert main(['export', 'c', '--int8', '-o', 'onnx8']) == 0
-    assert all(len(classify.predict(f, ['Jadę do miasta .'], tiny.profile)) == 1 for f in ('c', 'onnx8'))
-
-
-@pytest.mark.slow
-def test_two_processes_follow_the_curve_of_one(tiny, tmp_path):
-    "The projection is trained by both: the logs are equal to rounding."
-    (tmp_path/'slim.toml').write_text('like = "S4h"\nsource = "T0"\nteacher = "T0"\nhidden = 8')
-    folder, profile = link_inputs(tiny, tmp_path/'runs', tiny.models['T0']), tiny.file
-    one = pipeline.build_model(get_profile(profile), get_scenario(tmp_path/'slim.toml'))
-    _, two = end_training(folder, profile, str(tmp_path/'slim.toml'), launcher=('-m', 'torch.distributed.run', '--nproc-per-node', '2'))
-    assert read_manifest(two)['counts']['processes'] == 2
-    for a, b in zip(log_of(one), log_of(two), strict=True): assert a == pytest.approx(b, abs=1e-4)

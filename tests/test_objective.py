@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilherbert import objective
-from distilherbert.objective import LOSSES, Loss, Outputs, Totals, Vocabulary, distillation_loss, losses_of, mask_sequences, mix
-from distilherbert.scenario import PRESETS, Objective, SettingsError
+from distilherbert.objective import LOSSES, Outputs, Totals, Vocabulary, distillation_loss, mask_sequences, mix
+from distilherbert.scenario import PRESETS
 
 V, H, K = 11, 6, 3
 M, A = [1, 3, 7], [i for i in range(10) if i != 9]  # Two sequences of five positions, one of them padding; three are masked
@@ -97,19 +97,6 @@ def test_a_part_without_a_masked_position_adds_nothing():
     assert all(not g.any() for g in torch.autograd.grad(out['loss'], (w, b)))
 
 
-def test_a_loss_is_one_entry(monkeypatch):
-    "Weights, field of the log, formula and the error for an unknown name follow from the registry."
-    mine = Objective('mine', {'mlm': 1.0, 'margin': 2.0})
-    with pytest.raises(SettingsError, match='Unknown loss of objective mine: \'margin\''): losses_of(mine)
-    monkeypatch.setitem(LOSSES, 'margin', Loss(lambda s, t, labels, T: (s - t).abs().sum(), 'prediction', 'logits', 'margin', ''))
-    _, _, (student, teacher), there = example(mine)
-    out = distillation_loss(student, teacher, there, Totals(len(M), len(A)), mine)
-    margin = (student.logits() - teacher.logits()).abs().sum().item()/len(M)
-    assert out['margin'].item() == pytest.approx(margin, rel=1e-5)
-    assert out['loss'].item() == pytest.approx(out['mlm'].item() + 2*margin, rel=1e-5)
-    assert objective.formula(mine) == r'\mathcal L_\text{mlm} + 2\,\mathcal L_\text{margin}'
-
-
 def brute_words(ids, vocabulary):
     "Groups of positions that belong to one word, found token by token."
     words, open_word = [], None
@@ -168,17 +155,13 @@ def test_the_hash_is_splitmix64_and_layers_are_spread_as_in_tinybert():
 
 
 def test_the_context_free_baseline():
-    "The predictor behind the formula, on masked tokens that follow Zipf's law; the best predictor without context lies a little lower."
+    "The predictor behind the formula, on masked tokens that follow Zipf's law."
     v, g = 500, np.random.default_rng(0)
-    vocabulary = Vocabulary(np.arange(v) < 5, np.ones(v, bool), np.zeros(v, bool), mask_id=4)
     p = np.where(np.arange(v) < 5, 0, 1/np.maximum(1, np.arange(v) - 4))
     p /= p.sum()
     ids = g.choice(v, (2000, 128), p=p)
+    vocabulary = Vocabulary(np.arange(v) < 5, np.ones(v, bool), np.zeros(v, bool), mask_id=4)
     seen, chosen = mask_sequences(ids, np.arange(2000), np.zeros(2000, int), 0, 0.15, vocabulary)
-    ids, seen = ids[chosen], seen[chosen]
-    guessed = np.where(seen == 4, p[ids], (p[ids] + (seen == ids))/2)
-    copied = p[seen]/(p[seen] + 1/(v - 5))  # The visible token is the right one with this probability
-    best = np.where(seen == 4, p[ids], (1 - copied)*p[ids] + copied*(seen == ids))
-    entropy = -(p[5:]*np.log(p[5:])).sum()
-    assert -np.log(guessed).mean() <= objective.context_free_loss(entropy) + 0.01
-    assert objective.context_free_loss(entropy) - 0.2 < -np.log(best).mean() < -np.log(guessed).mean() < entropy - 0.3
+    guessed = np.where(seen == 4, p[ids], (p[ids] + (seen == ids))/2)[chosen]
+    baseline = objective.context_free_loss(-(p[5:]*np.log(p[5:])).sum())
+    assert -np.log(guessed).mean() == pytest.approx(baseline, abs=0.05)

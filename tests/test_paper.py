@@ -72,5 +72,4 @@ def test_the_profile_paper_from_text_to_scores(tmp_path):
     query = [[layer.attention.self.query.weight for layer in m.bert.encoder.layer] for m in (t0, s4)]
     nearest = [min(range(12), key=lambda i: (w - query[0][i]).norm().item()) for w in query[1]]
     assert nearest == [0, 2, 4, 6, 8, 10], 'five steps later each layer is still next to the one it was cut from'
-    tokenizer = AutoTokenizer.from_pretrained(made('model/S4'))
-    assert tokenizer('czysty.')['input_ids'][0] == 0 and tokenizer.tokenize('czysty.')[-1] == '.</w>'
+    assert AutoTokenizer.from_pretrained(made('model/S4')).tokenize('czysty.')[-1] == '.</w>'

@@ -7,7 +7,7 @@ import pytest
 from conftest import run_program
 from layouts import LAYOUTS
 
-from distilherbert import klej, pipeline
+from distilherbert import pipeline
 from distilherbert.artefact import read_manifest
 from distilherbert.pipeline import all_scores, build_model, model_artefact, record_key, scenario_artefacts, train_settings, trained_part
 from distilherbert.scenario import PROFILES, SCENARIOS, Objective, Profile, SettingsError
@@ -55,7 +55,6 @@ def test_the_keys_of_scores_and_records_are_those_of_what_they_measure(monkeypat
     assert len(set(different)) == len(different) and key(task_seeds=(10,), checkpoint_minutes=9.0) == different[0]
     whats = ('clean', 'pack', 'vocabulary', 'contamination', 'model-S3', 'klej-S3', 'comparisons')
     before = {what: record_key(DEMO, what) for what in whats}
-    assert before['model-S3'] == model_artefact(DEMO, SCENARIOS['S3']).key and before['clean'] == pipeline.text_artefact(DEMO).key
     assert all(before.values()) and len(set(before.values())) == len(whats) and record_key(DEMO, 'commands') == ''
     def changed(p): return {what for what in whats if record_key(p, what) != before[what]}
     assert changed(replace(DEMO, tokens=5)) == {'model-S3', 'klej-S3', 'comparisons'}
@@ -77,12 +76,10 @@ print(record_key(p, 'comparisons'), {'torch', 'transformers', 'accelerate', 'dat
     found = scenario_artefacts(DEMO, SCENARIOS['S5'])
     order = [a.key for a in found]
     assert len(order) == len(set(order)) and all(order.index(i.key) < order.index(a.key) for a in found for i in a.inputs)
-    with pytest.raises(SettingsError, match='Unknown task'): scenario_artefacts(replace(DEMO, tasks=('my-task',)), SCENARIOS['S0'])
 
 
 @pytest.mark.parametrize('changes, scenario, words', [
-    ({'tokens': 0}, 'S4', '`tokens` = 0, but S4'), ({'tokens': 0}, 'T1', '`tokens` = 0, but T1'), ({}, 'E0', 'E0 is an unchanged'),
-    ({'teacher_tokens': 0}, 'T0', '`teacher_tokens` = 0, but T0'), ({'teacher_tokens': 0}, 'S2', '`teacher_tokens` = 0, but T0'),
+    ({'tokens': 0}, 'S4', '`tokens` = 0, but S4'), ({'teacher_tokens': 0}, 'S2', '`teacher_tokens` = 0, but T0'),
     ({}, 'S4h', 'E0 is an unchanged'), ({}, Objective('mine', {'mlm': 1.0, 'sofd': 1.0}), 'Did you mean soft')], ids=str)
 def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_built(changes, scenario, words):
     s = SCENARIOS[scenario] if isinstance(scenario, str) else replace(SCENARIOS['S4'], objective=scenario)
@@ -96,15 +93,11 @@ def test_a_missing_part_of_the_text_too_long_sequences_and_absent_scores_are_nam
     for p, scenario, words in ((own, 'S1', 'tokenizer = "train"'), (replace(own, tokenizer='some/bert'), 'T0', 'T0 is trained on')):
         with pytest.raises(SettingsError, match=f'own: {words}.*such as `old_share = 0.5`'): model_artefact(p, SCENARIOS[scenario])
         assert model_artefact(replace(p, old_share=0.5), SCENARIOS[scenario]).key
-    assert model_artefact(replace(own, tokenizer='some/bert'), SCENARIOS['S1']).key
-    assert model_artefact(replace(HUB, text=str(tmp_path), old_share=0.0, teacher_tokens=0), SCENARIOS['S4']).key
     long = replace(HUB, teacher=str(teacher), max_len=35)
     with pytest.raises(SettingsError, match='34 positions, .* max_len = 35 tokens. Lower `max_len`'): model_artefact(long, SCENARIOS['S1'])
     assert model_artefact(replace(long, teacher_tokens=0), SCENARIOS['S2']).key, 'it is never trained on sequences'
-    with pytest.raises(SettingsError, match='Did you mean old'): pipeline.sequences_artefact(DEMO, 'odl')
     with pytest.raises(TaskError, match='No scores yet: S0-nkjp-ner-10.*distilherbert run S0 --profile demo'):
         pipeline.scores_folders(DEMO, S0)
-    with pytest.raises(TaskError, match='no part of train is held out'): pipeline.build_classifier(replace(DEMO, selection_share=0.0), S0)
 
 
 def test_rates_and_masks_of_the_teacher_are_its_own():
@@ -114,10 +107,7 @@ def test_rates_and_masks_of_the_teacher_are_its_own():
     def of(s, p=real): return tuple(train_settings(p, SCENARIOS[s])[f] for f in names)
     assert of('T0') == (2e-4, 1e-3, 0.3, 50_000_000) and of('S1')[0] == 4e-4 and of('S4') == of('T1') == (3e-4, 1e-3, 0.15, 30_000_000)
     assert of('T0', replace(real, lr_teacher=0.0, teacher_mask_share=0.0))[:3] == (3e-4, 1e-3, 0.15)
-    assert of('T0', DEMO)[0] == DEMO.lr_scratch
     assert [n for n, s in SCENARIOS.items() if not trained_part(real, s)] == ['S0', 'S2', 'E0']
-    assert [n for n, s in SCENARIOS.items() if trained_part(real, s) == 'old'] == ['T0']
-    assert trained_part(replace(real, teacher_tokens=0), SCENARIOS['T0']) == ''
 
 
 @pytest.fixture(scope='module')
@@ -156,19 +146,3 @@ def test_a_run_shaped_like_real(tiny, teacher, tmp_path, monkeypatch):
         assert read_manifest(pipeline.build_scores(p, SCENARIOS[n])['nkjp-ner'][1])['counts']['scores']['nkjp-ner']
         card = (made[n]/'README.md').read_text()
         assert model_artefact(p, SCENARIOS[n]).key in card and Path(teacher).name in card
-
-
-def test_scores_that_another_process_is_at_are_left_for_last(tiny, monkeypatch):
-    "The folder is shared with other tests, so the seeds are those of no other."
-    p, s, built = replace(tiny.profile, task_seeds=(7, 8)), SCENARIOS['S2'], []
-    def make(work, folder, tasks, source, settings, seed):
-        built.append(work.name[1:].rsplit('-', 1)[0])
-        if len(built) == 3: lock.release()
-        return {}
-    monkeypatch.setattr(klej, 'make_scores', make)
-    build_model(p, s)
-    first = all_scores(p, s)['nkjp-ner'][7]
-    first.partial.mkdir(parents=True)
-    (lock := first.lock).acquire()
-    folders = pipeline.build_scores(p, s)
-    assert built == ['S2-nkjp-ner-8', 'S2-polemo2.0-7', 'S2-polemo2.0-8', 'S2-nkjp-ner-7'] and folders == pipeline.scores_folders(p, s)

@@ -1,5 +1,6 @@
 "Records in and out, tables, figures and cards; a page says what its records say."
 import ast
+import itertools
 import json
 import os
 import re
@@ -7,9 +8,10 @@ import shutil
 from dataclasses import replace
 
 import matplotlib
+import numpy as np
 import pytest
 import vl_convert
-from conftest import TOP
+from conftest import TOP, needs_data
 from huggingface_hub import ModelCard
 from IPython.display import Markdown
 from pages import PAGES
@@ -18,7 +20,8 @@ from distilherbert import cards, figures, pipeline, results
 from distilherbert.artefact import provenance, read_manifest
 from distilherbert.pipeline import record_key
 from distilherbert.results import Results, load_results, read_records, write_record
-from distilherbert.scenario import PROFILES, SCENARIOS, SettingsError
+from distilherbert.scenario import PROFILES, SCENARIOS, SettingsError, get_profile
+from distilherbert.scores import compare, read_scores
 
 MADE = {'commit': '0123456789ab', 'machine': 'an invented machine', 'versions': {}, 'date': '2026-01-01T00:00:00Z'}
 
@@ -78,23 +81,21 @@ def row(table, first):
 def test_a_run_keeps_its_own_records_and_a_page_reads_the_first_folder_that_has_a_profile(tmp_path, monkeypatch):
     monkeypatch.setenv('DISTILHERBERT_RUNS', str(tmp_path/'runs'))
     monkeypatch.delenv('DISTILHERBERT_RESULTS')
-    assert results.own_results() == tmp_path/'runs'/'results' and results.results_path() == [TOP/'results', tmp_path/'runs'/'results']
     assert write_record('mine', 'x', {'v': 1}, made=MADE).parent == tmp_path/'runs'/'results'/'mine'
-    assert results.read_records('mine')['x']['values'] == {'v': 1}
+    assert read_records('mine')['x']['values'] == {'v': 1} and results.results_path()[0] == TOP/'results'
     monkeypatch.setenv('DISTILHERBERT_RESULTS', os.pathsep.join((str(tmp_path/'own'), str(tmp_path/'other'))))
-    for folder, names in (('other', ('demo', 'real')), ('own', ('demo',))):
-        for name in names:
-            (tmp_path/folder/name).mkdir(parents=True)
-            (tmp_path/folder/name/f'{folder}.json').write_text('{}')
-    assert [list(results.read_records(name)) for name in ('demo', 'real', 'paper')] == [['own'], ['other'], []]
+    for name in ('other/demo', 'other/real', 'own/demo'):
+        (tmp_path/name).mkdir(parents=True)
+        (tmp_path/name/f'{name[:3]}.json').write_text('{}')
+    assert [list(read_records(name)) for name in ('demo', 'real', 'paper')] == [['own'], ['oth'], []]
     (tmp_path/'own'/'demo'/'bad.json').write_text('{')
-    with pytest.raises(SettingsError, match='distilherbert collect'): results.read_records('demo')
+    with pytest.raises(SettingsError, match='distilherbert collect'): read_records('demo')
 
 
 def test_moving_records_is_one_command(tmp_path, monkeypatch):
     monkeypatch.setattr(results, 'checkout', lambda: tmp_path/'top')
     with pytest.raises(SettingsError, match='no records of demo'): results.move_records(PROFILES['demo'])
-    for name in ('demo', 'bench', 'real'): write_record(name, 'x', {}, made=MADE)
+    for name in ('demo', 'bench', 'real', 'demo'): write_record(name, 'x', {}, made=MADE)
     moved = results.move_records(PROFILES['demo'])
     assert moved == [tmp_path/'top'/'results'/n/'x.json' for n in ('bench', 'demo')] and all(f.is_file() for f in moved)
     assert [f.parent.name for f in results.own_results().rglob('*.json')] == ['real'], 'moved, and only what was asked for'
@@ -109,9 +110,7 @@ def test_collect_writes_what_is_there(tiny, monkeypatch):
     model, made, times = files['model-S4']['values'], read_manifest(tiny.models['S4']), files['time']['values']
     assert model['heldout_loss'] == pytest.approx(made['counts']['heldout']['mlm'], rel=1e-5)
     assert model['heldout'][-1]['agreement'] == model['agreement'] and {'loss', 'mlm', 'soft', 'cosine'} <= set(model['train'][-1])
-    assert files['model-S4']['provenance'] == made['provenance']
-    titles = [files['klej-S4']['values'][t]['title'] for t in ('nkjp-ner', 'polemo2.0-in')]
-    assert titles == ['World NER', 'World reviews'], 'these are no KLEJ tasks'
+    assert files['klej-S4']['values']['nkjp-ner']['title'] == 'World NER', 'no KLEJ task'
     phases = {p['phase']: p['minutes'] for p in times['phases']}
     assert {'clean', 'pack', 'model-T0', 'klej-S4'} <= set(phases) and times['total'] == pytest.approx(sum(phases.values()), abs=0.01)
     r = load_results('tiny')
@@ -122,7 +121,35 @@ def test_collect_writes_what_is_there(tiny, monkeypatch):
     for again in (True, False):  # Compared where the key is another; nothing is compared twice
         monkeypatch.setattr(results, 'comparison_values', (lambda runs: {'made': 'anew'}) if again else None)
         assert ('comparisons' in {f.stem for f in results.collect(both)}) == again
-    with pytest.raises(SettingsError, match='distilherbert run S4'): results.collect(replace(tiny.profile, world_size=301))
+
+
+def test_predictions_are_read_back_with_the_labels_of_the_task(tiny):
+    results.collect(tiny.profile)
+    runs = {n: read_scores(pipeline.scores_folders(tiny.profile, SCENARIOS[n]))['heldout'] for n in ('T0', 'S4')}
+    back = {n: results.read_predictions(tiny.profile, n) for n in runs}
+    assert compare(back['T0'], back['S4']) == compare(runs['T0'], runs['S4'])
+    assert all(np.array_equal(back[n][t].pred, x.pred) for n, found in runs.items() for t, x in found.items())
+    file = results.own_results()/'tiny'/'predictions'/'S4.json'
+    record = json.loads(file.read_text('utf-8'))
+    record['values']['nkjp-ner']['predictions'] = [p[:-2] for p in record['values']['nkjp-ner']['predictions']]
+    file.write_text(json.dumps(record), 'utf-8')
+    with pytest.raises(SettingsError, match='S4.json has 499 predictions of NKJP-NER, whose dev has 500'):
+        results.read_predictions(tiny.profile, 'S4')
+    with pytest.raises(SettingsError, match='no predictions of S5 .*distilherbert run S5'): results.read_predictions(tiny.profile, 'S5')
+
+
+@needs_data
+def test_the_scores_on_polish_tasks_follow_from_the_recorded_predictions():
+    "And the intervals, and every comparison."
+    r, p = committed('real'), get_profile('real')
+    runs = {s: results.read_predictions(p, s) for s in r.scores()}
+    for s, by_task in runs.items():
+        for t, x in by_task.items():
+            found = r.get(f'klej-{s}', t, 'selections', r.selection())
+            assert {'mean': round(x.estimate.value, 4), **x.estimate.ends()} == {k: found[k] for k in ('mean', 'low', 'high')}
+    recorded = {(q['a'], q['b'], q['task']): q for q in r.get('comparisons', 'pairs') if q['selection'] == r.selection()}
+    for b, a in itertools.combinations(runs, 2):
+        for t, x in compare(runs[a], runs[b]).items(): assert x.items() <= recorded[a, b, t].items()
 
 
 def test_the_committed_records_of_the_demo_are_current_and_one_of_other_code_is_stale():
@@ -130,7 +157,8 @@ def test_the_committed_records_of_the_demo_are_current_and_one_of_other_code_is_
     assert {w: why for w, why in r.stale.items() if why} == {} and r.stale['klej-S4'] == ''
     r = change('demo', 'klej-S4', key='abcdefabcdef')
     assert [w for w, why in r.stale.items() if why] == ['klej-S4'] and r.linked('klej-S4', '72.6').startswith('[72.6⚠]')
-    assert '⚠ key abcdefabcdef then' in results.list_records(r, 'https://x')
+    commit, listed = r.records['klej-S4']['provenance']['commit'].rstrip('+'), results.list_records(r, 'https://x')
+    assert '⚠ key abcdefabcdef then' in listed and f'href="https://x/commit/{commit}"' in listed
     assert change('demo', 'comparisons', key='').stale['comparisons'] == '', 'without a key the settings decide'
     settings = read_records('demo')['settings']['values']
     for change_of, named in (({'profile': {**settings['profile'], 'lr_trained': 1.0}}, 'lr_trained'), ({'stages': {'text': 0}}, 'text'),
@@ -163,94 +191,54 @@ def test_tables_have_intervals_published_figures_and_the_majority(profile):
         theirs = f'{results.PUBLISHED[s][first]:.2f}†' if s in results.PUBLISHED else ''
         cells = row(table, f'**{s}**')[1:]
         if columns == [first]: assert cells == [*means, interval, theirs]
-        else: assert cells[0] == f'{means[0]} [{interval}]{{.interval}}' + f' [{theirs}]{{.published}}'*bool(theirs)
-        assert columns == [first] or [c.split()[0] for c in cells] == means
-    assert f'mean over {len(PROFILES[profile].task_seeds)} seeds' in table
+        else: assert [c.split()[0] for c in cells] == means and f'[{interval}]' in cells[0] and theirs in cells[0]
     for x in (r, contradict(r)):  # Bold where a difference is real
         for p in filter(None, (x.pair(a, b) for a, b, _ in results.QUESTIONS)):
             text, low, high = (f'{p[k]:{form}}'.replace('-', '−') for k, form in (('difference', '+.1f'), ('low', '.1f'), ('high', '.1f')))
             cell = row(results.table_differences(x), f'{p["a"]}\u00a0−\u00a0{p["b"]}')[len(columns)]
             assert cell == (f'**{text}**' if p['claim'] else text) + f' [{low} to {high}]{{.interval}}'
-    empty = results.table_scores(Results('real', {}, {}))
-    assert row(empty, '**S4**')[1:] == ['— [90.04†]{.published}', '— [75.30†]{.published}', '— [90.88†]{.published}', '—']
-
-
-def test_every_number_leads_to_its_record_and_the_record_to_its_commit():
-    r = committed('real')
-    tables = [results.table_scores(r), results.table_differences(r), r.kept(), r.minutes('model-S4', 'klej-S4'),
-              r.claim('S4', 'S3', 'mean', 'better')]
-    listed = results.list_records(r, 'https://x')
-    links, places = set(re.findall(r'\]\(#([\w.-]+)\)', '\n'.join(tables))), re.findall(r' id="?([\w.-]+)', listed)
-    assert links and links <= set(places) and len(places) == len(set(places))
-    assert {results.anchor('real', what) for what in r.records} <= set(places)
-    for field in ('klej-S4', 'nkjp-ner', 'selections', 'heldout'), ('comparisons', 'pairs', 'S4-S3-heldout-nkjp-ner'), ('time',):
-        assert results.anchor('real', *field) in links, field
-    commit = r.records['klej-S4']['provenance']['commit'].rstrip('+')
-    assert 'href="https://x/blob/main/results/real/klej-S4.json"' in listed and f'href="https://x/commit/{commit}"' in listed
-    assert '](report.ipynb#record-real-time)' in replace(r, page='report.ipynb').minutes()
 
 
 @pytest.mark.parametrize('name', figures.FIGURES)
 def test_a_figure_is_the_same_twice_described_and_readable_on_a_phone(name, folders):
+    "In whatever style another notebook has set."
     points = [{'scenario': 'S4', 'tokens': 10**i, 'task': 'nkjp-ner', 'mean': 60 + i, 'seeds': 2} for i in (6, 7)]
     write_record('real', 'curve', {'points': points})
     r, (draw, needs) = committed('real'), figures.FIGURES[name]
     picture = draw(r)
     text = figures.svg(picture.figure)
-    with matplotlib.rc_context({'font.size': 30, 'axes.facecolor': 'red'}): again = figures.svg(draw(r).figure)
-    assert text == again, 'whatever style another notebook has set'
+    with matplotlib.rc_context({'font.size': 30, 'axes.facecolor': 'red'}): assert text == figures.svg(draw(r).figure)
     assert picture.figure.get_suptitle() and picture.caption.endswith('.') and len(picture.alt) > 40
     width, sizes = float(re.search(r'width="([\d.]+)pt"', text)[1]), list(map(float, re.findall(r'font[^;"]*?([\d.]+)px', text)))
     assert sizes and min(sizes)*340/width >= 9, 'text of nine pixels where the page is 340 wide'
-    if name != 'grid':
-        for ax in picture.figure.axes: assert ax.get_xlabel()
-    said = figures.figure(r, name, f'fig-{name}')
-    assert said.startswith('![') and f'{{#fig-{name} fig-alt="' in said
-    assert (folders/'figures'/'real'/f'{name}.svg').read_text('utf-8') == text
     empty = figures.figure(Results('paper', {}, {}), name, 'fig-x')
     assert '#fig-x' in empty and ('To be drawn' in empty) == bool(needs), 'references resolve without records'
 
 
-def test_figures_of_a_few_scenarios_can_be_drawn():
-    r, two = committed('real'), {'T0', 'S4'}
-    def of_two(x): return {x.get(k) for k in ('a', 'b', 'student', 'teacher', 'scenario')} <= two | {None}
-    lists = {k: list(filter(of_two, v)) if isinstance(v, list) else v for k, v in r.get('comparisons').items()}
-    few = {w: x for w, x in r.records.items() if '-' not in w or w.rpartition('-')[2] in two} | {'comparisons': {'values': lists}}
-    r = replace(r, records=few)
-    one = replace(r, records={w: few[w] for w in ('model-S4', 'comparisons', 'klej-S4', 'time')})
-    for draw, _ in figures.FIGURES.values(): figures.svg(draw(r).figure), figures.svg(draw(one).figure)
-
-
 def test_a_model_card_is_what_the_hub_reads(tiny):
-    made = read_manifest(tiny.models['S4'])
-    written = ModelCard((tiny.models['S4']/'README.md').read_text('utf-8'))
-    assert written.data.license == 'apache-2.0' and written.data.language == 'pl' and written.data.pipeline_tag == 'fill-mask'
+    made, written = read_manifest(tiny.models['S4']), ModelCard((tiny.models['S4']/'README.md').read_text('utf-8'))
+    assert (written.data.license, written.data.language, written.data.pipeline_tag) == ('apache-2.0', 'pl', 'fill-mask')
     for words in ('layers of T0', f'{made["counts"]["tokens"]:,} tokens', '5 soft', 'no Polish', made['key'], 'tiny.toml'):
         assert words in written.text, words
     score = {'nkjp-ner': {'metric': 'accuracy', 'n': 1941, 'mean': 80.23, 'low': 79.0, 'high': 81.0}}
     real = ModelCard(cards.card(PROFILES['real'], SCENARIOS['S4'], made['counts'], provenance(), kind='text-classification', scores=score))
-    assert (real.data.base_model, real.data.license) == ('intfloat/multilingual-e5-small', 'other')
     (result,) = real.data.eval_results
-    assert real.data.datasets == ['allegro/klej-nkjp-ner'] and (result.dataset_type, result.metric_value) == ('nkjp-ner', 80.23)
+    assert (real.data.base_model, real.data.license, result.metric_value) == ('intfloat/multilingual-e5-small', 'other', 80.23)
     assert '(mit)' in real.text and 'test labels of KLEJ are hidden' in real.text
 
 
 def test_a_local_teacher_keeps_its_name_and_licence(tmp_path):
-    def facts(): return cards.teacher_facts(replace(PROFILES['real'], teacher=str(tmp_path)))
-    assert facts() == (tmp_path.name, ''), 'not known'
     (tmp_path/'README.md').write_text('---\nlicense: cc-by-4.0\nbase_model: someone/bert\n---\n# A model\n')
-    assert facts() == ('someone/bert', 'cc-by-4.0')
-    assert cards.teacher_facts(PROFILES['demo']) == ('', '')
+    assert cards.teacher_facts(replace(PROFILES['real'], teacher=str(tmp_path))) == ('someone/bert', 'cc-by-4.0')
     assert cards.teacher_facts(PROFILES['paper']) == ('allegro/herbert-base-cased', 'cc-by-4.0')
 
 
 def test_a_data_card_counts_every_line(tiny):
     text = (tiny.sequences['ccsub']/'README.md').read_text('utf-8')
-    part = read_manifest(tiny.text)['counts']['parts']['ccsub']
     steps = dict(re.findall(r'^- ([a-z ]+): (-?[\d,]+)$', text.partition('## From texts')[0], re.M))
-    kept = int(steps.pop('texts kept').replace(',', ''))
-    assert pipeline.sequences_artefact(tiny.profile).key in text and 'Not searched' in text
-    assert kept == part['kept'] == sum(int(n.replace(',', '')) for n in steps.values()), 'lines read minus what each rule removed'
+    steps = {what: int(n.replace(',', '')) for what, n in steps.items()}
+    assert steps.pop('texts kept') == read_manifest(tiny.text)['counts']['parts']['ccsub']['kept'] == sum(steps.values())
+    assert pipeline.sequences_artefact(tiny.profile).key in text
 
 
 @pytest.mark.parametrize('name', PAGES)
@@ -285,12 +273,9 @@ def test_the_report_marks_what_is_not_so_and_shows_every_score_with_its_record()
     r, p = contradict(committed('real')), PROFILES['real']
     report = '\n'.join(shown('07_report'))
     assert report.count('[claim fails: ') >= len(re.findall(r' points \[', report)) > 5
-    assert set(re.findall(r'@((?:fig|tbl|eq)-\w+)', report)) <= set(re.findall(r'#((?:fig|tbl|eq)-\w+)', report))
     facts = len(p.task_seeds), len(p.tasks), p.max_len, p.heldout_share, p.selection_share
     assert facts == (6, 1, 128, 0.01, 0.1), 'the report has these in words'
     (spec,) = re.findall(r'vegaEmbed\(chart, (\{.*\}),$', report, re.M)  # The interactive figure: every score, with its record
     listed, rows = results.list_records(r, 'https://x'), json.loads(spec)['layer'][1]['data']['values']
     assert {x['place'].partition('#')[2] for x in rows} <= set(re.findall(r' id="?([\w.-]+)', listed))
-    assert len(rows) == sum(map(len, r.scores().values())) + len(r.get('comparisons', 'retention'))
-    drawn = vl_convert.vegalite_to_svg(spec)
-    for x in rows: assert (f'Percent: {x["Percent"]:g}; Model: {x["Model"]}' in drawn) == (x['Measure'] == 'Score'), 'the scores, at first'
+    assert len(rows) == sum(map(len, r.scores().values())) + len(r.get('comparisons', 'retention')) and vl_convert.vegalite_to_svg(spec)

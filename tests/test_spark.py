@@ -2,12 +2,10 @@
 import gzip
 import os
 import re
-import runpy
 import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -37,9 +35,8 @@ def corpus(tmp_path_factory):
         yield replace(get_profile('demo'), name='spark', **fields), sorted(folder.glob('*.txt'))
 
 
-def batch_of(*documents, files=('a.txt',)):
-    documents = [d if isinstance(d, bytes) else d.encode() for d in documents]
-    return pa.record_batch({'value': documents, 'file': (list(files)*len(documents))[:len(documents)]})
+def batch_of(*documents):
+    return pa.record_batch({'value': [d.encode() for d in documents], 'file': ['a.txt']*len(documents)})
 
 
 def test_batches_are_cleaned_as_blocks():
@@ -53,30 +50,15 @@ def test_batches_are_cleaned_as_blocks():
     assert counts == whole.counts
 
 
-def test_what_is_not_utf8_is_named_with_its_file():
-    good, bad = SENTENCE.format(1), [SENTENCE.format(2).encode('iso-8859-2'), 'Ala ma kota.'.encode('utf-16-le')]
-    batch = batch_of(good, *bad, '\ufeff' + SENTENCE.format(3), files=('a.txt', 'b.txt', 'c.txt', 'd.txt'))
-    out = next(_clean_batches([batch], 0.0)).to_pylist()
-    assert [r['text'].decode() for r in out if r['text']] == [good, SENTENCE.format(3)]
-    assert re.fullmatch(r'.*b\.txt is not UTF-8: byte at offset.*\n.*c\.txt is not text: 12 of 24 bytes are NUL.*', out[-1]['bad'])
-    replaced = next(_clean_batches([batch_of(good, 'Znak \ufffd stoi tu od początku.')], 0.0)).to_pylist()
-    assert [r['bad'] for r in replaced] == [None]*3, 'U+FFFD itself is UTF-8'
-
-
-@pytest.mark.filterwarnings('ignore:.*found in sys.modules:RuntimeWarning')
-def test_settings_are_checked_before_java_starts(corpus, monkeypatch, tmp_path, capsys):
+def test_settings_are_checked_before_java_starts(corpus, monkeypatch):
     p, files = corpus
     for fields, words in (({'drop_klej': True}, 'drop_klej = True'), ({'on_bad_file': 'skip'}, "on_bad_file = 'skip'"),
                           ({'text_without': ('*.txt',)}, 'left out by `text_without` of profile spark')):
         with pytest.raises(SettingsError, match=re.escape(words)): spark_artefacts(replace(p, **fields), files, None)
-    with pytest.raises(SettingsError, match="part of the text 'new'"): spark_artefacts(p, files, None, 'new')
     key = lambda files, n=0, shards=2, **fields: spark_artefacts(replace(p, **fields), files, None, partitions=shards)[n].key
     assert key(files, text_without=('1*',)) == key(files[:1]) != key(files) and key(files, 1) != key(files, 1, 3)
     monkeypatch.setitem(sys.modules, 'pyspark.sql', None)
     with pytest.raises(SettingsError, match=r"pip install 'distilherbert\[spark\]'"): open_session()
-    monkeypatch.setattr(sys, 'argv', ['distilherbert.spark', 'none.txt', '--profile', 'demo'])
-    with pytest.raises(SystemExit, match='2'): runpy.run_module('distilherbert.spark', run_name='__main__')
-    assert capsys.readouterr().err.startswith('distilherbert.spark: Spark reads .txt and .txt.gz files that are there; not none.txt')
 
 
 @pytest.fixture(scope='module')
@@ -123,15 +105,3 @@ def test_bad_files_are_errors_with_their_names(corpus, session, tmp_path):
         text, _ = spark_artefacts(p, [*files, *(tmp_path/name for name in names)], session)
         with pytest.raises(BadText, match=message): text.build()
         assert text.state() == 'absent'
-
-
-@pytest.mark.slow
-def test_the_command_makes_sequences(corpus, session, tmp_path, capsys):
-    "In this process, where Spark runs already: a second Java would take half a minute."
-    p, files = corpus
-    (tmp_path/'p.toml').write_text(f'like = "demo"\ntokenizer = "{p.tokenizer}"\nmax_len = 64\nold_share = 0.4\nheldout_share = 0.1\n')
-    assert spark.main([*map(str, files), '--profile', str(tmp_path/'p.toml'), '--partitions', '2', '--conf', 'spark.ui.enabled=false']) == 0
-    folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
-    card = (folder/'README.md').read_text('utf-8')
-    assert '0.txt, 1.txt' in card and read_manifest(folder)['key'] in card
-    assert Sequences.open(folder).max_len == 64 and folder == spark_artefacts(p, files, None, partitions=2)[1].path
