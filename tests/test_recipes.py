@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import HfApi, RepoUrl
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from distilherbert import recipes
 from distilherbert.classify import predict
 from distilherbert.pipeline import model_artefact
 from distilherbert.recipes import distil, finetune
