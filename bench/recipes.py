@@ -90,7 +90,8 @@ def measure(profile, recipes, objectives):
                           'machine': made['provenance']['machine'], **({'weights': dict(s.loss.weights)} if s.teacher else {})}
         if 'E0' in runs: values[n]['retention'] = {t: retention(x.estimate, runs['E0'][t].estimate) for t, x in runs[n].items()}
         print(n, values[n], flush=True)
-    pairs = [{'a': a, 'b': b, 'task': t, **x} for a, b in itertools.combinations(runs, 2) for t, x in compare(runs[b], runs[a]).items()]
+    pairs = [{'a': a, 'b': b, 'task': t, 'selection': 'heldout', **x} for b, a in itertools.combinations(runs, 2)
+             for t, x in compare(runs[a], runs[b]).items()]
     return values | {'pairs': pairs}
 
 

@@ -182,10 +182,10 @@ class Results:
         seen = {how for v in self.scores().values() for x in v.values() for how in x['selections']}
         return 'last' if seen and 'heldout' not in seen else 'heldout'
 
-    def pair(self, a:str, b:str, task:str='mean', selection:str='')->dict | None: # Points of a − b; None without a record
-        "The paired comparison of two scenarios, in either order, and the way to it as `field`."
+    def pair(self, a:str, b:str, task:str='mean', selection:str='', what:str='comparisons')->dict | None: # Points of a − b, or None
+        "The paired comparison of two scenarios in a record, in either order, and the way to it as `field`."
         wanted = self.overall() if task == 'mean' else task, selection or self.selection()
-        for p in self.get('comparisons', 'pairs', default=[]):
+        for p in self.get(what, 'pairs', default=[]):
             if (p['task'], p['selection']) != wanted or {p['a'], p['b']} != {a, b}: continue
             turned = {} if p['a'] == a else {'a': a, 'b': b, 'difference': -p['difference'], 'low': -p['high'], 'high': -p['low']}
             return {**p, **turned, 'field': ('pairs', _item(p))}
@@ -209,11 +209,11 @@ class Results:
         if not found or not set(phases) <= set(found): return NOTHING
         return self.linked('time', duration(60*sum(found[x] for x in phases or found)))
 
-    def claim(self, a:str, b:str, task:str, said:str)->str: # `said`: the stated verdict on `a` against `b`, one of `VERDICTS`
+    def claim(self, a:str, b:str, task:str, said:str, what:str='comparisons')->str: # `said`: the verdict on a − b, one of `VERDICTS`
         "The numbers behind a comparison in a sentence, checked against the record."
         if said not in VERDICTS: raise ValueError(f'A claim is one of {", ".join(VERDICTS)}, not {said!r}.')
-        if (p := self.pair(a, b, task)) is None: return NOTHING
-        text = self.linked('comparisons', f'{signed(p["difference"])} points [{signed(p["low"])}, {signed(p["high"])}]', *p['field'])
+        if (p := self.pair(a, b, task, what=what)) is None: return NOTHING
+        text = self.linked(what, f'{signed(p["difference"])} points [{signed(p["low"])}, {signed(p["high"])}]', *p['field'])
         return holds(text, verdict(p) == said, f'{a} against {b} on {task}: {verdict(p)}')
 
 def load_results(profile:str='demo', page:str='')->Results: # `page` lists the records; empty for the same page
