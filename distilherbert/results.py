@@ -232,7 +232,7 @@ PUBLISHED:Mapping[str, Mapping[str, float]] = {
 # %% ../nbs/14_results.ipynb #0000000d
 QUESTIONS:tuple[tuple[str, str, str], ...] = (
     ('T0', 'S0', 'Is the teacher worth copying?'), ('S2', 'S0', 'Do copied layers help?'), ('S1', 'S0', 'Does MLM improve random layers?'),
-    ('S2', 'E0', 'What do removed layers cost?'), ('S4h', 'E0', 'What does the best student cost?'),
+    ('S2h', 'E0', 'What do removed layers cost?'), ('S4h', 'E0', 'What does the best student cost?'),
     ('S3', 'S2', 'Does MLM improve copied layers?'), ('S4', 'S3', 'Does the teacher add to MLM?'),
     ('S4', 'S2', 'MLM and teacher together?'), ('S2h', 'S2', 'Copy before MLM or after?'),
     ('S4h', 'S2h', 'Do hidden states teach?'), ('S5', 'S4', 'Does T1 teach better than T0?'),
