@@ -116,9 +116,9 @@ def test_run_says_what_it_builds_and_finds_what_is_there_and_collect_writes_reco
     assert done.returncode == 0 and done.stdout == f'S4 (tiny) is there: {tiny.models["S4"]}\n', done.stdout
     folder, collected = tiny.runs/'results'/'tiny', typed('collect', '--profile', tiny.file)
     assert collected.returncode == 0 and str(folder/'model-S4.json') in collected.stdout, collected.stderr
-    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    before = {f: f.read_bytes() for f in folder.rglob('*.json')}
     run_program('distilherbert', 'collect', '--profile', tiny.file)  # another process: nothing depends on what this one remembers
-    assert before == {f.name: f.read_bytes() for f in folder.iterdir()}
+    assert before == {f: f.read_bytes() for f in folder.rglob('*.json')}
 
 
 @pytest.mark.slow
