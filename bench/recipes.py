@@ -53,8 +53,8 @@ SETS = {
 def of_world(recipe):
     "The same recipe where there is no E0: with T0 in its place."
     s = recipe.scenario
-    s = SCENARIOS['T0'] if s.name == 'E0' else replace(s, source='T0', teacher=s.teacher and 'T0') if s.source == 'E0' else s
-    return replace(recipe, scenario=s, taught=recipe.taught and 'T0')
+    if s.source == 'E0': s = replace(s, source='T0', teacher=s.teacher and 'T0', layer_map=s.layer_map and (0, 1))
+    return replace(recipe, scenario=SCENARIOS['T0'] if s.name == 'E0' else s, taught=recipe.taught and 'T0')
 
 
 def heldout(profile, student):
