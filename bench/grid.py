@@ -32,6 +32,7 @@ from distilherbert.tasks import get_task, task_groups
 from distilherbert.wheel import read_layout, wheel_file
 
 CURVE = (1_000_000, 2_000_000, 5_000_000, 10_000_000) # Tokens of the shorter runs of S3 and S4
+ORDER = 'T0', 'E0', 'S0', 'S2h', 'S2', 'S4', 'S3', 'S4h', 'S1', 'T1', 'S5' # What is most wanted first, should the time run out
 CRITICAL = 4 # Processes while models that others wait for are trained
 
 
@@ -171,7 +172,7 @@ def run(folder, out, workers, until):
     if not (folder/'described.json').is_file():
         with tarfile.open(folder/'data.tar.xz') as tar: tar.extractall(folder, filter='data')
     p = prepare(folder)
-    scenarios = [s for s in ('T0', 'E0', 'S0', 'S2h', 'S2', 'S4', 'S3', 'S4h', 'S1', 'T1', 'S5') if s in p.scenarios]
+    scenarios = sorted(p.scenarios, key=lambda s: ORDER.index(s) if s in ORDER else len(ORDER))
     def tuned(names, tokens, seeds): return [Job(s, tokens, g, seed) for seed in seeds for s in names for g in task_groups(p.tasks)]
     curve = [job for n in CURVE if n < p.tokens for job in tuned(('S3', 'S4'), n, p.task_seeds[:2])]
     start = time.perf_counter()

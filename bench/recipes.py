@@ -83,7 +83,8 @@ def measure(profile, recipes, objectives):
         values[n] = {'scores': {t: v['selections']['heldout'] for t, v in klej_values(folders).items()},
                      'validation': validation(folders), **recipe.changes}
         made = read_manifest(model_artefact(p, s).path)
-        if c := made['counts'] if made['counts'].get('tokens') else None:
+        c = made['counts']
+        if c.get('tokens'):
             found = heldout(p, s) if objectives and s.teacher else c['heldout']
             values[n] |= {'heldout': {k: round(v, 5) for k, v in found.items()}, 'tokens': c['tokens'],
                           'seconds_per_million_tokens': round(1e6*c['train_seconds']/c['tokens'], 1),
