@@ -30,7 +30,7 @@ import numpy as np
 from bs4 import BeautifulSoup
 
 from distilherbert.artefact import provenance, read_manifest
-from distilherbert.clean import clean_block, first_occurrences, text_keys
+from distilherbert.clean import clean_block, first_occurrences
 from distilherbert.pack import Packer, WordEncoder, load_tokenizer, make_tokenizer, open_encoder, word_boundaries
 from distilherbert.pipeline import sequences_artefact, text_artefact, tokenizer_artefact
 from distilherbert.results import read_records, write_record
@@ -96,8 +96,9 @@ def blocks_of(files): return [Block(b.decode()) for f in files for b in cut_bloc
 
 def clean_lines(files):
     "What is left of some files."
-    texts = [t.decode() for b in blocks_of(files) for t in clean_block(b, 0.0).texts]
-    return list(compress(texts, first_occurrences(text_keys(texts))))
+    done = [clean_block(b, 0.0) for b in blocks_of(files)]
+    keys = np.frombuffer(b''.join(d.keys for d in done), np.uint64).reshape(-1, 2)
+    return list(compress((t.decode() for d in done for t in d.texts), first_occurrences(keys)))
 
 
 def bench_speed(files, profile, folder, sizes):

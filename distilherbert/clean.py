@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEEPEST', 'WIDEST', 'LARGEST', 'MOST_MARKS', 'PASSES', 'URL', 'CHANGES', 'SHORTEST', 'RULES', 'SORTED', 'INVISIBLE',
-           'SHARD', 'NOTE', 'strip_markup', 'is_too_deep', 'compose', 'fold', 'remove_markup', 'count_symbols',
-           'explain_text', 'clean_text', 'text_keys', 'first_occurrences', 'skippable', 'CleanBlock', 'clean_block',
-           'tidy_counts', 'clean_corpus', 'text_shards', 'read_texts']
+           'KEPT', 'SHORT', 'MARKED', 'OTHER', 'SHARD', 'NOTE', 'strip_markup', 'is_too_deep', 'compose', 'fold',
+           'remove_markup', 'count_symbols', 'explain_text', 'clean_text', 'visible', 'text_keys', 'first_occurrences',
+           'line_kinds', 'CleanBlock', 'explain_lines', 'clean_block', 'tidy_counts', 'clean_corpus', 'text_shards',
+           'read_texts']
 
 # %% ../nbs/01_clean.ipynb #00000002
 import html
@@ -18,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain, islice
+from itertools import compress, islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from .artefact import Progress, log, worker_pool, write_json, write_whole
 from .scenario import SettingsError
-from .sources import GAP, PARTS, UNWRITABLE, BadText, Block, Source, read_sources
+from .sources import PARTS, UNWRITABLE, BadText, Block, Source, read_sources
 
 # %% ../nbs/01_clean.ipynb #00000006
 _INLINE = ('a|abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|ins|kbd|mark|nobr|q|s|samp|small|span|strike|strong|sub|sup'
@@ -38,7 +39,7 @@ _PARSER = threading.local() # Making a parser takes several times as long as par
 def strip_markup(text:str)->str: # The text without its outermost layer of markup
     "The text as a browser would show it by the rules of the HTML standard, without scripts and style sheets."
     if '<' not in text: return html.unescape(text)
-    text = _BLOCK_TAG.sub(' <', text)
+    if text.find('<', 1) > 0: text = _BLOCK_TAG.sub(' <', text) # Most lines have a single tag, in front
     if getattr(_PARSER, 'left', 0) <= 0: # A new parser every 2^18 characters, to free the memory of the old one
         page = LexborHTMLParser('<div></div>', options=LexborDocumentOptions.WO_EVENTS.value)
         _PARSER.box, _PARSER.left = page.css_first('div'), 1 << 18
@@ -122,12 +123,11 @@ def count_symbols(text:str)->int: # Characters other than letters with their mar
 
 def explain_text(
     text:str, # Any string
-    skip:int=0, # So many of the first `CHANGES` are known not to change it
 )->tuple[str | None, str, tuple[str, ...]]: # Clean text or None; "kept" or the rule that rejects it; the changes made
     "Clean a text and report what was done."
     if len(text) < SHORTEST: return None, 'short', ()
     changes:tuple[str, ...] = ()
-    for name, change in islice(CHANGES.items(), skip, None):
+    for name, change in CHANGES.items():
         before, text = text, change(text)
         if text != before: changes += (name,)
         if text is None: return None, 'markup', changes
@@ -143,10 +143,13 @@ def clean_text(text:str)->str | None: # The cleaned text, or None when it is rej
 SORTED = 1 << 21 # Keys sorted at a time, approximately
 INVISIBLE = re.compile(f'[{"".join(c for c in map(chr, range(0x80, 0xfffe)) if unicodedata.category(c) == "Cf")}]+') # Format characters
 
-def text_keys(texts:Iterable[str])->np.ndarray: # `(n, 2)` 64-bit halves of their 128-bit hashes
-    "The keys by which texts are compared, which ignore invisible characters."
-    seen = (t if t.isprintable() else INVISIBLE.sub('', t) for t in texts) # They are rare, and never printable
-    return np.frombuffer(b''.join(xxh3_128_digest(t.encode()) for t in seen), np.uint64).reshape(-1, 2)
+def visible(text:str)->bytes: # In UTF-8
+    "A text as it is compared with others, without invisible characters."
+    return (text if text.isprintable() else INVISIBLE.sub('', text)).encode() # They are rare, and never printable
+
+def text_keys(texts:Iterable[bytes])->np.ndarray: # `(n, 2)` 64-bit halves of the 128-bit hashes of their visible characters
+    "The keys by which texts are compared."
+    return np.frombuffer(b''.join(map(xxh3_128_digest, texts)), np.uint64).reshape(-1, 2)
 
 def first_occurrences(keys:np.ndarray)->np.ndarray: # `(n,)` False where a key occurred before
     "Distinguish first occurrences from repetitions."
@@ -158,21 +161,35 @@ def first_occurrences(keys:np.ndarray)->np.ndarray: # `(n,)` False where a key o
     return first
 
 # %% ../nbs/01_clean.ipynb #00000024
-@cache
-def _changed_by_rules()->tuple[str, str]: # Regular expressions in RE2 syntax
-    "One for all lines that a change before \"markup\" may affect, and one for the others that a later change may affect."
-    characters = ''.join( # NUL, white space, combining marks, Hangul letters that join their neighbours, and what NFC replaces
-        c for c in map(chr, chain(range(0xd800), range(0xe000, 0x10000))) if c == '\0' or c.isspace() and c != ' '
-        or '\u1160' <= c <= '\u11ff' or unicodedata.category(c)[0] == 'M' or not unicodedata.is_normalized('NFC', c))
-    return rf'^ | $|  |[{characters}\x{{10000}}-\x{{10ffff}}]', r'[<&]|://|ww\.|WW\.'
+KEPT, SHORT, MARKED, OTHER = range(4) # What the characters of a line show, see `line_kinds`
+_SYMBOL, _MARKED, _ODD = 1, 2, 4 # Roles of characters: counts as a symbol; belongs to markup or an address; anything else that may change
+_TWICE = 2 # So many bits higher: that role, where the character stands twice in a row
 
-def skippable(lines:Iterable[str])->list[int]: # As the `skip` of `explain_text`: none, those before markup, or all
-    "How many of the first `CHANGES` cannot change each line."
-    from pyarrow import array, compute, string
-    lines = array(lines, string())
-    first, others = (compute.match_substring_regex(lines, p).to_pylist() for p in _changed_by_rules())
-    markup = [*CHANGES].index('markup')
-    return [0 if f else markup if o else len(CHANGES) for f, o in zip(first, others, strict=True)]
+@cache
+def _roles()->np.ndarray: # `(65536,)`, by code unit of UTF-16, so that other characters are two surrogates, which are odd
+    "What each character may mean to the rules."
+    def odd(c): # NUL, white space, invisible, combining marks, Hangul letters that join their neighbours, and what NFC replaces
+        return (c == '\0' or c.isspace() and c not in ' \n' or unicodedata.category(c) in ('Cf', 'Cs', 'Mc', 'Me', 'Mn')
+                or '\u1160' <= c <= '\u11ff' or not unicodedata.is_normalized('NFC', c))
+    return np.array([_SYMBOL*(not c.isalnum() and c not in ' ,.\n') | _MARKED*(c in '<&') | _ODD*odd(c)
+                     | (_MARKED << _TWICE)*(c in '/wW') | (_ODD << _TWICE)*(c == ' ') for c in map(chr, range(1 << 16))], np.uint8)
+
+def line_kinds(
+    text:str, # Lines
+)->np.ndarray: # For each: it is kept as it is; nothing changes it, but it is too short; nothing changes it before "markup"; none of these
+    "Sort lines by what their characters show, all at once."
+    codes = np.frombuffer(f'\n{text}\n'.encode('utf-16-le', 'surrogatepass'), np.uint16)
+    roles, ends = _roles().take(codes), np.flatnonzero(codes == ord('\n'))
+    roles[1:] |= (roles[1:] & (_MARKED | _ODD) << _TWICE)*(codes[1:] == codes[:-1]) >> _TWICE
+    found, lengths = np.bitwise_or.reduceat(roles, ends[:-1]), np.diff(ends) - 1
+    symbols = np.add.reduceat(roles & _SYMBOL, ends[:-1], dtype=np.int64)
+    spaced = (codes[ends[:-1] + 1] == ord(' ')) | (codes[ends[1:] - 1] == ord(' '))
+    return np.select([(found & _ODD > 0) | spaced, found & _MARKED > 0, lengths < SHORTEST, 10*symbols > lengths],
+                     [OTHER, MARKED, SHORT, OTHER], KEPT)
+
+def _strip_line(line:str)->str: # As it is, when it is too deep
+    "A line without its outermost layer of markup."
+    return line if is_too_deep(line) else strip_markup(line).replace('\n', ' ').strip(' ')
 
 @dataclass
 class CleanBlock:
@@ -182,28 +199,54 @@ class CleanBlock:
     keys:bytes=b'' # 16 bytes for each text
     counts:dict[str, Counter]=field(default_factory=lambda: {part: Counter() for part in PARTS}) # By part: "documents", "rejected short", …
 
+def explain_lines(
+    lines:Sequence[str], # Without line ends
+    kinds:Sequence[int], # Their `line_kinds`, or of the same lines with more white space around them
+)->list[tuple[str | None, str, tuple[str, ...]]]: # As of `explain_text`
+    "Clean lines: fold those of kind `OTHER`, remove a layer of markup, each with a look at what is left; few lines need `explain_text`."
+    kinds = [SHORT if len(line) < SHORTEST else kind for line, kind in zip(lines, kinds, strict=True)]
+    texts, changes = [*lines], [()]*len(lines)
+    for kind, name, change in ((OTHER, 'space', fold), (MARKED, 'markup', _strip_line)):
+        some = [i for i, k in enumerate(kinds) if k == kind]
+        tried = [change(texts[i]) for i in some]
+        for i, text, new in zip(some, tried, line_kinds('\n'.join(tried)).tolist()): # Longer by one where there are none
+            if new < kind: texts[i], kinds[i], changes[i] = text, new, changes[i] + (name,)*(text != texts[i])
+    return [(text, 'kept', c) if kind == KEPT else (None, 'short', c) if kind == SHORT else explain_text(line)
+            for line, text, kind, c in zip(lines, texts, kinds, changes, strict=True)]
+
 def clean_block(
     block:Block, # Whole documents
     old_share:float, # Share of the documents in "old", where the block has no part of its own
 )->CleanBlock: # Texts, parts, keys and counts
     "Clean every line of a block."
-    done, texts, parts = CleanBlock(), [], bytearray()
-    documents = [d.split('\n') for d in map(str.strip, GAP.split(block.text)) if d]
-    skips = iter(skippable(chain.from_iterable(documents)))
-    for lines in documents:
-        old = old_share and xxh3_64_intdigest('\n'.join(lines).encode(), seed=1) < old_share*2**64
-        part, before = block.part or PARTS[not old], len(texts)
-        counts = done.counts[part]
-        for line in lines:
-            text, rule, changes = explain_text(line, next(skips))
-            if text is None: counts[f'rejected {rule}'] += 1
-            else:
-                texts.append(text)
-                for c in changes: counts[f'changed {c}'] += 1
-        counts['documents'] += 1
-        counts['lines_read'] += len(lines)
-        parts += bytes([PARTS.index(part)])*(len(texts) - before)
-    done.texts, done.parts, done.keys = [t.encode() for t in texts], bytes(parts), text_keys(texts).tobytes()
+    lines, kinds = block.text.encode().split(b'\n'), line_kinds(block.text)
+    rest = {i: lines[i].decode() for i in np.flatnonzero(kinds != KEPT).tolist()}
+    filled = np.ones(len(lines), bool)
+    filled[[i for i, line in rest.items() if not line.strip()]] = False
+    begins, ends = np.flatnonzero(np.diff(filled, prepend=False, append=False)).reshape(-1, 2).T # Of the documents
+    def part_of(begin, end):
+        document = b'\n'.join(lines[begin:end]).decode().strip()
+        return PARTS.index('old' if xxh3_64_intdigest(document.encode(), seed=1) < old_share*2**64 else 'ccsub')
+    if block.part or not old_share: of_document = np.full(len(begins), PARTS.index(block.part or 'ccsub'), np.uint8)
+    else: of_document = np.array([*map(part_of, begins.tolist(), ends.tolist())], np.uint8)
+    parts = np.zeros(len(lines), np.uint8)
+    parts[filled] = np.repeat(of_document, ends - begins)
+    rest = {i: line for i, line in rest.items() if filled[i]}
+    for i in rest.keys() & set(begins.tolist()): rest[i] = rest[i].lstrip()
+    for i in rest.keys() & set((ends - 1).tolist()): rest[i] = rest[i].rstrip()
+    done, kept, shown = CleanBlock(), kinds == KEPT, {}
+    for i, (text, rule, changes) in zip(rest, explain_lines([*rest.values()], kinds[[*rest]]), strict=True):
+        counts = done.counts[PARTS[parts[i]]]
+        if text is None: counts[f'rejected {rule}'] += 1
+        else:
+            for c in changes: counts[f'changed {c}'] += 1
+            lines[i], kept[i] = text.encode(), True
+            if not text.isprintable(): shown[i] = visible(text)
+    for n, part in enumerate(PARTS):
+        done.counts[part].update(documents=int((of_document == n).sum()), lines_read=int((parts[filled] == n).sum()))
+    done.texts, done.parts = [*compress(lines, kept)], parts[kept].tobytes()
+    for i, text in shown.items(): lines[i] = text
+    done.keys = text_keys(compress(lines, kept)).tobytes()
     return done
 
 def _clean_blocks(blocks:Iterable[Block], old_share:float, workers:int)->Iterator[tuple[Block, CleanBlock]]:

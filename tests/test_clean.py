@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from distilherbert import clean, sources
 from distilherbert.artefact import fingerprint
-from distilherbert.clean import clean_block, clean_corpus, clean_text, explain_text, read_texts, skippable
+from distilherbert.clean import clean_block, clean_corpus, clean_text, explain_lines, explain_text, line_kinds, read_texts
 from distilherbert.scenario import SettingsError
 from distilherbert.sources import BadText, Block, text_sources
 
@@ -65,14 +65,17 @@ def test_any_text_is_cleaned_like_the_slow_way_and_stays_clean(text):
         assert cleaned.encode().decode() == cleaned == ' '.join(cleaned.split())
 
 
-def test_a_line_is_only_passed_over_when_no_rule_changes_it():
-    "Every character, behind a letter that it might compose with."
+def test_lines_are_cleaned_at_once_as_one_by_one():
+    "Every character, behind a letter that it might compose with; and what surrounds a line."
     lines = [f'Ala ma kota{c} i psa.' for c in map(chr, range(0x110000)) if not '\ud800' <= c <= '\udfff' and c != '\n']
     lines += [f'{c}{WORDS} {m}{d}' for m in ('', '&lt;', '<b>', 'www.a.pl', 'http://a.pl') for c in '\t\r \xa0a' for d in '\t\r \xa0a']
-    skips = skippable(lines)
-    assert sum(skip == len(clean.CHANGES) for skip in skips) > 60_000
-    assert [line for line, skip in zip(lines, skips, strict=True) if explain_text(line) != explain_text(line, skip)] == []
-    assert not any(map(unicodedata.combining, ''.join(itertools.compress(lines, skips)))), 'marks could be in the wrong order'
+    kinds = line_kinds('\n'.join(lines))
+    assert sum(kinds == clean.KEPT) > 60_000
+    expected = [*map(explain_text, lines)]
+    assert [e for e, kind, line in zip(expected, kinds, lines, strict=True) if kind == clean.KEPT and e != (line, 'kept', ())] == []
+    assert [pair for pair in zip(explain_lines(lines, kinds), expected, strict=True) if pair[0] != pair[1]] == []
+    kept = itertools.compress(lines, kinds == clean.KEPT)
+    assert not any(map(unicodedata.combining, ''.join(kept))), 'marks could be in the wrong order'
 
 
 def line_by_line(text, old_share):
@@ -87,7 +90,7 @@ def line_by_line(text, old_share):
             if cleaned is None: continue
             texts.append(cleaned)
             done.parts += bytes([sources.PARTS.index(part)])
-    done.texts, done.keys = [t.encode() for t in texts], clean.text_keys(texts).tobytes()
+    done.texts, done.keys = [t.encode() for t in texts], clean.text_keys(map(clean.visible, texts)).tobytes()
     return done
 
 
