@@ -1,6 +1,6 @@
 """Kill -9 at random moments while text is cleaned and packed, into the record bench/kill_data.
 
-    python bench/kill_data.py                     30 kills with one process, 30 with two workers, on the embedded world (10 minutes)
+    python bench/kill_data.py                     30 kills each with one, two and four workers, on the embedded world (15 minutes)
 
 Runs in folders of their own are killed and started again until all kills are spent, then finished. Their files must be
 those of an undisturbed run, byte for byte, and a file that was there keeps its time of change. Only the parent is killed: its workers
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
+from glob import glob  # That of pathlib fails where a folder is renamed meanwhile
 from pathlib import Path
 
 import psutil
@@ -51,7 +52,7 @@ def content(runs):
     return {f.relative_to(runs).as_posix(): digest(f) for f in files}
 
 
-def pieces(runs): return Counter({stage: len(list(runs.glob(pattern))) for stage, pattern in STAGES.items()})
+def pieces(runs): return Counter({stage: len(glob(pattern, root_dir=runs, include_hidden=True)) for stage, pattern in STAGES.items()})
 
 
 def finished(runs):
@@ -111,7 +112,7 @@ def kill(folder, a, workers):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--kills', type=int, default=30, metavar='N', help='processes to kill, for each number of workers (30)')
-    p.add_argument('--workers', type=int, nargs='+', default=[1, 2], metavar='N', help='numbers of workers (1 and 2)')
+    p.add_argument('--workers', type=int, nargs='+', default=[1, 2, 4], metavar='N', help='numbers of workers (1, 2 and 4)')
     p.add_argument('--seed', type=int, default=0, metavar='N', help='seed of the moments (0)')
     p.add_argument('--small', action='store_true', help='600 documents instead of 2,500, nothing written')
     p.add_argument('--build', nargs=2, type=int, help=argparse.SUPPRESS)

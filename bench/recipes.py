@@ -4,7 +4,8 @@
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py layers    which layers of E0 are copied; nothing is trained but the classifier
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py rates     other learning rates for S3 and S4
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py taught    fine-tuning with the predictions of a fine-tuned teacher
-    .venv/bin/python bench/recipes.py recipes layers rates taught --small  all sets on the embedded world, without a record
+    DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py maps      how far the layers of the set `layers` alone are from all of E0
+    .venv/bin/python bench/recipes.py recipes layers rates taught maps --small  all sets on the embedded world, without a record
 
 A set takes hours; finished parts are not repeated. `--only` names some recipes of the set.
 """
@@ -16,15 +17,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from distilherbert.artefact import read_manifest
 from distilherbert.distill import TrainSettings, evaluate, open_run
-from distilherbert.pack import Sequences
+from distilherbert.objective import cosine_distance
+from distilherbert.pack import Sequences, pad_sequences
 from distilherbert.pipeline import build_classifier, build_scores, model_artefact, sequences_artefact, train_settings
 from distilherbert.results import write_record
 from distilherbert.scenario import SCENARIOS, Objective, Scenario, get_profile
 from distilherbert.scores import compare, klej_values, load_run, read_scores, retention, select_epochs
-from distilherbert.student import load_masked_lm
+from distilherbert.student import check_layer_map, load_masked_lm, truncate
 from distilherbert.tasks import TASKS
 
 
@@ -49,6 +52,7 @@ SETS = {
                'S4h': Recipe(S4H), 'S4h-taught': Recipe(S4H, taught='E0'),
                'S4h-taught-more': Recipe(S4H, {'task_unlabelled': 1500}, taught='E0')},
 }
+SETS['maps'] = SETS['layers']
 
 
 def of_world(recipe):
@@ -64,6 +68,21 @@ def heldout(profile, student):
     models = (load_masked_lm(model_artefact(profile, x).path)[0] for x in (student, SCENARIOS[student.teacher]))
     settings, sequences = TrainSettings(**train_settings(profile, s)), Sequences.open(sequences_artefact(profile).path)
     with tempfile.TemporaryDirectory() as d, open_run(*models, sequences, settings, Path(d)) as run: return evaluate(run)
+
+
+def distances(profile, recipes, few=64):
+    "Mean cosine distance of the last hidden states of some layers from those of the whole encoder, on held-out sequences."
+    model, _ = load_masked_lm(model_artefact(profile, recipes['E0'].scenario).path)
+    heldout = Sequences.open(sequences_artefact(profile).path).heldout
+    ids, lengths = map(torch.from_numpy, pad_sequences(heldout, np.arange(min(few, len(heldout))), profile.max_len))
+    real = torch.arange(profile.max_len) < lengths[:, None]
+
+    @torch.no_grad()
+    def states(model): return model.eval().base_model(ids, attention_mask=real).last_hidden_state[real]
+    whole = states(model)
+    return {n: {'layers': [*check_layer_map(r.scenario.layer_map, model.config)], 'tokens': len(whole),
+                'distance': round(float(cosine_distance(states(truncate(model, r.scenario.layer_map)), whole).mean()), 4)}
+            for n, r in recipes.items() if n != 'E0'}
 
 
 def validation(folders):
@@ -110,7 +129,8 @@ def main():
     for name in a.sets:
         start, recipes = time.perf_counter(), {n: r for n, r in SETS[name].items() if n in (a.only or SETS[name])}
         if unknown := set(a.only or ()) - set(recipes): p.error(f'{name} has no {", ".join(unknown)}; it has {", ".join(SETS[name])}')
-        values = measure(profile, {n: of_world(r) for n, r in recipes.items()} if a.small else recipes, name == 'recipes')
+        if a.small: recipes = {n: of_world(r) for n, r in recipes.items()}
+        values = distances(profile, recipes) if name == 'maps' else measure(profile, recipes, name == 'recipes')
         if a.small: continue
         command = f'python bench/recipes.py {name}' + (f' --only {" ".join(a.only)}' if a.only else '')
         print(write_record('bench', name, values, n=len(profile.task_seeds), seed=profile.seed, command=command,
