@@ -7,7 +7,8 @@
 "as published" is the baseline to beat: the same models, objective, number type, sequences, masks and optimiser settings, run eagerly,
 with logits for every position of both models, of which `masked_select` takes those at masked positions, as in DistilBERT's code; and with
 soft targets at all positions. "baseline" has our attention (SDPA) and a selection by index, which that code had not. "step" is the loop
-itself, loading and masking included, dropout off. Sequences are packed random texts. Written to the record bench/step, by place.
+itself, loading and masking included, dropout off; its variants write the outputs of the teacher, or read them. Sequences are packed random
+texts. Written to the record bench/step, by place.
 """
 import argparse
 import os
@@ -52,7 +53,7 @@ class Packed(list):
     def token_counts(self, vocab_size): return np.bincount(np.concatenate(self), minlength=vocab_size)
 
 
-def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, threads=2, zero=0, **changes):
+def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, threads=2, zero=0, outputs=None, **changes):
     "A run on random models and texts, without evaluations."
     fields, vocab, batch, micro = SHAPES[shape]
     profile, n = replace(PROFILES['demo'], **fields, dropout=0.0), 4*(rows or batch)
@@ -64,7 +65,7 @@ def make_run(shape, objective, precision, folder, rows=0, micro_rows=0, threads=
     settings = TrainSettings(tokens=10**6, learning_rate=1e-4, batch_rows=rows or batch, micro_rows=micro_rows or micro, mask_share=0.15,
                              max_len=profile.max_len, warmup_share=0.1, weight_decay=0.01, adam_beta2=0.98, clip=1.0, precision=precision,
                              threads=threads, seed=0, objective=asdict(PRESETS[objective]), evaluations=0, **changes)
-    run = open_run(truncate(teacher), teacher, data, settings, Path(folder), zero=zero)
+    run = open_run(truncate(teacher), teacher, data, settings, Path(folder), zero=zero, outputs=outputs)
     run.data = data
     return run
 
@@ -117,6 +118,9 @@ def candidates(shape, precision, folder, threads):
             run.plain = torch.optim.AdamW(run.student.model.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01)
             for model in (run.student.model, run.teacher_model.model) if published else (): model.set_attn_implementation('eager')
             made[f'{name}, {on}'] = partial(theirs, published=published), run
+    for kept in ('written', 'read'):  # In turn, the same steps
+        made[f'step, outputs {kept}'] = ours, make_run(shape, 'distilbert', precision, folder, threads=threads,
+                                                       outputs=Path(folder)/'outputs')
     made['step, documents'] = ours, make_run(shape, 'distilbert', precision, folder, threads=threads, attention='text')
     return made
 
@@ -154,6 +158,7 @@ def compare(shape, precision, rounds, device, folder, threads):
             'spread': {k: [round(min(v), 5), round(max(v), 5)] for k, v in seconds.items()},
             'tokens_per_s': {k: round(step_tokens(run)/v) for k, v in median.items()},
             'times_published': times('as published'), 'times_baseline': times('baseline'),
+            'read_share': round(median['step, outputs read']/median['step, masked'], 3),
             'loading_share': round(statistics.median(load)/median['step, masked'], 5)}
 
 
@@ -175,7 +180,7 @@ def main():
             v = values[shape] = compare(shape, precision, a.rounds, a.where, d, a.threads) | {'made': provenance()}
             print(f'\n{shape}, {precision}, {v["sequences"]} sequences of {v["length"]}, vocabulary {v["vocabulary"]:,}')
             for k, s in v['seconds'].items(): print(f'  {k:24}{1000*s:10.1f} ms{v["tokens_per_s"][k]:>12,} tokens/s')
-            for k in ('times_published', 'times_baseline', 'loading_share'): print(f'  {k}: {v[k]}')
+            for k in ('times_published', 'times_baseline', 'read_share', 'loading_share'): print(f'  {k}: {v[k]}')
     if a.no_record: return
     known, where = read_records('bench').get('step', {}).get('values', {}), torch.cuda.get_device_name(0) if a.where == 'cuda' else 'cpu'
     values = known | {where: known.get(where, {}) | values}

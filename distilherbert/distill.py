@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['train', 'learning_rate', 'TrainSettings', 'step_indices', 'document_ids', 'document_positions', 'MicroBatch', 'Batch',
-           'make_batch', 'MaskedPredictor', 'fitted_projection', 'UnfitTeacher', 'check_teacher', 'unigram_entropy',
-           'evaluate', 'open_run', 'initial_model', 'make_model', 'main']
+           'make_batch', 'MaskedPredictor', 'StoredTeacher', 'fitted_projection', 'UnfitTeacher', 'check_teacher',
+           'unigram_entropy', 'evaluate', 'open_run', 'initial_model', 'make_model', 'main']
 
 # %% ../nbs/05_distill.ipynb #00000002
 import argparse
+import io
 import math
 import os
 import shutil
@@ -21,8 +22,9 @@ from types import MappingProxyType, SimpleNamespace
 import numpy as np
 import torch
 from torch import nn
+from xxhash import xxh3_128
 
-from .artefact import guarded, read_manifest, read_metrics
+from .artefact import guarded, log, read_manifest, read_metrics, write_whole
 from distilherbert.objective import (
     Outputs, Totals, Vocabulary, check_hidden_map, chunk_size, context_free_loss, distillation_loss, losses_of, mask_sequences, mlm_loss,
     soft_target_loss,
@@ -133,9 +135,12 @@ class MicroBatch:
     documents:torch.Tensor | None=None # Number of each token's text `(B, T)`, where documents are separate
     places:torch.Tensor | None=None # Position of each token in its text `(B, T)`, likewise
 
+    def tensors(self)->list[torch.Tensor | None]: # In their order
+        return [getattr(self, f.name) for f in fields(self)]
+
     def each(self, change)->'MicroBatch':
         "Apply a function to each tensor."
-        return MicroBatch(*(None if (t := getattr(self, f.name)) is None else change(t) for f in fields(self)))
+        return MicroBatch(*(None if t is None else change(t) for t in self.tensors()))
 
     def to(self, device:torch.device)->'MicroBatch':
         "A copy on a device; from pinned memory it is asynchronous."
@@ -206,6 +211,38 @@ class MaskedPredictor(nn.Module):
             last = self.layers[-1]
             relations = *family_of(config).projections(layers_of(self.model)[last], out.hidden_states[last]), micro.texts()
         return Outputs(features, decoder.weight, decoder.bias, hidden, layers, relations)
+
+# %% ../nbs/05_distill.ipynb #00000041
+class StoredTeacher(nn.Module):
+    "A teacher whose outputs for a micro-batch are kept in a folder, and computed only where they are missing."
+    def __init__(self, teacher:MaskedPredictor, folder:Path, files:int): # `files`: micro-batches in all
+        super().__init__()
+        self.teacher, self.folder, self.files = teacher, folder, files
+
+    def forward(self, micro:MicroBatch)->Outputs: # Bit for bit those of the teacher; raises `SettingsError` before the disk gets full
+        "Read the outputs, or compute and write them."
+        key = xxh3_128(repr([t if t is None else t.shape for t in micro.tensors()]).encode())
+        for t in micro.tensors(): key.update(b'' if t is None else t.cpu().numpy().tobytes())
+        file, decoder = self.folder/f'{key.hexdigest()}.pt', self.teacher.model.get_output_embeddings()
+        if not file.is_file():
+            out, content = self.teacher(micro), io.BytesIO()
+            torch.save((out.features, out.hidden, out.layers, out.relations[:-1]), content)
+            self._announce(content.tell())
+            write_whole(file, [content.getbuffer()])
+        features, hidden, layers, relations = torch.load(file, micro.ids.device, weights_only=True)
+        return Outputs(features, decoder.weight, decoder.bias, hidden, layers, relations and (*relations, micro.texts()))
+
+    def _announce(self, size:int)->None: # Of one file [bytes]
+        "State the size of all files before the first is written."
+        if self.folder.is_dir(): return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        need, free = self.files*size, shutil.disk_usage(self.folder).free
+        log.info('The outputs of the teacher will take %.1f GB in %s.', need/1e9, self.folder)
+        if need > free:
+            self.folder.rmdir()
+            raise SettingsError(f'The outputs of the teacher need {need/1e9:.1f} GB, but {free/1e9:.1f} GB are free in '
+                                f'{self.folder.parent}. Write `keep_outputs = false` into the profile, or free some space.')
+
 
 # %% ../nbs/05_distill.ipynb #00000031
 @torch.no_grad()
@@ -297,6 +334,7 @@ def open_run(
     zero:int=0, # Several processes: 0 for DDP, 2 for ZeRO-2
     title:str='', # Shown with the progress
     checkpoint_minutes:float=10.0, # Time between checkpoints [minutes]
+    outputs:Path | None=None, # Folder for the outputs of this teacher, for other students, too; None to keep none
 )->Run: # For a `with`; raises `SettingsError`
     "Prepare a training run, to start or to resume."
     s, objective, mine, theirs = settings, settings.loss(), (), ()
@@ -335,6 +373,9 @@ def open_run(
         student.project = fitted_projection(student.eval(), teacher.eval(), micro)
     groups = parameter_groups(student, s.weight_decay, head if scale != 1 else (), scale)
     optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=(0.9, s.adam_beta2), fused=True)
+    if teacher and outputs:
+        kind = '-'.join([*sorted(needs), *map(str, theirs), acc.mixed_precision, f'{s.threads}-threads'])
+        teacher = StoredTeacher(teacher, outputs/kind, len(heldout) + steps*-(-s.batch_rows//s.micro_rows))
     if teacher and half:
         for p in teacher.parameters(): p.data = p.data.to(half)  # Buffers stay: rounded rotary frequencies would be other positions
     return Run(student, teacher, optimizer, acc, batches, heldout, steps, s, folder, title, checkpoint_minutes, objective=objective,
@@ -389,6 +430,7 @@ def make_model(
     title:str='', # Shown with the progress
     zero:int=0, # Several processes: 0 for DDP, 2 for ZeRO-2
     checkpoint_minutes:float=10.0, # Time between checkpoints [minutes]
+    outputs:Path | None=None, # Folder for the outputs of this teacher; None to keep none
 )->dict: # Counts for the manifest; empty in processes other than the first
     "Make a model folder."
     counts = {}
@@ -396,13 +438,14 @@ def make_model(
         room, guide = usable_positions(model.config), load_masked_lm(teacher)[0] if teacher else None
         if (wanted := settings['max_len']) > room:
             raise SettingsError(f'The model has {room} positions, too few for sequences of {wanted} tokens. Lower `max_len` to {room}.')
-        run = open_run(model, guide, Sequences.open(sequences), TrainSettings(**settings), work, new_head, zero, title, checkpoint_minutes)
+        run = open_run(model, guide, Sequences.open(sequences), TrainSettings(**settings), work, new_head, zero, title, checkpoint_minutes,
+                       outputs)
         with run: train(run)
         if not run.first: return {}
-        log, entropy = read_metrics(work), run.unigram_entropy
-        heldout = [h for line in log if (h := {k.removeprefix('heldout_'): v for k, v in line.items() if k.startswith('heldout_')})]
+        metrics, entropy = read_metrics(work), run.unigram_entropy
+        heldout = [h for line in metrics if (h := {k.removeprefix('heldout_'): v for k, v in line.items() if k.startswith('heldout_')})]
         counts = {'steps': run.step, 'tokens': run.tokens, 'passes': run.passes, 'heldout': heldout[-1],
-                  'train_seconds': round(sum(line.get('seconds', 0.0) for line in log), 1),
+                  'train_seconds': round(sum(line.get('seconds', 0.0) for line in metrics), 1),
                   'heldout_masked': sum(len(m.labels) for m in run.heldout), 'unigram_entropy': entropy,
                   'context_free_loss': context_free_loss(entropy) if entropy else None}
         if run.world > 1: counts['processes'] = run.world

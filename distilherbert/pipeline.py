@@ -23,7 +23,7 @@ from pathlib import Path
 from .artefact import Artefact, Progress, fingerprint, provenance, read_manifest
 from .clean import clean_corpus, read_texts, text_shards
 from .scenario import HELDOUT, PRESETS, SCENARIOS, Profile, Scenario, SettingsError
-from .scenario import as_typed, data_dir, data_workers, get_scenario, teacher_source, unknown_name
+from .scenario import as_typed, data_dir, data_workers, get_scenario, runs_dir, teacher_source, unknown_name
 from .scores import INTERVAL
 from .sources import PARTS, SOURCES, text_sources, unread_files
 from .tasks import TASKS, TaskError, TaskSettings, data_identity, get_task, load_group, task_groups
@@ -178,8 +178,10 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
         weights = source.path if isinstance(source, Artefact) else source or ''
         text = sequences and sequences.path
         first = initial_model(init, weights, tokenizer.path, s.layer_map, p.dropout, p.seed, shape, s.shape, text)
-        counts = make_model(work, tokenizer.path, *first, text, models[s.teacher].path if s.teacher else None, training,
-                            f'{s.name} ({p.name})', p.zero, p.checkpoint_minutes)
+        teacher = models[s.teacher].path if s.teacher else None
+        outputs = runs_dir()/'outputs'/teacher.name if teacher and p.keep_outputs else None
+        counts = make_model(work, tokenizer.path, *first, text, teacher, training, f'{s.name} ({p.name})', p.zero, p.checkpoint_minutes,
+                            outputs)
         if counts:  # empty in processes other than the first
             command = f'python -m distilherbert.distill --scenario {as_typed(s)} --profile {as_typed(p)}'
             kind = 'feature-extraction' if counts['head_is_new'] else 'fill-mask'

@@ -205,6 +205,7 @@ class Profile:
     threads:int=2 # CPU threads; results are reproducible for a fixed number
     zero:int=0 # With several processes: 0 for DDP, 2 for ZeRO-2 with DeepSpeed; not part of a key
     checkpoint_minutes:float=10.0 # Time between checkpoints [minutes]
+    keep_outputs:bool=False # Keep a teacher's outputs on disk, for further students of the same teacher and text; not part of a key
     scenarios:tuple[str, ...]=('S0', 'S1', 'S2', 'S3', 'S4', 'S5', 'T0', 'T1') # Scenarios that `reproduce` runs
     tasks:tuple[str, ...]=('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out') # Tasks; in a TOML file also tables `[tasks.NAME]`, see chapter 27
     task_source:str='world' # "world", "local" (DISTILHERBERT_DATA/klej), "hub", "auto" (local or else hub), or a folder

@@ -4,7 +4,8 @@ import resource
 import signal
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,12 +28,12 @@ SETTINGS = replace(FEW, tokens=1000, batch_rows=7, micro_rows=16, max_len=12, ev
 SEQUENCES = Few(np.array([0, *np.random.default_rng(i).integers(5, SIZE, 3 + i % 8), 2]) for i in range(7))
 
 
-def few_run(folder, teacher=True, dropout=0.0, **changes):
+def few_run(folder, teacher=True, dropout=0.0, outputs=None, **changes):
     "A student of one layer and its teacher on seven sequences, not yet begun; the same each time."
     folder.mkdir(exist_ok=True)
     model = random_model(bert_config(replace(SMALL, dropout=dropout), SIZE, 2), seed=1)
     if not teacher: changes['objective'] = None
-    return D.open_run(truncate(model), model if teacher else None, SEQUENCES, replace(SETTINGS, **changes), folder)
+    return D.open_run(truncate(model), model if teacher else None, SEQUENCES, replace(SETTINGS, **changes), folder, outputs=outputs)
 
 
 def trained(folder, **changes):
@@ -214,6 +215,26 @@ def test_the_teachers_heldout_outputs_are_computed_once(tmp_path, monkeypatch):
     wanted = {'mlm': F.cross_entropy(z, labels), 'kl': soft_target_loss(z, t, 1.0)/len(labels),
               'agreement': (z.argmax(-1) == t.argmax(-1)).float().mean(), 'teacher_mlm': F.cross_entropy(t, labels)}
     assert first == pytest.approx({k: v.item() for k, v in wanted.items()}, abs=1e-5)
+
+
+@pytest.mark.parametrize('name, changes', [('distilbert', {}), ('distilbert-all', {'attention': 'text'}), ('hidden', {'micro_rows': 3}),
+                                           ('relations', {'precision': 'bf16'})])
+def test_a_second_student_reads_its_teachers_outputs_and_becomes_the_same(tmp_path, monkeypatch, name, changes):
+    changes = changes | {'objective': asdict(PRESETS[name]), 'tokens': 300}
+    plain, first = trained(tmp_path/'plain', **changes), trained(tmp_path/'first', outputs=tmp_path/'outputs', **changes)
+    asked, right = [], D.MaskedPredictor.forward
+    monkeypatch.setattr(D.MaskedPredictor, 'forward', lambda self, micro: asked.append(self) or right(self, micro))
+    second = trained(tmp_path/'second', outputs=tmp_path/'outputs', **changes)
+    assert asked and second.teacher_model.teacher not in asked
+    assert torch.equal(weights(plain), weights(first)) and torch.equal(weights(plain), weights(second))
+    assert log_of(tmp_path/'plain') == log_of(tmp_path/'first') == log_of(tmp_path/'second')
+
+
+def test_outputs_that_the_disk_has_no_room_for_are_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(D.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
+    wanted = pytest.raises(SettingsError, match='need 0.0 GB, but 0.0 GB are free.*keep_outputs = false')
+    with wanted, few_run(tmp_path, outputs=tmp_path/'o') as run: D.train(run)
+    assert not [*(tmp_path/'o').iterdir()]
 
 
 def test_weights_that_do_not_belong_to_the_tokenizer_are_refused(tiny, tmp_path):
