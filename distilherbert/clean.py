@@ -176,9 +176,9 @@ def _roles()->np.ndarray: # `(65536,)`, by code unit of UTF-16, so that other ch
 
 def line_kinds(
     text:str, # Lines
-)->np.ndarray: # For each: it is kept as it is; nothing changes it, but it is too short; nothing changes it before "markup"; none of these
+)->np.ndarray: # `KEPT` as they are; unchanged, but too `SHORT`; `MARKED` where only "markup" and "urls" may change them; `OTHER`
     "Sort lines by what their characters show, all at once."
-    codes = np.frombuffer(f'\n{text}\n'.encode('utf-16-le', 'surrogatepass'), np.uint16)
+    codes = np.frombuffer(f'\n{text}\n'.encode('utf-16-le', 'surrogatepass'), '<u2')
     roles, ends = _roles().take(codes), np.flatnonzero(codes == ord('\n'))
     roles[1:] |= (roles[1:] & (_MARKED | _ODD) << _TWICE)*(codes[1:] == codes[:-1]) >> _TWICE
     found, lengths = np.bitwise_or.reduceat(roles, ends[:-1]), np.diff(ends) - 1
@@ -209,7 +209,7 @@ def explain_lines(
     for kind, name, change in ((OTHER, 'space', fold), (MARKED, 'markup', _strip_line)):
         some = [i for i, k in enumerate(kinds) if k == kind]
         tried = [change(texts[i]) for i in some]
-        for i, text, new in zip(some, tried, line_kinds('\n'.join(tried)).tolist()): # Longer by one where there are none
+        for i, text, new in zip(some, tried, line_kinds('\n'.join(tried)).tolist()): # `line_kinds('')` has an entry
             if new < kind: texts[i], kinds[i], changes[i] = text, new, changes[i] + (name,)*(text != texts[i])
     return [(text, 'kept', c) if kind == KEPT else (None, 'short', c) if kind == SHORT else explain_text(line)
             for line, text, kind, c in zip(lines, texts, kinds, changes, strict=True)]

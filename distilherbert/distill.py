@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from xxhash import xxh3_128
 
-from .artefact import guarded, log, read_manifest, read_metrics, write_whole
+from .artefact import guarded, log, machine, read_manifest, read_metrics, write_whole
 from distilherbert.objective import (
     Outputs, Totals, Vocabulary, check_hidden_map, chunk_size, context_free_loss, distillation_loss, losses_of, mask_sequences, mlm_loss,
     soft_target_loss,
@@ -214,35 +214,36 @@ class MaskedPredictor(nn.Module):
 
 # %% ../nbs/05_distill.ipynb #00000041
 class StoredTeacher(nn.Module):
-    "A teacher whose outputs for a micro-batch are kept in a folder, and computed only where they are missing."
-    def __init__(self, teacher:MaskedPredictor, folder:Path, files:int): # `files`: micro-batches in all
+    "A teacher whose outputs for a micro-batch are kept in a folder, and computed only where they are missing or damaged."
+    def __init__(self, teacher:MaskedPredictor, outputs:Path, about:tuple): # `about`: what else they depend on, beside the micro-batch
         super().__init__()
-        self.teacher, self.folder, self.files = teacher, folder, files
+        key = xxh3_128(repr((about, torch.__version__, machine())).encode())
+        for t in teacher.state_dict().values(): key.update(t.cpu().numpy().tobytes())
+        self.teacher, self.folder = teacher, outputs/key.hexdigest()
 
-    def forward(self, micro:MicroBatch)->Outputs: # Bit for bit those of the teacher; raises `SettingsError` before the disk gets full
+    def forward(self, micro:MicroBatch)->Outputs: # Bit for bit those of the teacher
         "Read the outputs, or compute and write them."
         key = xxh3_128(repr([t if t is None else t.shape for t in micro.tensors()]).encode())
         for t in micro.tensors(): key.update(b'' if t is None else t.cpu().numpy().tobytes())
         file, decoder = self.folder/f'{key.hexdigest()}.pt', self.teacher.model.get_output_embeddings()
-        if not file.is_file():
+        data = memoryview(file.read_bytes() if file.is_file() else b'')
+        if data[:16] != xxh3_128(data[16:]).digest():
             out, content = self.teacher(micro), io.BytesIO()
             torch.save((out.features, out.hidden, out.layers, out.relations[:-1]), content)
-            self._announce(content.tell())
-            write_whole(file, [content.getbuffer()])
-        features, hidden, layers, relations = torch.load(file, micro.ids.device, weights_only=True)
+            data = content.getbuffer()
+            write_whole(file, [xxh3_128(data).digest(), data])
+        else: data = data[16:]
+        features, hidden, layers, relations = torch.load(io.BytesIO(data), micro.ids.device, weights_only=True)
         return Outputs(features, decoder.weight, decoder.bias, hidden, layers, relations and (*relations, micro.texts()))
 
-    def _announce(self, size:int)->None: # Of one file [bytes]
-        "State the size of all files before the first is written."
-        if self.folder.is_dir(): return
+    def make_room(self, size:int)->None: # Of all outputs, about [bytes]; raises `SettingsError` when the disk is too small
+        "State the size, and make the folder."
         self.folder.mkdir(parents=True, exist_ok=True)
-        need, free = self.files*size, shutil.disk_usage(self.folder).free
-        log.info('The outputs of the teacher will take %.1f GB in %s.', need/1e9, self.folder)
-        if need > free:
-            self.folder.rmdir()
-            raise SettingsError(f'The outputs of the teacher need {need/1e9:.1f} GB, but {free/1e9:.1f} GB are free in '
-                                f'{self.folder.parent}. Write `keep_outputs = false` into the profile, or free some space.')
-
+        there, free = sum(f.stat().st_size for f in self.folder.iterdir()), shutil.disk_usage(self.folder).free
+        log.info('The outputs of the teacher take about %.1f GB in %s; %.1f GB are there.', size/1e9, self.folder, there/1e9)
+        if size - there > free:
+            raise SettingsError(f'The outputs of the teacher take about {size/1e9:.1f} GB, but only {free/1e9:.1f} GB are free in '
+                                f'{self.folder}. Write `keep_outputs = false` into the profile, or free some space.')
 
 # %% ../nbs/05_distill.ipynb #00000031
 @torch.no_grad()
@@ -334,7 +335,7 @@ def open_run(
     zero:int=0, # Several processes: 0 for DDP, 2 for ZeRO-2
     title:str='', # Shown with the progress
     checkpoint_minutes:float=10.0, # Time between checkpoints [minutes]
-    outputs:Path | None=None, # Folder for the outputs of this teacher, for other students, too; None to keep none
+    outputs:Path | None=None, # Folder for the outputs of teachers, for further students; None to keep none
 )->Run: # For a `with`; raises `SettingsError`
     "Prepare a training run, to start or to resume."
     s, objective, mine, theirs = settings, settings.loss(), (), ()
@@ -374,8 +375,10 @@ def open_run(
     groups = parameter_groups(student, s.weight_decay, head if scale != 1 else (), scale)
     optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=(0.9, s.adam_beta2), fused=True)
     if teacher and outputs:
-        kind = '-'.join([*sorted(needs), *map(str, theirs), acc.mixed_precision, f'{s.threads}-threads'])
-        teacher = StoredTeacher(teacher, outputs/kind, len(heldout) + steps*-(-s.batch_rows//s.micro_rows))
+        each = {'logits': 1 if predict == 'tokens' else s.mask_share, 'hidden': 1, 'layers': len(theirs), 'relations': 3} # Vectors
+        size = s.tokens*teacher.model.config.hidden_size*sum(each[n] for n in needs)*(2 if half else 4)
+        teacher = StoredTeacher(teacher, outputs, (sorted(needs), theirs, acc.mixed_precision, s.threads))
+        teacher.make_room(round(size))
     if teacher and half:
         for p in teacher.parameters(): p.data = p.data.to(half)  # Buffers stay: rounded rotary frequencies would be other positions
     return Run(student, teacher, optimizer, acc, batches, heldout, steps, s, folder, title, checkpoint_minutes, objective=objective,
@@ -430,7 +433,7 @@ def make_model(
     title:str='', # Shown with the progress
     zero:int=0, # Several processes: 0 for DDP, 2 for ZeRO-2
     checkpoint_minutes:float=10.0, # Time between checkpoints [minutes]
-    outputs:Path | None=None, # Folder for the outputs of this teacher; None to keep none
+    outputs:Path | None=None, # Folder for the outputs of teachers; None to keep none
 )->dict: # Counts for the manifest; empty in processes other than the first
     "Make a model folder."
     counts = {}

@@ -178,10 +178,8 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
         weights = source.path if isinstance(source, Artefact) else source or ''
         text = sequences and sequences.path
         first = initial_model(init, weights, tokenizer.path, s.layer_map, p.dropout, p.seed, shape, s.shape, text)
-        teacher = models[s.teacher].path if s.teacher else None
-        outputs = runs_dir()/'outputs'/teacher.name if teacher and p.keep_outputs else None
-        counts = make_model(work, tokenizer.path, *first, text, teacher, training, f'{s.name} ({p.name})', p.zero, p.checkpoint_minutes,
-                            outputs)
+        counts = make_model(work, tokenizer.path, *first, text, models[s.teacher].path if s.teacher else None, training,
+                            f'{s.name} ({p.name})', p.zero, p.checkpoint_minutes, runs_dir()/'outputs' if p.keep_outputs else None)
         if counts:  # empty in processes other than the first
             command = f'python -m distilherbert.distill --scenario {as_typed(s)} --profile {as_typed(p)}'
             kind = 'feature-extraction' if counts['head_is_new'] else 'fill-mask'

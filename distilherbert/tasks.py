@@ -20,8 +20,6 @@ from itertools import compress
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from .artefact import fingerprint
 from .scenario import TYPES, Profile, SettingsError, data_dir, hub_client, unknown_name
@@ -342,6 +340,8 @@ def _find_clusters(rows:list[dict], task:Task)->np.ndarray: # Clusters of each r
     number:dict[tuple, int] = {}
     nodes = np.array([[number.setdefault((c, r[c]), len(number)) for c in task.together] for r in rows])
     if nodes.shape[1] == 1: return nodes
+    from scipy.sparse import coo_array # Importing them takes half a second, and few commands need them
+    from scipy.sparse.csgraph import connected_components
     positive = nodes[[r[task.label] == '1' for r in rows]]
     graph = coo_array((np.ones(len(positive)), positive.T), (len(number), len(number)))
     return connected_components(graph, directed=False)[1][nodes]

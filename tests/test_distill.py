@@ -222,19 +222,24 @@ def test_the_teachers_heldout_outputs_are_computed_once(tmp_path, monkeypatch):
 def test_a_second_student_reads_its_teachers_outputs_and_becomes_the_same(tmp_path, monkeypatch, name, changes):
     changes = changes | {'objective': asdict(PRESETS[name]), 'tokens': 300}
     plain, first = trained(tmp_path/'plain', **changes), trained(tmp_path/'first', outputs=tmp_path/'outputs', **changes)
+    files = sorted((tmp_path/'outputs').rglob('*.pt'))
+    damaged = bytearray(files[0].read_bytes())
+    damaged[len(damaged)//2] ^= 1
+    files[0].write_bytes(damaged)
+    files[1].write_bytes(b'')
     asked, right = [], D.MaskedPredictor.forward
     monkeypatch.setattr(D.MaskedPredictor, 'forward', lambda self, micro: asked.append(self) or right(self, micro))
     second = trained(tmp_path/'second', outputs=tmp_path/'outputs', **changes)
-    assert asked and second.teacher_model.teacher not in asked
+    assert asked.count(second.teacher_model.teacher) == 2 and sorted((tmp_path/'outputs').rglob('*.pt')) == files
     assert torch.equal(weights(plain), weights(first)) and torch.equal(weights(plain), weights(second))
     assert log_of(tmp_path/'plain') == log_of(tmp_path/'first') == log_of(tmp_path/'second')
 
 
 def test_outputs_that_the_disk_has_no_room_for_are_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(D.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
-    wanted = pytest.raises(SettingsError, match='need 0.0 GB, but 0.0 GB are free.*keep_outputs = false')
+    wanted = pytest.raises(SettingsError, match='take about 0.0 GB, but only 0.0 GB are free.*keep_outputs = false')
     with wanted, few_run(tmp_path, outputs=tmp_path/'o') as run: D.train(run)
-    assert not [*(tmp_path/'o').iterdir()]
+    assert not [*(tmp_path/'o').rglob('*.pt')]
 
 
 def test_weights_that_do_not_belong_to_the_tokenizer_are_refused(tiny, tmp_path):
