@@ -225,15 +225,15 @@ class StoredTeacher(nn.Module):
         "Read the outputs, or compute and write them."
         key = xxh3_128(repr([t if t is None else t.shape for t in micro.tensors()]).encode())
         for t in micro.tensors(): key.update(b'' if t is None else t.cpu().numpy().tobytes())
-        file, decoder = self.folder/f'{key.hexdigest()}.pt', self.teacher.model.get_output_embeddings()
+        file = self.folder/f'{key.hexdigest()}.pt'
         data = memoryview(file.read_bytes() if file.is_file() else b'')
         if data[:16] != xxh3_128(data[16:]).digest():
             out, content = self.teacher(micro), io.BytesIO()
             torch.save((out.features, out.hidden, out.layers, out.relations[:-1]), content)
-            data = content.getbuffer()
-            write_whole(file, [xxh3_128(data).digest(), data])
-        else: data = data[16:]
-        features, hidden, layers, relations = torch.load(io.BytesIO(data), micro.ids.device, weights_only=True)
+            write_whole(file, [xxh3_128(content.getbuffer()).digest(), content.getbuffer()])
+            return out
+        features, hidden, layers, relations = torch.load(io.BytesIO(data[16:]), micro.ids.device, weights_only=True)
+        decoder = self.teacher.model.get_output_embeddings()
         return Outputs(features, decoder.weight, decoder.bias, hidden, layers, relations and (*relations, micro.texts()))
 
     def make_room(self, size:int)->None: # Of all outputs, about [bytes]; raises `SettingsError` when the disk is too small
