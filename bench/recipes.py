@@ -23,7 +23,7 @@ from distilherbert.artefact import read_manifest
 from distilherbert.distill import TrainSettings, evaluate, open_run
 from distilherbert.objective import cosine_distance
 from distilherbert.pack import Sequences, pad_sequences
-from distilherbert.pipeline import build_classifier, build_scores, model_artefact, sequences_artefact, train_settings
+from distilherbert.pipeline import build_scores, model_artefact, sequences_artefact, train_settings
 from distilherbert.results import write_record
 from distilherbert.scenario import SCENARIOS, Objective, Scenario, get_profile
 from distilherbert.scores import compare, klej_values, load_run, read_scores, retention, select_epochs
@@ -35,7 +35,6 @@ from distilherbert.tasks import TASKS
 class Recipe:
     scenario: Scenario
     changes: dict = field(default_factory=dict)  # Of the profile
-    taught: str = ''  # Scenario whose fine-tuned classifier teaches in fine-tuning
 
 
 S4H = SCENARIOS['S4h']
@@ -48,9 +47,9 @@ SETS = {
             ('S2h', ()), ('first', range(6)), ('last', (0, *range(7, 12))), ('both-ends', (0, 1, 2, 9, 10, 11)))},
     'rates': {'S2': Recipe(SCENARIOS['S2'])} | {
         f'{s}-{rate:g}': Recipe(SCENARIOS[s], {'lr_trained': rate}) for s in ('S3', 'S4') for rate in (1e-4, 3e-4, 9e-4)},
-    'taught': {'E0': Recipe(SCENARIOS['E0']), 'S2h': Recipe(SCENARIOS['S2h']), 'S2h-taught': Recipe(SCENARIOS['S2h'], taught='E0'),
-               'S4h': Recipe(S4H), 'S4h-taught': Recipe(S4H, taught='E0'),
-               'S4h-taught-more': Recipe(S4H, {'task_unlabelled': 1500}, taught='E0')},
+    'taught': {'E0': Recipe(SCENARIOS['E0']), 'S2h': Recipe(SCENARIOS['S2h']),
+               'S2h-taught': Recipe(Scenario('S2h-taught', 'copy', 'S2h', task_teacher='E0')),
+               'S4h': Recipe(S4H), 'S4h-taught': Recipe(SCENARIOS['S7'])},
 }
 SETS['maps'] = SETS['layers']
 
@@ -58,8 +57,9 @@ SETS['maps'] = SETS['layers']
 def of_world(recipe):
     "The same recipe where there is no E0: with T0 in its place."
     s = recipe.scenario
+    if s.init == 'copy': s = replace(SCENARIOS[s.source], name=s.name, task_teacher='T0')
     if s.source == 'E0': s = replace(s, source='T0', teacher=s.teacher and 'T0', layer_map=s.layer_map and (0, 1))
-    return replace(recipe, scenario=SCENARIOS['T0'] if s.name == 'E0' else s, taught=recipe.taught and 'T0')
+    return replace(recipe, scenario=SCENARIOS['T0'] if s.name == 'E0' else s)
 
 
 def heldout(profile, student):
@@ -96,8 +96,7 @@ def measure(profile, recipes, objectives):
     "The values of the record; `objectives`: do the recipes differ in their objectives, so that all losses of each are of interest?"
     runs, values = {}, {}
     for n, recipe in recipes.items():
-        taught = {'task_teacher': str(build_classifier(profile, SCENARIOS[recipe.taught]))} if recipe.taught else {}
-        p, s = replace(profile, **recipe.changes, **taught), recipe.scenario
+        p, s = replace(profile, **recipe.changes), recipe.scenario
         folders = build_scores(p, s)
         runs[n] = read_scores(folders)['heldout']
         values[n] = {'scores': {t: v['selections']['heldout'] for t, v in klej_values(folders).items()},

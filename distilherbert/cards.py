@@ -62,7 +62,7 @@ def how_it_was_made(p:Profile, s:Scenario, counts:Mapping)->dict[str, str]: # Co
     return {
         'Scenario': f'{s.name} of the profile `{p.name}`',
         'Initial weights': starts[s.init],
-        'Teacher': s.teacher,
+        'Teacher': s.teacher or (f'{s.task_teacher}, in fine-tuning' if s.task_teacher else ''),
         'Origin of the grid': origin,
         'Objective': terms if trained else '',
         'Text': f'{text}, cleaned and deduplicated' if trained else '',

@@ -26,9 +26,10 @@ from .scenario import SCENARIOS, checkout
 LOOKS = { # Scenario to colour, marker and dashes
     'S0': ('#7a7a7a', 'X', (1, 1)), 'S1': ('#e69f00', 's', (4, 1.5)), 'S2': ('#56b4e9', '^', (1, 2)), 'S3': ('#009e73', 'v', (5, 1, 1, 1)),
     'S4': ('#d55e00', 'o', (3, 1)), 'S2h': ('#5e3c99', '<', (2, 1, 1, 1)), 'S4h': ('#8b4a00', 'H', (1, 1, 3, 1)),
-    'S5': ('#cc79a7', 'D', (2, 1)), 'E0': ('#4d4dff', 'p', ()), 'T0': ('#0072b2', 'P', ()), 'T1': ('#000000', '*', (6, 1))}
+    'S5': ('#cc79a7', 'D', (2, 1)), 'S7': ('#b30059', '>', (4, 1, 1, 1)),
+    'E0': ('#4d4dff', 'p', ()), 'T0': ('#0072b2', 'P', ()), 'T1': ('#000000', '*', (6, 1))}
 COLOURS = defaultdict(lambda: '#7f3f00', {s: colour for s, (colour, _, _) in LOOKS.items()})  # Scenarios of one's own share a look
-MARKERS = defaultdict(lambda: '>', {s: marker for s, (_, marker, _) in LOOKS.items()})
+MARKERS = defaultdict(lambda: '.', {s: marker for s, (_, marker, _) in LOOKS.items()})
 DASHES = defaultdict(tuple, {s: dashes for s, (_, _, dashes) in LOOKS.items()})
 WIDTH = 4.8 # Of every figure [inches]
 STYLE = ['default', {
@@ -88,26 +89,28 @@ def _error(found:Mapping, field:str, scale:float=1.0)->list | None: # For `error
 # %% ../nbs/15_figures.ipynb #00000009
 @_draws('grid')
 def _draw_grid(r:Results | None=None): # The scenarios as a diagram
-    left, right = ('E0', 'T0', 'T1'), ('S4h', 'S2h', 'S2', 'S3', 'S4', 'S5', 'S0', 'S1')
+    left, right = ('E0', 'T0', 'T1'), ('S7', 'S4h', 'S2h', 'S2', 'S3', 'S4', 'S5', 'S0', 'S1')
     right += tuple(s for s in SCENARIOS if s not in left + right)
-    at = {**dict(zip(left, ((0.0, 5.5), (0.0, 3.0), (0.0, 0.9)), strict=True)), **{s: (2.0, 6 - i) for i, s in enumerate(right)}}
-    figure, (ax,) = _panels('Copied layers (solid) and teachers (dashed)', 4.7)
+    at = {**dict(zip(left, ((0.0, 6.0), (0.0, 3.0), (0.0, 0.9)), strict=True)), **{s: (2.0, 7 - i) for i, s in enumerate(right)}}
+    figure, (ax,) = _panels('Copied layers (solid) and teachers (dashed)', 5.2)
     ax.axis('off')
-    ax.set(xlim=(-0.55, 2.75), ylim=(6.5 - len(right), 6.8))
-    for x, name in ((0, 'whole models'), (2, 'half of the layers')): ax.text(x, 6.6, name, ha='center', fontsize=10, color='#444444')
+    ax.set(xlim=(-0.55, 2.75), ylim=(7.5 - len(right), 7.8))
+    for x, name in ((0, 'whole models'), (2, 'half of the layers')): ax.text(x, 7.6, name, ha='center', fontsize=10, color='#444444')
     said = []
     for name, s in SCENARIOS.items():
         x, y = at[name]
         how = 'random' if s.init == 'random' else 'pre-trained' if s.init == 'pretrained' else ''
-        note = ' + '.join(filter(None, (how, 'MLM' if s.mlm else ''))) or (s.loss.name if s.loss else 'copied')
+        teacher = s.teacher or s.task_teacher
+        note = ' + '.join(filter(None, (how, 'MLM' if s.mlm else ''))) or (
+            s.loss.name if s.loss else f'{s.source}, taught' if teacher else 'copied')
         box = {'boxstyle': 'round,pad=0.25', 'facecolor': 'white', 'edgecolor': COLOURS[name], 'linewidth': 1.4}
         ax.text(x, y, f'{name}\n{note}', ha='center', va='center', color=COLOURS[name], fontweight='bold', bbox=box, zorder=3)
-        for other, line, bend in ((s.source, '-', 0.0), (s.teacher, (0, (3, 2)), 0.16)):
-            if not other: continue
+        for other, line, bend in ((s.source, '-', 0.0), (teacher, (0, (3, 2)), 0.16)):
+            if not other or (s.task_teacher and line == '-'): continue
             ax.add_patch(FancyArrowPatch(
                 at[other], at[name], arrowstyle='-|>', mutation_scale=11, linestyle=line, linewidth=1.2, shrinkA=24, shrinkB=30,
                 color='#555555' if line == '-' else COLOURS[other], connectionstyle=f'arc3,rad={bend}', zorder=2))
-        said.append(f'{name}: {note}' + (f' from {s.source}' if s.source else '') + (f', taught by {s.teacher}' if s.teacher else ''))
+        said.append(f'{name}: {note}' + (f' from {s.source}' if s.source else '') + (f', taught by {teacher}' if teacher else ''))
     return figure, 'Who is copied from whom (solid) and who teaches whom (dashed).', f'Diagram of the grid. {"; ".join(said)}.'
 
 # %% ../nbs/15_figures.ipynb #0000000c

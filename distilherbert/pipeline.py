@@ -6,9 +6,10 @@
 __all__ = ['TEXT_VERSION', 'TOKENIZER_VERSION', 'SEQUENCES_VERSION', 'MODEL_VERSION', 'SCORES_VERSION', 'CLASSIFIER_VERSION',
            'SUBMISSION_VERSION', 'CONTAMINATION_VERSION', 'text_artefact', 'text_parts', 'check_old',
            'contamination_artefact', 'source_identity', 'source_config', 'tokenizer_artefact', 'sequences_artefact',
-           'trained_part', 'train_settings', 'model_artefact', 'with_tasks', 'all_scores', 'classifier_artefact',
-           'submission_artefact', 'in_order', 'scenario_artefacts', 'build_text', 'build_tokenizer', 'build_sequences',
-           'build_model', 'build_scores', 'scores_folders', 'build_classifier', 'build_submission', 'record_key']
+           'trained_part', 'train_settings', 'model_artefact', 'with_tasks', 'fine_tuning', 'all_scores', 'own_scores',
+           'classifier_artefact', 'submission_artefact', 'in_order', 'scenario_artefacts', 'build_text',
+           'build_tokenizer', 'build_sequences', 'build_model', 'build_scores', 'scores_folders', 'build_classifier',
+           'build_submission', 'record_key']
 
 # %% ../nbs/11_pipeline.ipynb #00000002
 import hashlib
@@ -197,17 +198,32 @@ def with_tasks(p:Profile, tasks:Sequence[str])->Profile: # Raises `SettingsError
     more = tuple(t for t in dict.fromkeys(get_task(t).name for t in tasks) if t not in there)
     return replace(p, tasks=p.tasks + more) if more else p
 
+def fine_tuning(p:Profile, s:Scenario, task:str)->tuple[TaskSettings, dict, tuple[Artefact, ...]]: # Settings, the same for keys, inputs
+    "How a scenario is fine-tuned on the group of a task; the inputs are its model and the classifier that teaches it, if there is one."
+    settings, model = TaskSettings.of(p), model_artefact(p, s)
+    if not s.task_teacher: return settings, settings.identity(), (model,)
+    teacher = classifier_artefact(p, get_scenario(s.task_teacher), task)
+    settings = replace(settings, teacher=str(teacher.path))
+    return settings, asdict(settings) | {'teacher': teacher.key}, (model, teacher)
+
 def all_scores(p:Profile, s:Scenario, tasks:Sequence[str]=())->dict[str, dict[int, Artefact]]: # By group of tasks and seed
     "Every fine-tuning of a scenario: a `predictions.npz` for each group of tasks and each seed."
-    p, model = with_tasks(p, tasks), model_artefact(p, s)
-    settings = TaskSettings.of(p)
-    def describe(seed, name, group):
-        def make(work):
-            from distilherbert.klej import make_scores
-            return make_scores(work, model.path, group, p.task_source, settings, seed)
-        identity = {'seed': seed, 'data': {t.name: data_identity(t, p.task_source) for t in group}, **settings.identity()}
-        return Artefact('scores', f'{s.name}-{name}-{seed}', SCORES_VERSION, identity, (model,), make, note=p.name)
-    return {name: {seed: describe(seed, name, group) for seed in p.task_seeds} for name, group in task_groups(p.tasks, tasks).items()}
+    p = with_tasks(p, tasks)
+    def describe(name, group):
+        settings, identity, inputs = fine_tuning(p, s, group[0].name)
+        data = {t.name: data_identity(t, p.task_source) for t in group}
+        def described(seed):
+            def make(work):
+                from distilherbert.klej import make_scores
+                return make_scores(work, inputs[0].path, group, p.task_source, settings, seed)
+            how = {'seed': seed, 'data': data, **identity}
+            return Artefact('scores', f'{s.name}-{name}-{seed}', SCORES_VERSION, how, inputs, make, note=p.name)
+        return {seed: described(seed) for seed in p.task_seeds}
+    return {name: describe(name, group) for name, group in task_groups(p.tasks, tasks).items()}
+
+def own_scores(p:Profile, s:Scenario)->list[Artefact]:
+    "All fine-tunings of a scenario, in one list."
+    return [a for runs in all_scores(p, s).values() for a in runs.values()]
 
 def classifier_artefact(p:Profile, s:Scenario, task:str)->Artefact: # Raises `TaskError` where no part of train is held out
     "The fine-tuned classifier of a scenario for the group of a task: a transformers folder with `classifier.json`."
@@ -216,17 +232,17 @@ def classifier_artefact(p:Profile, s:Scenario, task:str)->Artefact: # Raises `Ta
         raise TaskError(f'{t.title}: with selection_share = 0 no part of train is held out, so no epoch can be chosen. '
                         'Use a profile with selection_share = 0.1.')
     runs = all_scores(p, s, [task])[t.group]
-    (model,) = next(iter(runs.values())).inputs
+    settings, _, needed = fine_tuning(p, s, task)
     def make(work):
         from distilherbert.cards import card
         from distilherbert.classify import make_classifier
         folders, group = {seed: a.path for seed, a in runs.items()}, task_groups(p.tasks, [task])[t.group]
         about = {'profile': p.name, 'scenario': s.name}
-        counts = make_classifier(work, model.path, folders, group, p.task_source, TaskSettings.of(p), about)
+        counts = make_classifier(work, needed[0].path, folders, group, p.task_source, settings, about)
         text = card(p, s, counts, provenance(), kind='text-classification', scores=counts['results'], key=artefact.key)
         (work/'README.md').write_text(text, 'utf-8', 'backslashreplace')
         return counts
-    inputs = (model, *runs.values())
+    inputs = (*needed, *runs.values())
     artefact = Artefact('classifier', f'{s.name}-{t.group}', CLASSIFIER_VERSION, {'seeds': list(runs)}, inputs, make, note=p.name)
     return artefact
 
@@ -254,7 +270,7 @@ def in_order(artefacts:Iterable[Artefact])->list[Artefact]: # Inputs first, none
 
 def scenario_artefacts(p:Profile, s:Scenario)->list[Artefact]: # Inputs first
     "The artefacts of a scenario, up to its scores."
-    return in_order([model_artefact(p, s), *(a for runs in all_scores(p, s).values() for a in runs.values())])
+    return in_order([model_artefact(p, s), *own_scores(p, s)])
 
 # %% ../nbs/11_pipeline.ipynb #00000016
 def build_text(p:Profile)->Path: # Folder with `old-*.txt` and `ccsub-*.txt`
@@ -314,12 +330,11 @@ def build_submission(p:Profile, s:Scenario, tasks:Sequence[str]=())->Path: # Fol
 def record_key(p:Profile, what:str)->str: # Empty for a record without a key; raises `SettingsError` if the data are missing
     "The key of a current record, as \"model-S4\"."
     kind, _, name = what.partition('-')
-    def scores(s): return [a for runs in all_scores(p, get_scenario(s)).values() for a in runs.values()]
     described = {
         'clean': lambda: [text_artefact(p)], 'vocabulary': lambda: [tokenizer_artefact(p)],
         'pack': lambda: [sequences_artefact(p, part) for part in {trained_part(p, SCENARIOS['T0']), 'ccsub'} if part],
         'contamination': lambda: [contamination_artefact(p, part) for part in text_parts(p)],
-        'model': lambda: [model_artefact(p, get_scenario(name))], 'klej': lambda: scores(name),
-        'comparisons': lambda: [a for s in p.scenarios for a in scores(s)]}
+        'model': lambda: [model_artefact(p, get_scenario(name))], 'klej': lambda: own_scores(p, get_scenario(name)),
+        'comparisons': lambda: [a for s in p.scenarios for a in own_scores(p, get_scenario(s))]}
     keys = [a.key for a in described.get(kind, list)()] + [INTERVAL]*(kind == 'comparisons')
     return ''.join(keys) if len(keys) < 2 else hashlib.sha256('\n'.join(sorted(keys)).encode()).hexdigest()[:12]

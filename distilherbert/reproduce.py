@@ -27,7 +27,7 @@ from pathlib import Path
 
 from . import __version__
 from .artefact import digest, guarded, interruptible, worker_pool, write_json
-from .pipeline import build_model, build_scores, model_artefact, scenario_artefacts
+from .pipeline import build_model, build_scores, model_artefact, own_scores, scenario_artefacts
 from .results import collect
 from .scenario import SCENARIOS, Profile, Scenario, SettingsError, checkout, get_profile, get_scenario, required, runs_dir
 from .status import free_memory
@@ -66,7 +66,7 @@ def _executions(profile:Profile, scenario:str, profile_name:str)->list[Execution
         raise SettingsError('The notebooks are part of the checkout, not of the installed package: run `distilherbert reproduce` inside '
                             'a clone. Without one, `distilherbert run S4` builds a scenario.')
     typed = {k: str(Path(v).resolve()) if v.endswith('.toml') else v for k, v in (('scenario', scenario), ('profile', profile_name))}
-    made = [model_artefact(profile, s)], [a for a in scenario_artefacts(profile, s) if a.stage == 'scores']
+    made = [model_artefact(profile, s)], own_scores(profile, s)
     todo = []
     for name, artefacts in zip(NOTEBOOKS, made, strict=True):
         source, out = top/'nbs'/f'{name}.ipynb', runs_dir()/'notebooks'/profile.name/f'{s.name}-{name}.ipynb'

