@@ -47,9 +47,8 @@ SETS = {
             ('S2h', ()), ('first', range(6)), ('last', (0, *range(7, 12))), ('both-ends', (0, 1, 2, 9, 10, 11)))},
     'rates': {'S2': Recipe(SCENARIOS['S2'])} | {
         f'{s}-{rate:g}': Recipe(SCENARIOS[s], {'lr_trained': rate}) for s in ('S3', 'S4') for rate in (1e-4, 3e-4, 9e-4)},
-    'taught': {'E0': Recipe(SCENARIOS['E0']), 'S2h': Recipe(SCENARIOS['S2h']),
-               'S2h-taught': Recipe(Scenario('S2h-taught', 'copy', 'S2h', task_teacher='E0')),
-               'S4h': Recipe(S4H), 'S4h-taught': Recipe(SCENARIOS['S7'])},
+    'taught': {'E0': Recipe(SCENARIOS['E0']), 'S2h': Recipe(SCENARIOS['S2h']), 'S4h': Recipe(S4H), 'S4h-taught': Recipe(SCENARIOS['S7']),
+               'S2h-taught': Recipe(Scenario('S2h-taught', 'copy', 'S2h', task_teacher='E0'))},
 }
 SETS['maps'] = SETS['layers']
 

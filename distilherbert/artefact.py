@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['digest_unchanged', 'PACKAGES', 'log', 'MANIFEST', 'MEMORY_RAN_OUT', 'DISK_IS_FULL', 'EXPECTED', 'digest',
-           'fingerprint', 'commit', 'machine', 'provenance', 'flush', 'write_whole', 'write_json', 'publish',
-           'check_new', 'new_folder', 'DamagedArtefact', 'read_manifest', 'read_metrics', 'verify', 'Artefact',
-           'duration', 'Interrupted', 'interruptible', 'guarded', 'start_worker', 'worker_pool', 'Progress']
+           'fingerprint', 'commit', 'machine', 'provenance', 'flush', 'write_whole', 'write_json', 'folder_bytes',
+           'publish', 'check_new', 'new_folder', 'DamagedArtefact', 'read_manifest', 'read_metrics', 'verify',
+           'Artefact', 'duration', 'Interrupted', 'interruptible', 'guarded', 'start_worker', 'worker_pool', 'Progress']
 
 # %% ../nbs/10_artefact.ipynb #00000002
 import hashlib
@@ -105,6 +105,13 @@ def write_json(file:Path, value)->None: # `value`: JSON-ready, without NaN
     "Write JSON atomically."
     text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + '\n'
     write_whole(file, [text.encode('utf-8', 'backslashreplace')])  # A file name that is not UTF-8 is escaped, and read back unchanged
+
+def folder_bytes(folder:Path)->int: # Sum of the file sizes [bytes]; 0 for an absent folder
+    "Space that a folder takes."
+    total = 0
+    for f in folder.rglob('*'):
+        with suppress(OSError): total += f.stat().st_size if f.is_file() else 0  # a build in progress removes files
+    return total
 
 def publish(work:Path, final:Path)->None: # A finished folder, and its final path
     "Remove the notes of a finished folder (names that begin with a dot), flush it, and give it its final name."

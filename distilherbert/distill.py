@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from xxhash import xxh3_128
 
-from .artefact import guarded, log, machine, read_manifest, read_metrics, write_whole
+from .artefact import folder_bytes, guarded, log, machine, read_manifest, read_metrics, write_whole
 from distilherbert.objective import (
     Outputs, Totals, Vocabulary, check_hidden_map, chunk_size, context_free_loss, distillation_loss, losses_of, mask_sequences, mlm_loss,
     soft_target_loss,
@@ -239,7 +239,7 @@ class StoredTeacher(nn.Module):
     def make_room(self, size:int)->None: # Of all outputs, about [bytes]; raises `SettingsError` when the disk is too small
         "State the size, and make the folder."
         self.folder.mkdir(parents=True, exist_ok=True)
-        there, free = sum(f.stat().st_size for f in self.folder.iterdir()), shutil.disk_usage(self.folder).free
+        there, free = folder_bytes(self.folder), shutil.disk_usage(self.folder).free
         log.info('The outputs of the teacher take about %.1f GB in %s; %.1f GB are there.', size/1e9, self.folder, there/1e9)
         if size - there > free:
             raise SettingsError(f'The outputs of the teacher take about {size/1e9:.1f} GB, but only {free/1e9:.1f} GB are free in '

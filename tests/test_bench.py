@@ -11,6 +11,7 @@ SMALLEST = dict.fromkeys(('deployment', 'grid', 'times'), ('--help', '')) | {
     'data': ('--small', ''), 'kill_data': ('--small --kills 2 --workers 1', ''), 'fuzz': ('--seconds 1 --no-record', ''),
     'kill_train': ('--kills 2 --scenarios S4 --processes 1', 'kill_train'), 'devices': ('--shape tiny --steps 3', 'devices'),
     'step': ('--shapes tiny --rounds 1', 'step'), 'recipes': ('recipes layers rates taught maps --small', ''),
+    'repeats': ('', 'grid-1'),
 }
 
 
