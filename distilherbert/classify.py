@@ -41,7 +41,7 @@ from .world import WORLD_TASKS
 
 # %% ../nbs/17_classify.ipynb #00000005
 def _choose_run(runs:Mapping[int, Path], task:Task)->tuple[int, int]: # Seed, and epoch counted from 0
-    "The run, of folders of scores by seed, and the epoch with the best score on the held-out slice of train."
+    "The run and the epoch with the best score on the validation slice; `runs`: folders of scores by seed."
     ranks = {}
     for seed, folder in runs.items():
         run = load_run(folder)
@@ -52,7 +52,7 @@ def _choose_run(runs:Mapping[int, Path], task:Task)->tuple[int, int]: # Seed, an
 # %% ../nbs/17_classify.ipynb #00000007
 def make_classifier(
     work:Path, model:Path, runs:Mapping[int, Path], tasks:Sequence[Task], source:str, settings:TaskSettings, about:dict)->dict: # Counts
-    "Repeat the best run, of the folders of scores by seed, and save its model; `about`: more entries of `classifier.json`."
+    "Repeat the best of `runs` (folders of scores by seed), and save its model; `about`: more entries of `classifier.json`."
     seed, epoch = _choose_run(runs, tasks[0])
     data, run = load_group(tasks, source, settings), load_run(runs[seed])
     with exact(settings.threads, seed) as device:
@@ -188,8 +188,8 @@ def _requested(model:str, profile:Profile, task:str)->tuple[str, dict, Callable[
     return scenario.name, {'tasks': [t.name], 'texts': len(t.texts)}, lambda: build_classifier(profile, scenario, t.name)
 
 def predict(model:str, texts:Iterable[str], profile:Profile, task:str='')->list[str]: # A line for each text: answer, probability, text
-    """Classify texts with a folder, or with a scenario (name or TOML file) on a task, the profile's first when empty; a pair is one text
-    with a tab in it."""
+    """Classify texts with the model in a folder, or with that of a scenario (name or TOML file) on a task (the profile's first when empty).
+    The two texts of a pair are separated by a tab."""
     _, about, folder = _requested(model, profile, task)
     if hasattr(texts, 'reconfigure'): texts.reconfigure(errors='surrogateescape')  # Standard input: `split_texts` names the place
     lines = [t.rstrip('\n') for t in texts or ()]

@@ -159,7 +159,7 @@ def model_artefact(p:Profile, s:Scenario)->Artefact: # A transformers folder; ra
     if 'max_position_embeddings' in known and (room := usable_positions(known)) < p.max_len:
         raise SettingsError(f'Profile {p.name}: the teacher {p.teacher} has {room} positions, too few for sequences of '
                             f'max_len = {p.max_len} tokens. Lower `max_len` to {room}.')
-    projected = s.init == 'truncated' and s.shape  # Onto principal directions, which some text shows
+    projected = s.init == 'truncated' and s.shape  # Onto principal directions, which are estimated from text
     tokenizer, sequences = tokenizer_artefact(p), sequences_artefact(p, part or 'ccsub') if part or projected else None
     models = {n: model_artefact(p, get_scenario(n)) for n in dict.fromkeys(filter(None, (s.source, s.teacher)))}
     init, source = s.init, models.get(s.source)
@@ -274,19 +274,19 @@ def scenario_artefacts(p:Profile, s:Scenario)->list[Artefact]: # Inputs first
 
 # %% ../nbs/11_pipeline.ipynb #00000016
 def build_text(p:Profile)->Path: # Folder with `old-*.txt` and `ccsub-*.txt`
-    "Clean a profile's text, unless this is done."
+    "Clean a profile's text, unless that has been done."
     return text_artefact(p).build()
 
 def build_tokenizer(p:Profile)->Path: # Folder with a tokenizer's files
-    "Train, copy or trim a tokenizer, unless this is done."
+    "Train, copy or trim a tokenizer, unless that has been done."
     return tokenizer_artefact(p).build()
 
 def build_sequences(p:Profile, part:str='ccsub')->Path: # Folder with the sequences
-    "Pack a part of a profile's text, unless this is done."
+    "Pack a part of a profile's text, unless that has been done."
     return sequences_artefact(p, part).build()
 
 def build_model(p:Profile, s:Scenario)->Path: # A transformers folder
-    "Build the model of a scenario and its inputs, unless this is done."
+    "Build the model of a scenario and its inputs, unless that has been done."
     artefact = model_artefact(p, s)
     if int(os.environ.get('WORLD_SIZE', '1')) < 2: return artefact.build()
     from distilherbert.runs import broadcast, join_processes

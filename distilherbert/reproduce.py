@@ -225,8 +225,8 @@ def add_parameters(p:argparse.ArgumentParser, function:Callable)->None:
         if 'Sequence' in str(a.annotation): more['nargs'] = '+'
         p.add_argument(*['-o']*(a.name == 'output'), *names, help=note + f' (default: {a.default})'*bool(not needed and a.default), **more)
 
-def parser(verb:str='')->argparse.ArgumentParser: # Of the words behind a verb, or of the command itself
-    "A parser of the command line."
+def parser(verb:str='')->argparse.ArgumentParser: # For the arguments after a verb, or for the command itself
+    "A parser for the command line."
     if not verb:
         verbs = '\n'.join(f'  {name:14} {v.help}' for name, v in VERBS.items())
         p = argparse.ArgumentParser(

@@ -96,7 +96,7 @@ def settings_changes(then:Mapping, p:Profile)->list[str]: # Fields, scenarios an
     return changed + [n for n, v in then['stages'].items() if getattr(pipeline, f'{n.upper()}_VERSION', v) != v]
 
 def _is_stale(record:Mapping, run:Mapping)->str | None: # Why; "" when it is current, None when that is not known here
-    "Compare a record, of a run with the given values of its record \"settings\", with the code as it is now, without a network."
+    "Compare a record with the code as it is now, without a network; `run` holds the values of the record \"settings\" of the same run."
     name, what, then = record['profile'], record['what'], record.get('key')
     if name not in PROFILES or not run: return None
     p = with_sources(PROFILES[name], run['profile']['text'] == 'local')
@@ -332,7 +332,7 @@ def _model_values(scenario:str, manifest:Mapping, log:Sequence[Mapping])->dict: 
                     if any(k.startswith('heldout_') for k in line)]}
 
 def collect(profile:Profile, scenarios:Iterable[Scenario]=())->list[Path]: # Files; raises `SettingsError` where nothing has been built
-    "The command `collect`: write the records of all existing artefacts of a profile, and of scenarios of one's own next to its own."
+    "The command `collect`: write the records of all existing artefacts of a profile's scenarios, and of any additional `scenarios`."
     p, written = profile, []
     grid = {s.name: s for s in (*map(get_scenario, p.scenarios), *scenarios)}
     artefacts = pipeline.in_order(a for s in grid.values() for a in scenario_artefacts(p, s))

@@ -58,7 +58,7 @@ def join_processes(zero:int)->PartialState: # 0 for DDP, 2 for ZeRO-2; rank and 
     if stage and not torch.cuda.is_available():
         os.environ.setdefault('DS_ACCELERATOR', 'cpu')
         import deepspeed
-        deepspeed.ops.__compatible_ops__['deepspeed_shm_comm'] = False  # C++ that it would compile for minutes; Gloo adds as well
+        deepspeed.ops.__compatible_ops__['deepspeed_shm_comm'] = False  # It would compile C++ for minutes; Gloo can sum, too
     if torch.cuda.is_available(): return PartialState(timeout=PATIENCE)
     return PartialState(cpu=not stage, backend='gloo', timeout=PATIENCE) if 'LOCAL_RANK' in os.environ else PartialState(cpu=True)
 
@@ -214,7 +214,7 @@ class Run:
         make_batch:Callable[[int], object], # This process's part of a step: `parts` (micro-batches) and `totals`
         heldout:list, steps:int, # Micro-batches to evaluate on; number of steps in all
         settings, # `TrainSettings`: `clip`, `precision`, `seed` and `evaluations` are read here
-        folder:Path, title:str, checkpoint_minutes:float, # Of checkpoints and `metrics.jsonl`; shown with the progress; between checkpoints
+        folder:Path, title:str, checkpoint_minutes:float, # Folder of log and checkpoints; title of the bar; time between checkpoints
         **about, # Further attributes that the loop uses
     ):
         acc = self.accelerator = accelerator

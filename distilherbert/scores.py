@@ -110,7 +110,7 @@ INTERVAL = 'BCa bootstrap over seeds and examples, small-sample correction for s
 
 @lru_cache(maxsize=32)
 def _draw_counts(purpose:str, n:int, samples:int)->np.ndarray: # How often each item was drawn; each sample sums to n (16 bits) `(B, N)`
-    "Samples of n items with replacement, as counts; `purpose` seeds the random numbers, and is equal for samples that must be equal."
+    "Samples of n items with replacement, as counts; `purpose` seeds the random numbers: the same purpose gives the same samples."
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), 'little'))
     drawn = rng.integers(n, size=(samples, n)) + np.arange(samples)[:, None]*n
     return np.bincount(drawn.ravel(), minlength=samples*n).reshape(samples, n).astype(np.uint16)

@@ -212,7 +212,7 @@ def data_bytes(profile:Profile)->int: # Bytes, about; 0 when unknown
     return 0
 
 def cost(profile:Profile, scenarios:Sequence[Scenario]=(), pace:float=0.0)->str: # Text to print
-    """The estimated cost of scenarios (the profile's when empty) and those they need on this machine, at some operations per second;
+    """The estimated cost, on this machine, of scenarios (the profile's when empty) and of those they need. `pace`: operations per second,
     measured when 0."""
     from distilherbert.runs import resolve_precision
     (config, assumed), precision = teacher_config(profile), resolve_precision(profile.precision)
