@@ -86,7 +86,7 @@ PASSES = 4 # Layers of markup that are removed
 URL = re.compile(r'''(?:(?i:https?|ftp)://|(?<!\w)(?:www|Www|WWW)\.)[^\s<>"]*[^\s<>".,;:!?)\]'’”»…]''')
 
 def fold(text:str)->str: # The text with single spaces between its words and none around it
-    "Fold white space; the space is the only printable kind, so most texts need no list of their words, which takes memory."
+    "Fold white space. A printable text has no white space but spaces, so it needs no `split`, whose list of words takes memory."
     if not text.isprintable(): return ' '.join(text.split())
     text = text.strip(' ')
     while '  ' in text: text = text.replace('  ', ' ')
@@ -163,7 +163,7 @@ def first_occurrences(keys:np.ndarray)->np.ndarray: # `(n,)` False where a key o
 # %% ../nbs/01_clean.ipynb #00000024
 KEPT, SHORT, MARKED, OTHER = range(4) # What the characters of a line show, see `line_kinds`
 _SYMBOL, _MARKED, _ODD = 1, 2, 4 # Roles of characters: counts as a symbol; belongs to markup or an address; anything else that may change
-_TWICE = 2 # So many bits higher: that role, where the character stands twice in a row
+_TWICE = 2 # A role shifted left by this many bits applies where the character occurs twice in a row
 
 @cache
 def _roles()->np.ndarray: # `(65536,)`, by code unit of UTF-16, so that other characters are two surrogates, which are odd
@@ -201,9 +201,9 @@ class CleanBlock:
 
 def explain_lines(
     lines:Sequence[str], # Without line ends
-    kinds:Sequence[int], # Their `line_kinds`, or of the same lines with more white space around them
+    kinds:Sequence[int], # Their `line_kinds`, or those of the same lines with more white space around them
 )->list[tuple[str | None, str, tuple[str, ...]]]: # As of `explain_text`
-    "Clean lines: fold those of kind `OTHER`, remove a layer of markup, each with a look at what is left; few lines need `explain_text`."
+    "Clean lines: fold those of kind `OTHER`, remove a layer of markup, classify after each step; few lines need `explain_text`."
     kinds = [SHORT if len(line) < SHORTEST else kind for line, kind in zip(lines, kinds, strict=True)]
     texts, changes = [*lines], [()]*len(lines)
     for kind, name, change in ((OTHER, 'space', fold), (MARKED, 'markup', _strip_line)):

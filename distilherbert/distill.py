@@ -93,7 +93,7 @@ class TrainSettings:
 
 # %% ../nbs/05_distill.ipynb #0000000e
 @lru_cache(maxsize=4)
-def _epoch_order(seed:int, epoch:int, sequences:int)->np.ndarray: # A permutation of so many sequences
+def _epoch_order(seed:int, epoch:int, sequences:int)->np.ndarray: # A permutation of the numbers below `sequences`
     "The order of the sequences in one pass."
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(sequences)
 
@@ -190,7 +190,7 @@ def make_batch(
 # %% ../nbs/05_distill.ipynb #00000018
 class MaskedPredictor(nn.Module):
     "A masked language model (shared, not copied) that computes only the outputs that an objective needs."
-    def __init__(self, model:nn.Module, needs:Sequence[str]=('logits',), layers:Sequence[int]=()): # `needs`: as of the entries of `LOSSES`
+    def __init__(self, model:nn.Module, needs:Sequence[str]=('logits',), layers:Sequence[int]=()): # `needs`: as in the entries of `LOSSES`
         super().__init__()
         self.model, self.needs, self.layers = model, frozenset(needs), tuple(layers)
         self.project = nn.Identity()  # From a narrow student's hidden states to its teacher's width; `open_run` sets it
@@ -215,7 +215,7 @@ class MaskedPredictor(nn.Module):
 # %% ../nbs/05_distill.ipynb #00000041
 class StoredTeacher(nn.Module):
     "A teacher whose outputs for a micro-batch are kept in a folder, and computed only where they are missing or damaged."
-    def __init__(self, teacher:MaskedPredictor, outputs:Path, about:tuple): # `about`: what else they depend on, beside the micro-batch
+    def __init__(self, teacher:MaskedPredictor, outputs:Path, about:tuple): # `about`: what they depend on besides the micro-batch
         super().__init__()
         key = xxh3_128(repr((about, torch.__version__, machine())).encode())
         for t in teacher.state_dict().values(): key.update(t.cpu().numpy().tobytes())
@@ -380,7 +380,7 @@ def open_run(
         teacher = StoredTeacher(teacher, outputs, (sorted(needs), theirs, acc.mixed_precision, s.threads))
         teacher.make_room(round(size))
     if teacher and half:
-        for p in teacher.parameters(): p.data = p.data.to(half)  # Buffers stay: rounded rotary frequencies would be other positions
+        for p in teacher.parameters(): p.data = p.data.to(half)  # Not buffers: rounding rotary frequencies would shift positions
     return Run(student, teacher, optimizer, acc, batches, heldout, steps, s, folder, title, checkpoint_minutes, objective=objective,
                measures=measures, unigram_entropy=entropy, cache={}, passes=steps*s.batch_rows/len(train))
 

@@ -72,7 +72,7 @@ def encode(examples:Examples, tokenizer, max_len:int, config:PreTrainedConfig)->
 
 # %% ../nbs/06_klej.ipynb #00000009
 def load_classifier(folder:str | Path, outputs:int, seed:int | None): # Model (float32) and tokenizer; raises `TaskError`, `SettingsError`
-    "A classifier with a head (one output for a rating) from the seed on a pre-trained encoder; with None a complete fine-tuned one."
+    "A classifier: with a seed, a new head on a pre-trained encoder (one output for a rating); with None, a complete fine-tuned model."
     config, tokenizer = load_config(folder), load_tokenizer(folder)
     if not belong_together(len(tokenizer), config.vocab_size):
         raise TaskError(f'The tokenizer in {folder} has {len(tokenizer)} entries, the model {config.vocab_size}: they do not belong '
@@ -127,7 +127,7 @@ def _train_batches(lengths:np.ndarray, size:int, seed:int, epoch:int)->list[np.n
     return [batches[i] for i in rng.permutation(len(batches))]
 
 def _eval_batches(lengths:np.ndarray, tokens:int)->list[np.ndarray]: # Indices of each batch
-    "All examples once, the shortest first, in batches of at most so many tokens, with padding."
+    "All examples once, the shortest first, in batches of at most `tokens` positions, padding included."
     batches:list[list[int]] = [[]]
     for i in np.argsort(lengths, kind='stable'):
         if (len(batches[-1]) + 1)*lengths[i] > tokens and batches[-1]: batches.append([])

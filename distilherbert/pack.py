@@ -96,7 +96,7 @@ def train_tokenizer(
     return t
 
 # %% ../nbs/02_pack.ipynb #0000000c
-MARKS = { # Boundary marker to: is it a suffix of the token (or a prefix); does it join the token to its neighbour (or part them)?
+MARKS = { # By boundary marker: is it a suffix of the token (else a prefix)? Does it join the token to its neighbour (else separate them)?
     '</w>': (True, False), '@@': (True, True), '##': (False, True), '▁': (False, False), 'Ġ': (False, False)}
 
 def special_ids(tokenizer)->set[int]: # Ids of its special tokens, `<unk>` among them

@@ -26,7 +26,7 @@ from .tasks import TASKS, make_task
 from .wheel import usable_positions
 
 # %% ../nbs/29_recipes.ipynb #00000006
-LARGE_VOCABULARY = 2**16 # Entries; ids of more take four bytes, and most of a small student's weights
+LARGE_VOCABULARY = 2**16 # Entries; with more, ids take four bytes, and embeddings are most of a small student's weights
 TRIMMED = 32_000 # Entries of a trimmed vocabulary
 
 def parse_number(text:str)->int: # As "200M", "1.5B", "300_000"; raises `SettingsError`
@@ -108,7 +108,7 @@ def publish_result(
     "Copy a folder, without the pipeline's own files, to the hub and to its place, where it appears when it is complete."
     from huggingface_hub import HfApi
     own, address = [MANIFEST, 'metrics.jsonl'], []
-    if hub:  # First, so that the same command does it again where it is interrupted
+    if hub:  # First, so that the same command repeats an interrupted upload
         repo = HfApi().create_repo(hub, exist_ok=True)
         HfApi().upload_folder(repo_id=repo.repo_id, folder_path=folder, ignore_patterns=own)
         address = [str(repo)]

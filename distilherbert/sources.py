@@ -262,7 +262,7 @@ def cc100_source()->Source: # Raises `SettingsError` when DISTILHERBERT_CC100 na
 
 GROUP = 2000 # Documents of the world in a block
 def _world_sources(size:int, seed:int)->list[Source]:
-    "Both parts of the embedded world, of so many documents each."
+    "Both parts of the embedded world, with `size` documents each."
     def blocks(part):
         documents = world_documents(part, size, seed)
         while some := '\n\n'.join('\n'.join(d) for d in islice(documents, GROUP)): yield Block(some + '\n', part, len(some))

@@ -404,7 +404,7 @@ def load_group(tasks:Sequence[Task], source:str, settings:TaskSettings)->GroupDa
 
 # %% ../nbs/27_tasks.ipynb #0000001f
 def data_identity(task:Task, source:str, test:bool=False)->str: # Equal for equal data; raises `TaskError` for a missing file
-    "Identity of a task's train, dev and labelled test, or of its test split, for keys; of the user's own with what it makes of them."
+    "For keys: identity of train, dev and labelled test, or of the test split; for a task of the user's own also columns, metric, classes."
     if task.files:
         how = [task.columns, len(task.texts), task.metric, task.labels]
         return ' '.join([json.dumps(how, ensure_ascii=False), *(f'{split} {fingerprint(file)}' for split, file in task.files.items())])
