@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from .artefact import duration
-from .results import QUESTIONS, Results, signed, verdict
+from .results import QUESTIONS, Results, signed
 from .scenario import SCENARIOS, checkout
 
 # %% ../nbs/15_figures.ipynb #00000005
@@ -120,7 +120,9 @@ def _overall(r:Results)->str: return 'mean of the tasks' if r.overall() == 'mean
 def _draw_retention(r:Results): # Retention of each student, by task and on the mean
     whole = 'E0' if any(r.retained(s, 'E0') for s in SCENARIOS) else 'T0'
     names = [s for s in SCENARIOS if r.retained(s, whole)]
-    useful = [t for t in r.tasks() if r.overall() == 'mean' and (p := r.pair(whole, 'S0', t)) and verdict(p) == 'better']
+    def score(t): return r.get(f'klej-{whole}', t, default={})
+    useful = [t for t in r.tasks() if r.overall() == 'mean'
+              and score(t).get('selections', {}).get(r.selection(), {}).get('low', 0) > (score(t).get('majority') or 0)]
     best = max(names, key=lambda s: r.retained(s, whole)['share'], default='S4')
     small, large = r.get(f'model-{best}', 'parameters'), r.get(f'model-{whole}', 'parameters')
     size = f' with {100*small/large:.0f} % of its parameters' if small and large else ''
@@ -139,7 +141,7 @@ def _draw_retention(r:Results): # Retention of each student, by task and on the 
     ends = {s: [100*r.retained(s, whole)[k] for k in ('share', 'low', 'high')] for s in names}
     said = '; '.join(f'{s} {a:.1f} %, interval {b:.1f} to {c:.1f}' for s, (a, b, c) in ends.items())
     caption = (f'Share of the score of {whole} that each student retains: {_overall(r)} with its 95 % interval'
-               + (f', and each task on which {whole} is better than S0' if useful else '')
+               + (f', and each task on which {whole} is better than the most frequent class' if useful else '')
                + ('; dotted on the left: always the most frequent class.' if floor and score else '.'))
     return figure, caption, f'Dot plot of retention on {_overall(r)}: {said}.'
 
