@@ -1,10 +1,8 @@
-"""The grid of `real` was run several times, on several machines. This takes the comparisons of earlier runs out of the history of this
-repository, a record for each, on the task that all of them have: python bench/repeats.py
-"""
+"""The comparisons of earlier runs of the grid of `real`, out of the history of this repository: on the task that all of them have."""
 import json
 import subprocess
 
-from distilherbert.results import write_record
+from distilherbert.results import QUESTIONS, write_record
 from distilherbert.scenario import checkout
 
 FOLDER, TASK = 'results/real', 'nkjp-ner'
@@ -20,7 +18,8 @@ def main():
     commits = git('log', '--reverse', '--format=%h', '--', f'{FOLDER}/comparisons.json').split()
     earlier = [(c, record) for c in commits if (record := read('comparisons', c))['provenance'] != now]
     for n, (commit, record) in enumerate(earlier, 1):
-        values = {'pairs': [p for p in record['values']['pairs'] if (p['task'], p['selection']) == (TASK, 'heldout')],
+        values = {'pairs': [p for p in record['values']['pairs'] if (p['task'], p['selection']) == (TASK, 'heldout')
+                            and any({a, b} == {p['a'], p['b']} for a, b, _ in QUESTIONS)],
                   'max_len': read('klej-E0', commit)['values'][TASK]['max_len']}
         print(write_record('bench', f'grid-{n}', values, units={'pairs': 'points'}, made=record['provenance'],
                            seconds=record['seconds'], command=record['command']))

@@ -214,23 +214,28 @@ def _draw_losses(r:Results): # Held-out MLM loss by tokens
     return figure, caption, f'Line chart of held-out losses, first and last: {said}.'
 
 @_draws('loyalty', 'comparisons', 'model-')
-def _draw_loyalty(r:Results): # Agreement with the teacher, while training and on the tasks
-    curves = _heldout(r, 'agreement', 100)
-    labels = {x['student']: x for x in r.get('comparisons', 'loyalty', default=[]) if (x['teacher'], x['task']) == ('T0', r.overall())}
-    names = [s for s in SCENARIOS if s in labels]
-    low = 0.7 + 0.26*len(names)
-    figure, axes = _panels('How often student and teacher predict the same', 2.7 + low, 2, height_ratios=(2.3, low))
+def _draw_loyalty(r:Results): # Agreement with the teacher while training; with the copied model on the tasks
+    curves, tasks = _heldout(r, 'agreement', 100), r.tasks()
+    labels = {(x['student'], x['teacher'], x['task']): x for x in r.get('comparisons', 'loyalty', default=[])}
+    names = [n for n, s in SCENARIOS.items() if any((n, s.source, t) in labels for t in tasks)]
+    low = 0.8 + (0.12 + 0.14*len(tasks))*len(names)
+    figure, axes = _panels('How often student and teacher predict the same', 2.9 + low, 2, height_ratios=(2.3, low))
     _draw_curves(axes[0], curves)
     axes[0].set(xlabel='Tokens seen [millions]', ylabel='Masked tokens [%]')
-    for i, s in enumerate(names):
-        spread = _error(labels[s], 'agreement', 100)
-        axes[1].errorbar(100*labels[s]['agreement'], i, xerr=spread, fmt=MARKERS[s], color=COLOURS[s], markersize=7, capsize=3)
-    axes[1].set(xlabel=f'Equal labels on dev, {_overall(r)} [%]', yticks=range(len(names)), yticklabels=names,
-                ylim=(len(names) - 0.4, -0.6))
+    for k, (t, mark) in enumerate(zip(tasks, 'ov^sD<>pX', strict=False)):
+        for i, s in enumerate(names):
+            if not (x := labels.get((s, SCENARIOS[s].source, t))): continue
+            axes[1].errorbar(100*x['agreement'], i + 0.7*((k + 0.5)/len(tasks) - 0.5), xerr=_error(x, 'agreement', 100), fmt=mark,
+                             color=COLOURS[s], markersize=5.5, capsize=2.5)
+        if len(tasks) > 1: axes[1].plot([], [], mark, color='#666666', markersize=5, label=r.title(t))
+    axes[1].set(xlabel='Equal labels on dev [%]', yticks=range(len(names)),
+                yticklabels=[f'{s}, {SCENARIOS[s].source}' for s in names], ylim=(len(names) - 0.4, -0.6))
+    if len(tasks) > 1: figure.legend(frameon=False, ncols=2, loc='outside lower center', handletextpad=0.1, columnspacing=1.0)
     said = '; '.join(f'{s} {points[0][1]:.0f} to {points[-1][1]:.0f} %' for s, points in curves.items())
-    equal = '; '.join(f'{s} {100*labels[s]["agreement"]:.1f} %' for s in names)
+    equal = '; '.join(f'{s} and {SCENARIOS[s].source} ' + ', '.join(
+        f'{r.title(t)} {100*x["agreement"]:.1f} %' for t in tasks if (x := labels.get((s, SCENARIOS[s].source, t)))) for s in names)
     caption = ('Agreement with the teacher: the same first prediction on held-out masked tokens, over the tokens seen (above); the same '
-               'label on dev as T0, with its 95 % interval (below).')
+               'label on dev as the model from which the layers were copied, with its 95 % interval (below).')
     return figure, caption, f'Masked tokens: {said or "no distilled student"}. Labels on dev: {equal or "not compared"}.'
 
 @_draws('curve', 'curve')

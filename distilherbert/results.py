@@ -257,20 +257,17 @@ def table_grid(label:str='tbl-grid')->str: # Identifier for cross-references; Ma
     return markdown_table(('Model', 'Initial weights', 'MLM', 'Teacher', 'Objective'), lines, caption, label, 'lllll')
 
 def table_scores(r:Results, label:str='')->str: # Markdown
-    "Scores on dev, with intervals, published figures and the majority baseline; a single task has a column for each."
+    "Scores on dev, with intervals, published figures and the majority baseline."
     scores, how = r.scores(), r.selection()
     tasks = r.columns() if scores else [*next(iter(PUBLISHED.values())), 'mean']
-    def parts(s, t):
+    def cell(s, t):
         v, theirs = scores.get(s, {}).get(t), PUBLISHED.get(s, {}).get(t)
-        return (r.number('.1f', f'klej-{s}', t, 'selections', how, 'mean'),
-                '{low:.1f}–{high:.1f}'.format(**v['selections'][how]) if v else '', f'{theirs:.2f}†' if theirs else '')
-    def cell(ours, interval, theirs):
-        return ours + f' [{interval}]{{.interval}}'*bool(interval) + f' [{theirs}]{{.published}}'*bool(theirs)
+        interval = ' [{low:.1f}–{high:.1f}]{{.interval}}'.format(**v['selections'][how]) if v else ''
+        ours = r.number('.1f', f'klej-{s}', t, 'selections', how, 'mean')
+        return ours + interval + (f' [{theirs:.2f}†]{{.published}}' if theirs else '')
     shown, first = [s for s in SCENARIOS if s in scores or s in PUBLISHED], next(iter(scores), '')
     head, floor = [r.title(t).replace('2.0-', ' ') for t in tasks], [r.number('.1f', f'klej-{first}', t, 'majority') for t in tasks]
-    if len(tasks) == 1: head, floor = [*head, '95 % interval', 'Published†'], [*floor, '', '']
-    lines = [('*majority*', *floor),
-             *((f'**{s}**', *(parts(s, tasks[0]) if len(tasks) == 1 else (cell(*parts(s, t)) for t in tasks))) for s in shown)]
+    lines = [('*majority*', *floor), *((f'**{s}**', *(cell(s, t) for t in tasks)) for s in shown)]
     scored = [v[t] for v in scores.values() for t in v if t != 'mean']
     seeds = ' or '.join(map(str, sorted({len(v['selections'][how]['seeds']) for v in scored}))) or NOTHING
     metrics = ' or '.join(sorted({METRICS[v['metric']].title for v in scored})) or 'accuracy'
