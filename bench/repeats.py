@@ -14,10 +14,12 @@ def read(name, commit): return json.loads(git('show', f'{commit}:{FOLDER}/{name}
 
 
 def main():
-    now = json.loads((checkout()/FOLDER/'comparisons.json').read_text('utf-8'))['provenance']
-    commits = git('log', '--reverse', '--format=%h', '--', f'{FOLDER}/comparisons.json').split()
-    earlier = [(c, record) for c in commits if (record := read('comparisons', c))['provenance'] != now]
-    for n, (commit, record) in enumerate(earlier, 1):
+    runs = {}  # By the training of T0, of which a run has one, to the last commit with its comparisons
+    for commit in git('log', '--reverse', '--format=%h', '--', f'{FOLDER}/comparisons.json').split():
+        runs[read('model-T0', commit)['provenance']['date']] = commit
+    runs.pop(json.loads((checkout()/FOLDER/'model-T0.json').read_text('utf-8'))['provenance']['date'], None)
+    for n, commit in enumerate(runs.values(), 1):
+        record = read('comparisons', commit)
         values = {'pairs': [p for p in record['values']['pairs'] if (p['task'], p['selection']) == (TASK, 'heldout')
                             and any({a, b} == {p['a'], p['b']} for a, b, _ in QUESTIONS)],
                   'max_len': read('klej-E0', commit)['values'][TASK]['max_len']}

@@ -295,6 +295,7 @@ def list_records(r:Results, url:str)->str: # Address of the repository; HTML in 
     "Every record, to unfold: its file, commit and command, and its values in groups, without points of curves and other epoch selections."
     how = r.selection()
     def group(what, path, values):
+        if path and path[-1] == _item(values): values = {k: v for k, v in values.items() if not isinstance(v, str) or ' ' in v}
         said, place = ' · '.join(f'{k} {v}' for k, v in values.items()), anchor(r.profile, what, *path)
         return f'<tr{f" id={place}"*bool(path)}><td>{escape(" ".join(path))}</td><td>{escape(said)}</td></tr>'
     def record(what, x):

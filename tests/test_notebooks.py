@@ -68,7 +68,7 @@ def test_a_page_is_fit_to_be_read(file):
     shown = [o['data'] if 'data' in o else {'text': o['text']} for o in outputs]
     texts = [json.dumps(v) if isinstance(v, dict) else ''.join(v) for data in shown for k, v in data.items() if 'image' not in k]
     bad = re.search(r'(?<![\w.])/(home|root|work|tmp|Users|var/folders)/|Traceback \(most recent|Warning:|\r|%\||\x1b', '\n'.join(texts))
-    assert not bad and len(json.dumps(outputs, ensure_ascii=False).encode()) < 350_000, bad
+    assert not bad and len(json.dumps(outputs, ensure_ascii=False).encode()) < 300_000, bad
 
 
 def imports_of(file):
