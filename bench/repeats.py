@@ -9,7 +9,6 @@ FOLDER, TASK = 'results/real', 'nkjp-ner'
 
 
 def git(*command): return subprocess.run(('git', *command), cwd=checkout(), check=True, capture_output=True, text=True).stdout
-
 def read(name, commit): return json.loads(git('show', f'{commit}:{FOLDER}/{name}.json'))
 
 

@@ -110,7 +110,8 @@ def _draw_grid(r:Results | None=None): # The scenarios as a diagram
             ax.add_patch(FancyArrowPatch(
                 at[other], at[name], arrowstyle='-|>', mutation_scale=11, linestyle=line, linewidth=1.2, shrinkA=24, shrinkB=30,
                 color='#555555' if line == '-' else COLOURS[other], connectionstyle=f'arc3,rad={bend}', zorder=2))
-        said.append(f'{name}: {note}' + (f' from {s.source}' if s.source else '') + (f', taught by {teacher}' if teacher else ''))
+        origin = f' from {s.source}' if s.source and not s.task_teacher else ''
+        said.append(f'{name}: {note}{origin}' + (f', taught by {teacher}' if teacher else ''))
     return figure, 'Who is copied from whom (solid) and who teaches whom (dashed).', f'Diagram of the grid. {"; ".join(said)}.'
 
 # %% ../nbs/15_figures.ipynb #0000000c

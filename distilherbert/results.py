@@ -379,12 +379,12 @@ def collect(profile:Profile, scenarios:Iterable[Scenario]=())->list[Path]: # Fil
             values = comparison_values({s: read_scores(folders) for s, (folders, _) in runs.items()})
             keep('comparisons', values, [m for _, tuned in runs.values() for m in tuned], 'distilherbert reproduce', key,
                  units={'pairs': 'points', 'retention': 'share', 'loyalty': 'share', 'selection_bias': 'points'})
+    names = {'text': 'clean', 'sequences': 'pack'}
     phases:dict[str, dict] = {}
     for a in (a for a in artefacts if a.key in built):
-        named = {'text': 'clean', 'sequences': 'pack', 'model': f'model-{a.label}'}
-        if a.stage in ('scores', 'classifier'): named[a.stage] = f'klej-{a.inputs[0].label}'
-        phase = {'phase': named.get(a.stage, a.stage), 'minutes': 0.0, 'machine': built[a.key]['provenance']['machine']}
-        phase = phases.setdefault(phase['phase'], phase)
+        tuned = a.stage in ('scores', 'classifier')  # Their first input is the model
+        name = f'klej-{a.inputs[0].label}' if tuned else f'model-{a.label}' if a.stage == 'model' else names.get(a.stage, a.stage)
+        phase = phases.setdefault(name, {'phase': name, 'minutes': 0.0, 'machine': built[a.key]['provenance']['machine']})
         phase['minutes'] = round(phase['minutes'] + built[a.key]['seconds']/60, 3)
     total = round(sum(x['minutes'] for x in phases.values()), 2)
     times = {'phases': list(phases.values()), 'total': total, 'hardware': sorted({x['machine'] for x in phases.values()})}
