@@ -124,8 +124,8 @@ def untrained_classifier(profile, scenario, folder):
     folder.mkdir()
     save_model(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config), folder)
     load_tokenizer(tokenizer).save_pretrained(folder)
-    about = {'tasks': [profile.tasks[0]], 'texts': 1, 'labels': ['0', '1'], 'scale': [], 'max_len': usable_positions(config)}
-    write_json(folder/'classifier.json', about)
+    about = {'tasks': [profile.tasks[0]], 'labels': ['0', '1'], 'max_len': usable_positions(config)}
+    write_json(folder/'classifier.json', {'texts': 1, 'scale': [], **about})
     return folder
 
 
@@ -178,9 +178,8 @@ def main():
     file = write_record(profile.name, 'deployment', values, n=n, key=key, units=units, seconds=round(time.perf_counter() - start, 1),
                         command=f'python bench/deployment.py {" ".join(map(as_typed, scenarios))} {options} --profile {as_typed(profile)}')
     def number(x, form, scale=1.0): return '-' if x is None else f'{x*scale:{form}}'
-    times = [f'>{h} ({t})' for t in LENGTHS for h in ('ms', 'texts/s')]
-    header = ['scenario', 'format', '>million', '>file', '>memory', *times, '>score', '>against torch']
-    lines = []
+    times = (f'>{h} ({t})' for t in LENGTHS for h in ('ms', 'texts/s'))
+    header, lines = ['scenario', 'format', '>million', '>file', '>memory', *times, '>score', '>against torch'], []
     for name, row in values['rows'].items():
         for f, x in ((f, row['formats'][f]) for f in FORMATS if f in row['formats']):
             times = [cell for t in map(str, LENGTHS) for cell in (number(x['latency'][t], '.2f', 1e3), number(x['throughput'][t], '.1f'))]

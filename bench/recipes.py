@@ -4,8 +4,9 @@
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py layers    which layers of E0 are copied; nothing is trained but the classifier
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py rates     other learning rates for S3 and S4
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py taught    fine-tuning with the predictions of a fine-tuned teacher
+    DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py again     S4h, trained a second time with other masks and another order
     DISTILHERBERT_DATA=... .venv/bin/python bench/recipes.py maps      how far the layers of the set `layers` alone are from all of E0
-    .venv/bin/python bench/recipes.py recipes layers rates taught maps --small  all sets on the embedded world, without a record
+    .venv/bin/python bench/recipes.py recipes layers rates taught again maps --small  all sets on the embedded world, without a record
 
 A set takes hours; finished parts are not repeated. `--only` names some recipes of the set.
 """
@@ -50,7 +51,7 @@ SETS = {
     'taught': {'E0': Recipe(SCENARIOS['E0']), 'S2h': Recipe(SCENARIOS['S2h']), 'S4h': Recipe(S4H), 'S4h-taught': Recipe(SCENARIOS['S7']),
                'S2h-taught': Recipe(Scenario('S2h-taught', 'copy', 'S2h', task_teacher='E0'))},
 }
-SETS['maps'] = SETS['layers']
+SETS |= {'again': {'S2h': Recipe(SCENARIOS['S2h']), 'S4h': Recipe(S4H), 'S4h-again': Recipe(S4H, {'seed': 1})}, 'maps': SETS['layers']}
 
 
 def of_world(recipe):

@@ -302,7 +302,8 @@ def list_records(r:Results, url:str)->str: # Address of the repository; HTML in 
         made, why = x['provenance'], r.stale.get(what)
         commit, about = made.get('commit', ''), '' if why is None else f', ⚠ {why}' if why else ', current'
         rows = '\n'.join(group(what, path, values) for path, values in value_groups(x['values'])
-                         if not (path and path[-1].isdigit()) and values.get('selection', how) == how)
+                         if not (path and path[-1].isdigit()) and values.get('selection', how) == how
+                         and (how in path or 'selections' not in path))
         return (f'<details id="{anchor(r.profile, what)}"><summary><code>{what}</code> {made.get("date", "")[:10]}{about}</summary>\n'
                 f'<p><a href="{url}/blob/main/results/{r.profile}/{what}.json">The file</a>, made at commit '
                 f'<a href="{url}/commit/{commit.rstrip("+")}"><code>{commit[:7]}</code></a>{"+"*commit.endswith("+")} by '

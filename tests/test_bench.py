@@ -10,7 +10,7 @@ SCRIPTS = sorted(f.stem for f in (TOP/'bench').glob('*.py'))
 SMALLEST = dict.fromkeys(('deployment', 'grid', 'times'), ('--help', '')) | {
     'data': ('--small', ''), 'kill_data': ('--small --kills 2 --workers 1', ''), 'fuzz': ('--seconds 1 --no-record', ''),
     'kill_train': ('--kills 2 --scenarios S4 --processes 1', 'kill_train'), 'devices': ('--shape tiny --steps 3', 'devices'),
-    'step': ('--shapes tiny --rounds 1', 'step'), 'recipes': ('recipes layers rates taught maps --small', ''),
+    'step': ('--shapes tiny --rounds 1', 'step'), 'recipes': ('recipes layers rates taught again maps --small', ''),
     'repeats': ('', 'grid-1'),
 }
 
