@@ -223,7 +223,7 @@ class Profile:
     task_teacher:str='' # Folder of a fine-tuned classifier whose predictions the model learns, too; empty for none
     task_teacher_weight:float=0.5 # Weight of its predictions in the loss; the labels have the rest
     task_temperature:float=2.0 # Temperature of its class probabilities
-    task_unlabelled:int=0 # Further examples of train without their labels, on which its predictions are learnt
+    task_unlabelled:int=0 # Further examples of train without their labels, on which a teacher's predictions are learnt
     selection_share:float=0.1 # Share of train on which the epoch is chosen; 0 trains on all, without a validation slice
     task_seeds:tuple[int, ...]=(42,) # Fine-tuning seeds
     seed:int=42 # Seed of initial weights, data order and masks
@@ -264,7 +264,8 @@ def check_profile(p:Profile)->None: # Raises `SettingsError`
         (twice := [f for f, v in lists.items() if len(set(v)) < len(v)], f'`{"`, `".join(twice)}` has an entry twice'),
         (p.hidden % p.heads, f'hidden = {p.hidden} is not a multiple of heads = {p.heads}'),
         (p.task_teacher_weight > 1, f'task_teacher_weight = {p.task_teacher_weight} is a share of the loss, at most 1'),
-        (p.task_unlabelled and not p.task_teacher, '`task_unlabelled` needs `task_teacher`, whose predictions take the place of labels'),
+        (p.task_unlabelled and not p.task_teacher and all(s in SCENARIOS and not SCENARIOS[s].task_teacher for s in p.scenarios),
+         '`task_unlabelled` needs `task_teacher`, here or of a scenario in `scenarios`: its predictions take the place of labels'),
         (p.zero not in (0, 2), f'zero = {p.zero} should be 0 (DDP) or 2 (ZeRO-2)'),
         (p.min_piece >= p.max_len - 1, f'min_piece = {p.min_piece} must be under max_len - 1 = {p.max_len - 1}'),
         (p.on_bad_file == 'skip' and p.text in ('world', 'cc100'), f'on_bad_file = "skip" is for a folder, not text = "{p.text}"'),

@@ -130,8 +130,8 @@ def classifier_flops(config, length:int)->float: # Operations
     layer = encoder_flops(config, length)/config.num_hidden_layers
     return length*(config.num_hidden_layers - 1)*layer + layer + (length - 1)*4*config.hidden_size**2
 
-def tuning_flops(profile:Profile, config)->float: # Operations
-    "Work of all fine-tunings of a scenario whose model has this configuration."
+def tuning_flops(profile:Profile, config, teacher=None)->float: # Operations
+    "Work of all fine-tunings of a model of this configuration, with a teacher's where there is one."
     work, settings = 0.0, TaskSettings.of(profile)
     for tasks in task_groups(profile.tasks).values():
         length, sizes = settings.max_len, tasks[0].sizes
@@ -140,8 +140,9 @@ def tuning_flops(profile:Profile, config)->float: # Operations
             rows = read_split(tasks[0], 'train', profile.task_source, profile.data_seed)[:1000] if here else []
             if rows: length = min(length, 2 + round(sum(len(r[c]) for r in rows for c in tasks[0].texts)/5/len(rows)))
         train, dev = min(settings.examples or sizes[0], sizes[0]), sum(t.sizes[1] or sizes[0]//10 for t in tasks)
-        more = 3*min(settings.unlabelled, sizes[0] - train)
-        work += ((3 - 2*settings.selection_share)*train + more + dev)*classifier_flops(config, length)
+        more = min(settings.unlabelled, sizes[0] - train) if teacher else 0
+        work += ((3 - 2*settings.selection_share)*train + 3*more + dev)*classifier_flops(config, length)
+        if teacher: work += (train + more)*classifier_flops(teacher, length)/settings.epochs # Once, not in each epoch
     return len(profile.task_seeds)*settings.epochs*work
 
 # %% ../nbs/19_status.ipynb #00000012
@@ -194,7 +195,8 @@ def scenario_cost(profile:Profile, scenario:Scenario, config, pace:float)->Cost:
         packed = sequences_artefact(profile, part) if part else None
         if packed and packed.state() == 'current': length = read_manifest(packed.path)['counts']['mean_length']
     there = states.pop('model', '') == 'current'
-    tune = 0.0 if states and set(states.values()) == {'current'} else tuning_flops(profile, own)/pace
+    taught = scenario.task_teacher or profile.task_teacher # By a whole model
+    tune = 0.0 if states and set(states.values()) == {'current'} else tuning_flops(profile, own, config if taught else None)/pace
     if not part or there: return Cost(scenario.name, parameters, 4*parameters, tune)
     settings, teacher = train_settings(profile, scenario), config_of(config, get_scenario(scenario.teacher)) if scenario.teacher else None
     train, evaluate = training_flops(settings, own, teacher)

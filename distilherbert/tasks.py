@@ -388,7 +388,7 @@ def load_group(tasks:Sequence[Task], source:str, settings:TaskSettings)->GroupDa
     more = Examples((), np.zeros(0, int))
     if 0 < settings.examples < len(train):
         few = stratified(train.gold, settings.examples, seed, 'few', clusters[:, 0])
-        if settings.unlabelled:
+        if settings.unlabelled and settings.teacher:
             rest = train.pick(~few)
             more = rest.pick(np.random.default_rng(seed).permutation(len(rest)) < settings.unlabelled)
         train, clusters = train.pick(few), clusters[few]

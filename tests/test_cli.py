@@ -100,6 +100,8 @@ def test_cost_without_a_network_of_a_scenario_of_ones_own_and_of_what_is_there(t
     there, s5, more = cost('S4'), cost('S5'), cost('S5', tokens=1_000_000)
     assert there.train_s == there.evaluate_s == there.tune_s == 0 and s5.tune_s > 0 and more.evaluate_s > s5.evaluate_s > 0
     assert more.train_s/s5.train_s == pytest.approx(100)
+    alone, taught = (status.tuning_flops(tiny.profile, config, teacher) for teacher in (None, config))
+    assert taught > alone > 0, 'a teacher in fine-tuning reads the examples, too'
     s4 = get_scenario('S4')
     masked, everywhere, hidden = (status.training_flops(train_settings(tiny.profile, s), config, config)[0] for s in (
         s4, replace(s4, objective='distilbert-all'), replace(s4, mlm=False, objective='hidden')))

@@ -389,11 +389,13 @@ def test_unlabelled_examples_teach_what_the_teacher_predicts(tmp_path, folder, m
 
 
 def test_unlabelled_examples_are_left_over_from_a_subset_of_train():
-    def texts(**how):
-        data = load_group([TASKS['nkjp-ner']], 'world', replace(SETTINGS, **how))
+    def texts(teacher='any', **how):
+        data = load_group([TASKS['nkjp-ner']], 'world', replace(SETTINGS, teacher=teacher, **how))
         return [set(e.texts) for e in (data.train, data.validation, data.unlabelled)]
     for n, found in ((60, 60), (1000, 150)):
         train, validation, more = texts(examples=100, unlabelled=n)
         assert len(more) == found and len(train) + len(validation) == 100 and not more & (train | validation)
     assert not texts(unlabelled=60)[2], 'all of train is labelled'
+    assert not texts('', examples=100, unlabelled=60)[2], 'nothing is learnt from them without a teacher'
     with pytest.raises(SettingsError, match='`task_unlabelled` needs `task_teacher`'): replace(get_profile('demo'), task_unlabelled=5)
+    assert replace(get_profile('demo'), task_unlabelled=5, scenarios=('S4', 'S7')).task_unlabelled == 5
