@@ -162,8 +162,8 @@ def verify(folder:Path, content:bool=True)->list[str]: # Names of files that are
 @dataclass(frozen=True)
 class Artefact:
     "The folder that a stage makes, described by everything that determines its content."
-    stage:str # Kind of content, as "sequences"
-    label:str # Readable label, as "ccsub"; part of the key
+    stage:str # Kind of content, such as "sequences"
+    label:str # Readable label, such as "ccsub"; part of the key
     version:int # Version of the stage's code: raised when its output changes
     settings:dict # The settings that the stage reads, JSON-ready
     inputs:tuple['Artefact', ...] # What it is made from

@@ -135,7 +135,7 @@ def open_classifier(folder:'str | Path', threads:int=0)->Classifier: # `threads`
         raise TaskError(f'{folder}: classifier.json says max_len = {about["max_len"]}, but the model has {positions} positions.')
     return Classifier(about, run)
 
-def needed(module:str): # The module, as "onnxruntime"; raises `SettingsError` when it is not installed
+def needed(module:str): # The module, such as "onnxruntime"; raises `SettingsError` when it is not installed
     "Import a module that only exported models need."
     try: return importlib.import_module(module)
     except ImportError as e:

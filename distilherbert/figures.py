@@ -48,7 +48,7 @@ class Picture:
 
 FIGURES:dict[str, tuple[Callable, tuple[str, ...]]] = {} # Name to its function, and the records that the function needs
 
-def _draws(name:str, *needs:str): # Of the figure; records that it needs, as "comparisons" or "model-"
+def _draws(name:str, *needs:str): # Of the figure; records that it needs, such as "comparisons" or "model-"
     "Register a drawing: a function of records that returns the figure, its caption and its alternative text."
     def register(draw):
         @wraps(draw)
@@ -70,7 +70,7 @@ def svg(figure:Figure)->str: # The file's text, the same for the same drawing
     with style.context(STYLE): figure.savefig(out, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
     return '\n'.join(line.rstrip() for line in out.getvalue().splitlines()) + '\n'
 
-def figure(r:Results, name:str, label:str='')->str: # `label` for references, as "fig-losses"; Markdown
+def figure(r:Results, name:str, label:str='')->str: # `label` for references, such as "fig-losses"; Markdown
     "Draw a figure, save it and show it; an empty one where records are missing. `DISTILHERBERT_FIGURES` moves `nbs/figures/`."
     draw, needs = FIGURES[name]
     if all(any(w.startswith(n) for w in r.records) for n in needs): picture = draw(r)

@@ -233,7 +233,7 @@ class Totals:
 
 def chunk_size(
     vocab_size:int, # V
-    device:str, # Kind of device, as "cpu"
+    device:str, # Kind of device, such as "cpu"
 )->int: # Positions
     "The number of positions whose logits are in memory at once."
     return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES['cuda'])//(4*vocab_size))

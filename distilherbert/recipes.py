@@ -52,7 +52,7 @@ def distil_settings(
         if name not in fixed: fixed[name], reasons[name] = value, why
         return fixed[name]
     length = choose('max_len', min(128, usable_positions(config)), 'most paragraphs fit, and short sequences cost less attention')
-    choose('min_piece', min(40, length//4), 'shorter rests of a cut text are dropped')
+    choose('min_piece', min(40, length//4), 'of a cut text, a shorter rest is dropped')
     if config.vocab_size > LARGE_VOCABULARY:
         choose('vocab', 'trim', f'{config.vocab_size:,} entries are most of the weights; the text needs few of them')
         choose('vocab_size', TRIMMED, 'covers nearly all tokens of one language')
@@ -87,7 +87,7 @@ def setting_name(out:Path)->str: # Fit for a profile or a task
     "A name made from that of a folder."
     return re.sub(r'[^\w.-]+', '-', out.name).strip('.-') or 'own'
 
-def check_hub(name:str)->None: # Of the model, as "owner/name" or "name"; raises `SettingsError`
+def check_hub(name:str)->None: # Of the model, "owner/name" or "name"; raises `SettingsError`
     "Check that a model may be written to the hub under this name, before anything is trained."
     from huggingface_hub import HfApi, utils
     from huggingface_hub.errors import HTTPError

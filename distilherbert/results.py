@@ -110,7 +110,7 @@ def _is_stale(record:Mapping, run:Mapping)->str | None: # Why; "" when it is cur
 NOTHING = '—'
 VERDICTS = ('better', 'worse', 'no difference')
 
-def signed(x:float)->str: # A difference, as "+1.2" or "−0.4"
+def signed(x:float)->str: # A difference with its sign, "+1.2" or "−0.4"
     "A number with its sign."
     return f'{x:+.1f}'.replace('-', '−')
 
@@ -122,7 +122,7 @@ def holds(text:str, condition:bool | None, truth:str='the records disagree')->st
     "A claim in a sentence, marked where the records disagree, with the truth."
     return text if condition in (True, None) else f'{text} **[claim fails: {truth}]**'
 
-def _item(x:Mapping)->str: # Name of an entry of a list, as "S4-S3-heldout-mean": its words, in the order of their keys
+def _item(x:Mapping)->str: # Name of an entry of a list, such as "S4-S3-heldout-mean": its words, in the order of their keys
     return '-'.join(x[k] for k in sorted(x) if isinstance(x[k], str) and ' ' not in x[k])
 
 def value_groups(values:Mapping | Sequence, *path:str)->Iterator[tuple[tuple[str, ...], dict]]: # The way to each group, and the group

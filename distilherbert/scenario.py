@@ -30,7 +30,7 @@ class SettingsError(ValueError):
     "A scenario, profile or field that does not exist or cannot work."
 
 def unknown_name(
-    kind:str, # Kind of setting, as "scenario"
+    kind:str, # Kind of setting, such as "scenario"
     name:str, # The name that was given
     known:list[str], # The names that exist
     hint:str='', # What to do next, as a sentence
@@ -102,7 +102,7 @@ INITS = ('random', 'truncated', 'copy', 'pretrained')
 @dataclass(frozen=True)
 class Scenario:
     "One scenario: an entry of the grid, or one of your own."
-    name:str # Short name, as "S4"
+    name:str # Short name, such as "S4"
     init:str # Initial weights: one of `INITS`
     source:str='' # Scenario whose weights are used, for "truncated" and "copy"
     mlm:bool=False # Trained with masked language modelling?
@@ -167,12 +167,12 @@ HELDOUT = 512 # Held-out sequences of an evaluation, at most
 @dataclass(frozen=True)
 class Profile:
     "What a scenario is run on, and how much of it."
-    name:str # Short name, as "demo"
+    name:str # Short name, such as "demo"
     text:str | tuple[str, ...]='world' # "world", "local" (DISTILHERBERT_DATA/text), "cc100", "auto" (local or cc100), or see `sources`
     text_column:str='text' # Column of the text, in JSON lines, Parquet files and data sets of the hub
     language:str='pl' # Language of the text, for model cards (ISO 639-1)
     text_lines:int=0 # Lines read from the source; 0 for all
-    text_without:tuple[str, ...]=() # Patterns of file names that are left out, as "*-ocr-*"
+    text_without:tuple[str, ...]=() # Patterns of file names that are left out, such as "*-ocr-*"
     on_bad_file:str='stop' # On a file that cannot be read to its end: "stop", or "skip" it and list it
     drop_klej:bool=False # Leave out the texts in which an example of KLEJ occurs
     old_share:float=0.0 # Share of the documents in the part "old" (the teacher's own pre-training)

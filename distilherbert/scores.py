@@ -84,10 +84,10 @@ def score(metric:str, gold:np.ndarray, pred:np.ndarray)->float: # In percent
 
 # %% ../nbs/13_scores.ipynb #00000009
 SELECTIONS = {
-    'heldout': 'epoch chosen on a held-out part of train, scored on dev',
+    'heldout': 'epoch chosen on a validation slice of train, scored on dev',
     'last': 'last epoch, scored on dev',
     'best_on_dev': 'best epoch on dev, as Krzepkowski et al. select it',
-    'test': 'epoch chosen on a held-out part of train, scored on test',
+    'test': 'epoch chosen on a validation slice of train, scored on test',
 }
 
 def select_epochs(run:Mapping[str, np.ndarray], task:Task)->dict[str, int]: # Epoch of each selection, counted from 0
