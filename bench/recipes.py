@@ -41,8 +41,8 @@ class Recipe:
 S4H = SCENARIOS['S4h']
 ALL = Objective('hidden-relations', {'cosine': 1.0, 'hidden': 1.0, 'relations': 1.0})
 SETS = {
-    'recipes': {'E0': Recipe(SCENARIOS['E0']), 'S4h': Recipe(S4H), 'R': Recipe(replace(S4H, name='R', objective='relations')),
-                'HR': Recipe(replace(S4H, name='HR', objective=ALL))},
+    'recipes': {'E0': Recipe(SCENARIOS['E0']), 'S2h': Recipe(SCENARIOS['S2h']), 'S4h': Recipe(S4H),
+                'R': Recipe(replace(S4H, name='R', objective='relations')), 'HR': Recipe(replace(S4H, name='HR', objective=ALL))},
     'layers': {'E0': Recipe(SCENARIOS['E0'])} | {
         n: Recipe(replace(SCENARIOS['S2h'], name=n, layer_map=tuple(layers))) for n, layers in (
             ('S2h', ()), ('first', range(6)), ('last', (0, *range(7, 12))), ('both-ends', (0, 1, 2, 9, 10, 11)))},
