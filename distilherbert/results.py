@@ -16,6 +16,8 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -294,20 +296,26 @@ def table_differences(r:Results, label:str='')->str: # Markdown
 def list_records(r:Results, url:str)->str: # Address of the repository; HTML in Markdown
     "Every record, to unfold: its file, commit and command, and its values in groups, without points of curves and other epoch selections."
     how = r.selection()
-    def group(what, path, values):
-        if path and path[-1] == _item(values): values = {k: v for k, v in values.items() if not isinstance(v, str) or ' ' in v}
-        said, place = ' · '.join(f'{k} {v}' for k, v in values.items()), anchor(r.profile, what, *path)
-        return f'<tr{f" id={place}"*bool(path)}><td>{escape(" ".join(path))}</td><td>{escape(said)}</td></tr>'
+    def row(path, group): # Its columns, none where it is a line of text; the way to it; its cells
+        if not path or path[-1] != _item(group): return (), path, (' '.join(path), ' · '.join(f'{k} {v}' for k, v in group.items()))
+        group = {k: v for k, v in group.items() if not isinstance(v, str) or ' ' in v}
+        return (' '.join(path[:-1]), *group), path, (path[-1], *map(str, group.values()))
+    def tables(what, values):
+        shown = (row(path, group) for path, group in value_groups(values) if not (path and path[-1].isdigit())
+                 and group.get('selection', how) == how and (how in path or 'selections' not in path))
+        for columns, rows in groupby(shown, itemgetter(0)):
+            yield '<table>' + (f'\n<tr><th>{"<th>".join(columns)}' if columns else '')
+            for _, path, cells in rows:
+                place = f' id={anchor(r.profile, what, *path)}' if path else ''
+                yield f'<tr{place}><td>{"<td>".join(map(escape, cells))}'
+            yield '</table>'
     def record(what, x):
         made, why = x['provenance'], r.stale.get(what)
         commit, about = made.get('commit', ''), '' if why is None else f', ⚠ {why}' if why else ', current'
-        rows = '\n'.join(group(what, path, values) for path, values in value_groups(x['values'])
-                         if not (path and path[-1].isdigit()) and values.get('selection', how) == how
-                         and (how in path or 'selections' not in path))
         return (f'<details id="{anchor(r.profile, what)}"><summary><code>{what}</code> {made.get("date", "")[:10]}{about}</summary>\n'
                 f'<p><a href="{url}/blob/main/results/{r.profile}/{what}.json">The file</a>, made at commit '
                 f'<a href="{url}/commit/{commit.rstrip("+")}"><code>{commit[:7]}</code></a>{"+"*commit.endswith("+")} by '
-                f'<code>{escape(x["command"])}</code></p>\n<table>\n{rows}\n</table>\n</details>')
+                f'<code>{escape(x["command"])}</code></p>\n' + '\n'.join(tables(what, x['values'])) + '\n</details>')
     return '```{=html}\n' + '\n'.join(record(*x) for x in r.records.items()) + '\n```'
 
 # %% ../nbs/14_results.ipynb #00000011

@@ -322,7 +322,8 @@ def comparison_values(runs:Mapping[str, Mapping[str, Mapping[str, TaskPrediction
     selections = [s for s in SELECTIONS if all(s in run for run in runs.values())]
     pairs = [{'a': a, 'b': b, 'task': t, 'selection': s, **v} for s in selections for b, a in itertools.combinations(runs, 2)
              for t, v in compare(runs[a][s], runs[b][s]).items()]
-    students = [s for s in runs if SCENARIOS[s].init in ('random', 'truncated')]
+    def is_student(s): return s.init in ('random', 'truncated') or s.init == 'copy' and is_student(SCENARIOS[s.source])
+    students = [s for s in runs if is_student(SCENARIOS[s])]
     retained, loyal = [], []
     for student, teacher in itertools.product(students, [s for s in runs if s not in students]):
         mine, theirs = (runs[s][selections[0]] for s in (student, teacher))
