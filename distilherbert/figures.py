@@ -120,37 +120,41 @@ def _overall(r:Results)->str: return 'mean of the tasks' if r.overall() == 'mean
 @_draws('retention', 'comparisons', 'model-')
 def _draw_retention(r:Results): # Retention of each student, by task and on the mean
     whole = 'E0' if any(r.retained(s, 'E0') for s in SCENARIOS) else 'T0'
-    names = [s for s in SCENARIOS if r.retained(s, whole)]
-    def score(t): return r.get(f'klej-{whole}', t, default={})
+    shares = {s: x for s in SCENARIOS if (x := r.retained(s, whole))}
+    score, floors = r.scores().get(whole, {}).get(r.overall()), [r.get(f'klej-{whole}', t, 'majority') for t in r.tasks()]
+    floor = sum(floors)/len(floors)/score['selections'][r.selection()]['mean'] if score and None not in floors else 0.0
+    weak = [s for s, x in shares.items() if x['low'] <= floor]
+    names = [s for s in shares if s not in weak]
+    def found(t): return r.get(f'klej-{whole}', t, default={})
     useful = [t for t in r.tasks() if r.overall() == 'mean'
-              and score(t).get('selections', {}).get(r.selection(), {}).get('low', 0) > (score(t).get('majority') or 0)]
-    best = max(names, key=lambda s: r.retained(s, whole)['share'], default='S4')
+              and found(t).get('selections', {}).get(r.selection(), {}).get('low', 0) > (found(t).get('majority') or 0)]
+    best = max(names, key=lambda s: shares[s]['share'], default='S4')
     small, large = r.get(f'model-{best}', 'parameters'), r.get(f'model-{whole}', 'parameters')
     size = f' with {100*small/large:.0f} % of its parameters' if small and large else ''
-    title = f'{best} retains {100*r.retained(best, whole)["share"]:.1f} % of {whole}{size}' if names else f'What students retain of {whole}'
+    title = f'{best} retains {100*shares[best]["share"]:.1f} % of {whole}{size}' if names else f'What students retain of {whole}'
     figure, (ax,) = _panels(title, 1.1 + 0.4*len(names))
     for i, s in enumerate(names):
-        x = r.retained(s, whole)
+        x = shares[s]
         ax.errorbar(100*x['share'], i, xerr=_error(x, 'share', 100), fmt='o', color=COLOURS[s], markersize=8, capsize=3, linewidth=1.8)
         for t, mark in zip(useful, 'v^s<>d', strict=False):
             name = r.title(t) if s == names[0] else None
             if x := r.retained(s, whole, t): ax.plot(100*x['share'], i + 0.28, mark, color='#666666', markersize=5, label=name, zorder=2)
-    floor, score = (r.get(f'klej-{whole}', r.overall(), *path) for path in (('majority',), ('selections', r.selection(), 'mean')))
-    for x in (100, *([100*floor/score] if floor and score else [])): ax.axvline(x, color='#444444', linestyle=':', linewidth=1.4)
+    ax.axvline(100, color='#444444', linestyle=':', linewidth=1.4)
     ax.set(xlabel=f'Retained of the score of {whole} [%]', yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.5))
     if useful: figure.legend(frameon=False, ncols=2, loc='outside lower center', handletextpad=0.1, columnspacing=1.0)
-    ends = {s: [100*r.retained(s, whole)[k] for k in ('share', 'low', 'high')] for s in names}
+    ends = {s: [100*shares[s][k] for k in ('share', 'low', 'high')] for s in names}
     said = '; '.join(f'{s} {a:.1f} %, interval {b:.1f} to {c:.1f}' for s, (a, b, c) in ends.items())
     caption = (f'Share of the score of {whole} that each student retains: {_overall(r)} with its 95 % interval'
                + (f', and each task on which {whole} is better than the most frequent class' if useful else '')
-               + ('; dotted on the left: always the most frequent class.' if floor and score else '.'))
+               + (f'. {" and ".join(weak)}: no better than always the most frequent class, {100*floor:.0f} %' if weak else '') + '.')
     return figure, caption, f'Dot plot of retention on {_overall(r)}: {said}.'
 
 # %% ../nbs/15_figures.ipynb #0000000e
 @_draws('differences', 'comparisons')
 def _draw_differences(r:Results): # The questions of the grid, on the mean of the tasks
     found = {f'{a} − {b}': p for a, b, _ in QUESTIONS if (p := r.pair(a, b))}
-    groups = [names for names in ([n for n in found if n.endswith('S0')], [n for n in found if not n.endswith('S0')]) if names] or [[]]
+    wide = [n for n in found if n.endswith(('S0', 'S1'))] # Over random layers
+    groups = [names for names in (wide, [n for n in found if n not in wide]) if names] or [[]]
     title = f'{sum(p["claim"] for p in found.values())} of {len(found)} differences are significant'
     figure, axes = _panels(title, 1.3 + 0.3*len(found), len(groups), height_ratios=[2 + len(names) for names in groups])
     for ax, names in zip(axes, groups, strict=True):
