@@ -110,8 +110,8 @@ def _draw_grid(r:Results | None=None): # The scenarios as a diagram
             ax.add_patch(FancyArrowPatch(
                 at[other], at[name], arrowstyle='-|>', mutation_scale=11, linestyle=line, linewidth=1.2, shrinkA=24, shrinkB=30,
                 color='#555555' if line == '-' else COLOURS[other], connectionstyle=f'arc3,rad={bend}', zorder=2))
-        origin = f' from {s.source}' if s.source and not s.task_teacher else ''
-        said.append(f'{name}: {note}{origin}' + (f', taught by {teacher}' if teacher else ''))
+        taught = f', taught by {teacher}' + ' in fine-tuning'*bool(s.task_teacher) if teacher else ''
+        said.append(f'{name}: {how or f"layers of {s.source}"}{", MLM"*s.mlm}{taught}')
     return figure, 'Who is copied from whom (solid) and who teaches whom (dashed).', f'Diagram of the grid. {"; ".join(said)}.'
 
 # %% ../nbs/15_figures.ipynb #0000000c
@@ -146,7 +146,7 @@ def _draw_retention(r:Results): # Retention of each student, by task and on the 
     said = '; '.join(f'{s} {a:.1f} %, interval {b:.1f} to {c:.1f}' for s, (a, b, c) in ends.items())
     caption = (f'Share of the score of {whole} that each student retains: {_overall(r)} with its 95 % interval'
                + (f', and each task on which {whole} is better than the most frequent class' if useful else '')
-               + (f'. {" and ".join(weak)}: no better than always the most frequent class, {100*floor:.0f} %' if weak else '') + '.')
+               + (f'. {" and ".join(weak)}: no better than guessing the most frequent class, {100*floor:.0f} %' if weak else '') + '.')
     return figure, caption, f'Dot plot of retention on {_overall(r)}: {said}.'
 
 # %% ../nbs/15_figures.ipynb #0000000e

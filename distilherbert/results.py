@@ -232,14 +232,15 @@ PUBLISHED:Mapping[str, Mapping[str, float]] = {
         'T0': (89.90, 79.35, 92.68), 'T1': (89.90, 77.33, 93.10)}.items()} # Table 2 of Krzepkowski et al. 2022, accuracy [%]
 
 # %% ../nbs/14_results.ipynb #0000000d
-QUESTIONS:tuple[tuple[str, str, str], ...] = (
+QUESTIONS:tuple[tuple[str, str, str], ...] = ( # a, b and the question that a − b answers
     ('T0', 'S0', 'Is the teacher worth copying?'), ('S2', 'S0', 'Do copied layers help?'), ('S1', 'S0', 'Does MLM improve random layers?'),
     ('S2h', 'E0', 'What do removed layers cost?'), ('S4h', 'E0', 'What does a trained student cost?'),
     ('S3', 'S1', 'Copied or random, with MLM?'), ('S3', 'S2', 'Does MLM improve copied layers?'),
     ('S4', 'S3', 'Does the teacher add to MLM?'), ('S4', 'S2', 'MLM and teacher together?'), ('S2h', 'S2', 'Copy before MLM or after?'),
     ('S4h', 'S2h', 'Do hidden states teach?'), ('S7', 'S4h', 'Does a teacher help in fine-tuning?'),
-    ('S7', 'E0', 'What does the best student cost?'), ('S5', 'S4', 'Does T1 teach better than T0?'),
-    ('T1', 'T0', 'Is T1 the better model?'), ('T0', 'E0', 'What does MLM do to the teacher?')) # a, b and the question that a − b answers
+    ('S7', 'S2h', 'Do both kinds of teaching?'), ('S7', 'E0', 'What does the best student cost?'),
+    ('S5', 'S4', 'Does T1 teach better than T0?'),
+    ('T1', 'T0', 'Is T1 the better model?'), ('T0', 'E0', 'What does MLM do to the teacher?'))
 
 def markdown_table(head:Sequence[str], lines:Iterable[Sequence[str]], caption:str='', label:str='', align:str='')->str: # Markdown
     """A pipe table of Markdown cells with a caption that Quarto can refer to by a label that begins with "tbl-"; `align` has a letter for

@@ -272,8 +272,8 @@ def test_the_report_marks_what_is_not_so_and_shows_every_score_with_its_record()
     r, p = contradict(committed('real')), PROFILES['real']
     report = '\n'.join(shown('07_report'))
     assert report.count('[claim fails: ') >= len(re.findall(r' points \[', report)) > 5
-    facts = len(p.task_seeds), len(p.tasks), p.max_len, p.heldout_share, p.selection_share
-    assert facts == (6, 3, 128, 0.01, 0.1), 'the report has these in words'
+    facts = len(p.task_seeds), len(p.tasks), p.max_len, p.heldout_share, p.selection_share, p.task_epochs, p.task_examples, p.task_max_len
+    assert facts == (6, 3, 128, 0.01, 0.1, 3, 1000, 128), 'the report has these in words'
     (spec,) = re.findall(r'vegaEmbed\(chart, (\{.*\}),$', report, re.M)  # The interactive figure: every score, with its record
     listed, rows = results.list_records(r, 'https://x'), json.loads(spec)['layer'][1]['data']['values']
     assert {x['place'].partition('#')[2] for x in rows} <= set(re.findall(r' id="?([\w.-]+)', listed))
