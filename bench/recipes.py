@@ -87,7 +87,7 @@ def distances(profile, recipes, few=64):
 
 def validation(folders):
     "Mean accuracy on the slice of train that selects the epoch, in percent."
-    runs = [(load_run(f), TASKS[t]) for t, by_seed in folders.items() for f in by_seed.values()]
+    runs = [(load_run(f), next(t for t in TASKS.values() if t.group == g)) for g, by_seed in folders.items() for f in by_seed.values()]
     right = [r['pred/validation'][select_epochs(r, t)['heldout']] == r['gold/validation'] for r, t in runs]
     return round(100*float(np.mean(right)), 2)
 
