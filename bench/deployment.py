@@ -124,8 +124,8 @@ def untrained_classifier(profile, scenario, folder):
     folder.mkdir()
     save_model(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config), folder)
     load_tokenizer(tokenizer).save_pretrained(folder)
-    about = {'tasks': [profile.tasks[0]], 'labels': ['0', '1'], 'max_len': usable_positions(config)}
-    write_json(folder/'classifier.json', {'texts': 1, 'scale': [], **about})
+    about = {'tasks': [profile.tasks[0]], 'texts': 1, 'labels': ['0', '1'], 'scale': [], 'max_len': usable_positions(config)}
+    write_json(folder/'classifier.json', about)
     return folder
 
 

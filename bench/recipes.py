@@ -29,7 +29,7 @@ from distilherbert.results import write_record
 from distilherbert.scenario import SCENARIOS, Objective, Scenario, get_profile
 from distilherbert.scores import compare, klej_values, load_run, read_scores, retention, select_epochs
 from distilherbert.student import check_layer_map, load_masked_lm, truncate
-from distilherbert.tasks import TASKS
+from distilherbert.tasks import TASKS, task_groups
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class Recipe:
     changes: dict = field(default_factory=dict)  # Of the profile
 
 
+def of_grid(*names): return {n: Recipe(SCENARIOS[n]) for n in names}
 S4H = SCENARIOS['S4h']
 ALL = Objective('hidden-relations', {'cosine': 1.0, 'hidden': 1.0, 'relations': 1.0})
 SETS = {
-    'recipes': {'E0': Recipe(SCENARIOS['E0']), 'S2h': Recipe(SCENARIOS['S2h']), 'S4h': Recipe(S4H),
-                'R': Recipe(replace(S4H, name='R', objective='relations')), 'HR': Recipe(replace(S4H, name='HR', objective=ALL))},
-    'layers': {'E0': Recipe(SCENARIOS['E0'])} | {
-        n: Recipe(replace(SCENARIOS['S2h'], name=n, layer_map=tuple(layers))) for n, layers in (
-            ('S2h', ()), ('first', range(6)), ('last', (0, *range(7, 12))), ('both-ends', (0, 1, 2, 9, 10, 11)))},
-    'rates': {'S2': Recipe(SCENARIOS['S2'])} | {
+    'recipes': of_grid('E0', 'S2h', 'S4h') | {n: Recipe(replace(S4H, name=n, objective=o)) for n, o in (('R', 'relations'), ('HR', ALL))},
+    'layers': of_grid('E0', 'S2h') | {n: Recipe(replace(SCENARIOS['S2h'], name=n, layer_map=tuple(layers))) for n, layers in (
+        ('first', range(6)), ('last', (0, *range(7, 12))), ('both-ends', (0, 1, 2, 9, 10, 11)))},
+    'rates': of_grid('S2') | {
         f'{s}-{rate:g}': Recipe(SCENARIOS[s], {'lr_trained': rate}) for s in ('S3', 'S4') for rate in (1e-4, 3e-4, 9e-4)},
-    'taught': {'E0': Recipe(SCENARIOS['E0']), 'S2h': Recipe(SCENARIOS['S2h']), 'S4h': Recipe(S4H), 'S4h-taught': Recipe(SCENARIOS['S7']),
-               'S2h-taught': Recipe(Scenario('S2h-taught', 'copy', 'S2h', task_teacher='E0'))},
+    'taught': of_grid('E0', 'S2h', 'S4h') | {
+        'S4h-taught': Recipe(SCENARIOS['S7']), 'S2h-taught': Recipe(Scenario('S2h-taught', 'copy', 'S2h', task_teacher='E0'))},
+    'again': of_grid('S2h', 'S4h') | {'S4h-again': Recipe(S4H, {'seed': 1})},
 }
-SETS |= {'again': {'S2h': Recipe(SCENARIOS['S2h']), 'S4h': Recipe(S4H), 'S4h-again': Recipe(S4H, {'seed': 1})}, 'maps': SETS['layers']}
+SETS['maps'] = SETS['layers']
 
 
 def of_world(recipe):
@@ -87,7 +87,7 @@ def distances(profile, recipes, few=64):
 
 def validation(folders):
     "Mean accuracy on the slice of train that selects the epoch, in percent."
-    runs = [(load_run(f), next(t for t in TASKS.values() if t.group == g)) for g, by_seed in folders.items() for f in by_seed.values()]
+    runs = [(load_run(f), task_groups(TASKS)[g][0]) for g, by_seed in folders.items() for f in by_seed.values()]
     right = [r['pred/validation'][select_epochs(r, t)['heldout']] == r['gold/validation'] for r, t in runs]
     return round(100*float(np.mean(right)), 2)
 

@@ -120,9 +120,7 @@ def _overall(r:Results)->str: return 'mean of the tasks' if r.overall() == 'mean
 @_draws('retention', 'comparisons', 'model-')
 def _draw_retention(r:Results): # Retention of each student, by task and on the mean
     whole = 'E0' if any(r.retained(s, 'E0') for s in SCENARIOS) else 'T0'
-    shares = {s: x for s in SCENARIOS if (x := r.retained(s, whole))}
-    score, floors = r.scores().get(whole, {}).get(r.overall()), [r.get(f'klej-{whole}', t, 'majority') for t in r.tasks()]
-    floor = sum(floors)/len(floors)/score['selections'][r.selection()]['mean'] if score and None not in floors else 0.0
+    shares, floor = {s: x for s in SCENARIOS if (x := r.retained(s, whole))}, r.guessing(whole) or 0.0
     weak = [s for s, x in shares.items() if x['low'] <= floor]
     names = [s for s in shares if s not in weak]
     def found(t): return r.get(f'klej-{whole}', t, default={})

@@ -205,6 +205,12 @@ class Results:
         if (x := self.retained(student, teacher, task)) is None: return NOTHING
         return self.linked('comparisons', f'{100*x["share"]:.1f} % [{100*x["low"]:.1f}–{100*x["high"]:.1f}]', *x['field'])
 
+    def guessing(self, model:str)->float | None: # Of 1; None without a record
+        "The share of a model's score that always guessing the most frequent class has."
+        floors = [self.get(f'klej-{model}', t, 'majority') for t in self.tasks()]
+        score = self.get(f'klej-{model}', self.overall(), 'selections', self.selection(), 'mean')
+        return sum(floors)/len(floors)/score if score and None not in floors else None
+
     def minutes(self, *phases:str)->str: # `phases`: names as in the record "time"; all of them when left out
         "How long phases took together, linked; a dash where one was not timed."
         found = {x['phase']: x['minutes'] for x in self.get('time', 'phases', default=[])}
